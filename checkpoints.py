@@ -1,0 +1,386 @@
+"""Which models exist, where their files are, and fetching them.
+
+A model is a folder in the diffusers layout of `AceStepPipeline`. This room reads JSON and the
+headers of safetensors files; it never loads a tensor and never runs anything a file contains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from errors import StudioError
+from song import Progress
+
+VENDOR = Path(__file__).parent / "vendor"
+
+COMPONENTS = {
+    "transformer": "config.json",
+    "condition_encoder": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "tokenizer.json",
+    "scheduler": "scheduler_config.json",
+}
+"""What every checkpoint must hold, and the file that says so."""
+
+FILES = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.txt"]
+"""What is fetched from a hub repository: no pickles, no code."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row of the table: where a model is, what it may be used for, how it sounds best.
+
+    `steps`, `guidance` and `shift` are the defaults its authors tuned it for; `longest_s` is the
+    longest song it makes. `folder` is set for models that are on disk already.
+    """
+
+    name: str
+    title: str
+    repo: str
+    revision: str
+    licence: str
+    may_sell: bool | None
+    size_bytes: int
+    steps: int
+    guidance: float
+    shift: float
+    longest_s: float = 240.0
+    folder: Path | None = None
+
+    @property
+    def size(self) -> str:
+        """The download in words: "11.5 GB"."""
+        if self.size_bytes >= 10**9:
+            return f"{self.size_bytes / 1e9:.1f} GB"
+        return f"{self.size_bytes / 1e6:.0f} MB"
+
+    @property
+    def command(self) -> str:
+        """What a person types to fetch it."""
+        return f"python app.py fetch --model {self.name}"
+
+
+MODELS: dict[str, Model] = {
+    model.name: model
+    for model in (
+        Model(
+            name="mini",
+            title="ACE-Step mini (embedded)",
+            repo="vendor/ace-step-mini",
+            revision="0",
+            licence="MIT",
+            may_sell=True,
+            size_bytes=46_000_000,
+            steps=16,
+            guidance=3.0,
+            shift=1.0,
+            folder=VENDOR / "ace-step-mini",
+        ),
+        Model(
+            name="xl-sft",
+            title="ACE-Step 1.5 XL SFT",
+            repo="ACE-Step/acestep-v15-xl-sft-diffusers",
+            revision="main",
+            licence="MIT",
+            may_sell=True,
+            size_bytes=11_500_000_000,
+            steps=27,
+            guidance=7.0,
+            shift=1.0,
+        ),
+        Model(
+            name="xl-turbo",
+            title="ACE-Step 1.5 XL turbo",
+            repo="ACE-Step/acestep-v15-xl-turbo-diffusers",
+            revision="main",
+            licence="MIT",
+            may_sell=True,
+            size_bytes=11_000_000_000,
+            steps=8,
+            guidance=1.0,
+            shift=3.0,
+        ),
+    )
+}
+
+
+def default_name(device: str) -> str:
+    """The model a device plays when nobody chose: `mini` on a bare CPU, else `xl-sft`."""
+    return "mini" if device == "cpu" else "xl-sft"
+
+
+def choose(name: str) -> Model:
+    """The model called `name`: a row of the table, a local folder, or a hub id "owner/name".
+
+    Raises:
+        StudioError: `model-unknown`.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    folder = Path(name).expanduser()
+    if (folder / "model_index.json").is_file():
+        stranger = _stranger(folder.resolve().name, str(folder))
+        return _tuned(replace(stranger, folder=folder.resolve(), size_bytes=_bytes_in(folder)))
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not folder.exists() and ".." not in name:
+        return _stranger(name, name)
+    raise StudioError("model-unknown", name=name[:80], known=", ".join(MODELS))
+
+
+def locate(model: Model) -> Path | None:
+    """The folder of `model` if it is on disk, else None. Never goes online."""
+    if model.folder:
+        return model.folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(
+            model.repo, revision=model.revision, allow_patterns=FILES, local_files_only=True
+        )
+    except LocalEntryNotFoundError:
+        return None
+    return Path(found) if (Path(found) / "model_index.json").is_file() else None
+
+
+def fetch(model: Model) -> Iterator[Progress]:
+    """Bring `model` to disk, file by file. Yields progress in megabytes of the whole.
+
+    Returns:
+        The folder (as the generator's return value).
+
+    Raises:
+        StudioError: `model-missing` (offline), `model-gated`, `model-unknown`, `disk-full`.
+    """
+    import httpx
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+    from huggingface_hub.utils import filter_repo_objects
+
+    if (here := locate(model)) and not missing(here):
+        return here
+    offline = StudioError(
+        "model-missing", model=model.title, size=model.size, command=model.command
+    )
+    try:
+        info = HfApi().model_info(
+            model.repo, revision=model.revision, files_metadata=True, timeout=20
+        )
+        sizes = {s.rfilename: s.size or 0 for s in info.siblings or []}
+        names = sorted(filter_repo_objects(sizes, allow_patterns=FILES), key=lambda n: sizes[n])
+        if not names:
+            raise StudioError("model-unknown", name=model.repo, known=", ".join(MODELS))
+        whole, done = sum(sizes[n] for n in names), 0
+        for name in names:
+            yield Progress(stage=f"Fetching {name}", step=done >> 20, steps=max(1, whole >> 20))
+            path = yield from _with_progress(
+                lambda name=name, bar=None: hf_hub_download(
+                    model.repo, name, revision=model.revision, tqdm_class=bar
+                ),
+                lambda got, name=name, before=done: Progress(
+                    stage=f"Fetching {name}",
+                    step=(before + got) >> 20,
+                    steps=max(1, whole >> 20),
+                ),
+            )
+            done += sizes[name]
+        return Path(path).parents[name.count("/")]
+    except GatedRepoError as error:
+        raise StudioError("model-gated", model=model.repo, command=model.command) from error
+    except RepositoryNotFoundError as error:
+        raise StudioError(
+            "model-unknown", name=model.repo, known=", ".join(MODELS)
+        ) from error
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        httpx.HTTPError,
+        ConnectionError,
+    ) as error:
+        raise offline from error
+    except OSError as error:
+        import errno
+
+        if error.errno == errno.ENOSPC:
+            raise StudioError("disk-full", place="the model cache", needed=model.size) from error
+        raise offline from error
+
+
+def missing(folder: Path) -> str | None:
+    """The first file that the checkpoint in `folder` needs and lacks, or None."""
+    for part, proof in {"": "model_index.json", **COMPONENTS}.items():
+        if not (folder / part / proof).is_file():
+            return f"{part}/{proof}".lstrip("/")
+    for index in sorted(folder.glob("*/*.safetensors.index.json")):
+        for shard in sorted(set(_json(index, folder.name).get("weight_map", {}).values())):
+            if not (index.parent / shard).is_file():
+                return f"{index.parent.name}/{shard}"
+    for part in ("transformer", "condition_encoder", "vae", "text_encoder"):
+        if not any((folder / part).glob("*.safetensors")):
+            return f"{part}/*.safetensors"
+    return None
+
+
+def inspect(model: Model, folder: Path) -> dict[str, set[str]]:
+    """Prove that the files of a checkpoint are whole before anything is loaded from them.
+
+    Returns:
+        For each component with weights, the names of its tensors.
+
+    Raises:
+        StudioError: `model-broken`, naming the file.
+    """
+    if lacking := missing(folder):
+        raise broken(model, lacking, "is missing")
+    for path in sorted(folder.glob("**/*.json")):
+        _json(path, model.title, model)
+    tensors: dict[str, set[str]] = {}
+    for path in sorted(folder.glob("*/*.safetensors")):
+        tensors.setdefault(path.parent.name, set()).update(_tensor_names(path, model))
+    return tensors
+
+
+def broken(model: Model, file: str, problem: str) -> StudioError:
+    """The error for a damaged file of `model`, with the cure that fits where it came from."""
+    if model.name == "mini":
+        fix = "Restore the file with: git checkout -- vendor/ace-step-mini"
+    elif model.folder:
+        fix = f"Put a whole copy of it into {model.folder.name}"
+    else:
+        fix = f"Delete the file and fetch it again with: {model.command}"
+    return StudioError("model-broken", model=model.title, file=file, problem=problem, fix=fix)
+
+
+def fingerprint(folder: Path) -> str:
+    """The sha256 that names these weights: over the hashes of all weight files, in order.
+
+    Files in the hub's cache are stored under their own sha256, which is taken as it is.
+    """
+    whole = hashlib.sha256()
+    for path in sorted(folder.glob("*/*.safetensors")):
+        stored = path.resolve().name
+        if not re.fullmatch(r"[0-9a-f]{64}", stored):
+            with path.open("rb") as file:
+                stored = hashlib.file_digest(file, "sha256").hexdigest()
+        whole.update(f"{path.relative_to(folder).as_posix()} {stored}\n".encode())
+    return whole.hexdigest()
+
+
+def revision(model: Model, folder: Path) -> str:
+    """The commit that a hub folder is a snapshot of, or the table's word for it."""
+    return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else model.revision
+
+
+def _stranger(title: str, name: str) -> Model:
+    """A model outside the table: nothing is known of its licence, its defaults are XL SFT's."""
+    return replace(
+        MODELS["xl-sft"],
+        name=name,
+        title=title,
+        repo=name,
+        licence="unknown",
+        may_sell=None,
+        size_bytes=0,
+    )
+
+
+def _tuned(model: Model) -> Model:
+    """`model` with the defaults its own transformer asks for."""
+    try:
+        config = json.loads((model.folder / "transformer" / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return model  # inspect() will name the file that is broken
+    if config.get("is_turbo") or config.get("model_version") == "turbo":
+        return replace(model, steps=8, guidance=1.0, shift=3.0)
+    return model
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.glob("**/*") if f.is_file())
+
+
+def _json(path: Path, title: str, model: Model | None = None) -> dict:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        name = f"{path.parent.name}/{path.name}"
+        raise broken(model or _stranger(title, title), name, "is not readable JSON") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _tensor_names(path: Path, model: Model) -> set[str]:
+    """The tensors that a safetensors file announces, once its length agrees with its header.
+
+    Format: 8 bytes little-endian header length, JSON header, data.
+    """
+    name = f"{path.parent.name}/{path.name}"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length > min(size - 8, 100_000_000):
+            raise broken(model, name, "is cut off")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            raise broken(model, name, "has no readable header") from error
+    if 8 + length + end != size:
+        raise broken(model, name, f"is {size} bytes long and should be {8 + length + end}")
+    return set(header)
+
+
+def _with_progress(work, event) -> Iterator[Progress]:  # noqa: ANN001
+    """Run the blocking `work(bar=...)` in a thread and yield `event(bytes)` while it goes on.
+
+    Closing the generator makes the next chunk raise inside the download, which keeps its partial
+    file for the next time.
+    """
+    import threading
+
+    from tqdm.auto import tqdm
+
+    stop, count, result = threading.Event(), [0], []
+
+    class Bar(tqdm):
+        def __init__(self, *args, **kwargs):  # noqa: ANN002, ANN003
+            kwargs.pop("name", None)
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            if stop.is_set():
+                raise InterruptedError
+            count[0] += int(n or 0)
+
+    def run() -> None:
+        try:
+            result.append((work(bar=Bar), None))
+        except BaseException as error:  # noqa: BLE001 - handed to the waiting side
+            result.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.25)
+            yield event(count[0])
+    finally:
+        stop.set()
+    value, error = result[0]
+    if error:
+        raise error
+    return value

@@ -1,0 +1,109 @@
+"""Everything that can go wrong, in words a musician can act on.
+
+One table: a code, one sentence, one action that works. Raise deep with `StudioError(code, **facts)`;
+each face (page, command line, API) translates it once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Kind(NamedTuple):
+    """What a code says. Both texts are format strings over the facts given when it is raised."""
+
+    sentence: str
+    action: str
+
+
+KINDS: dict[str, Kind] = {
+    "value-out-of-range": Kind("{label} {problem}.", "{fix}."),
+    "unknown-field": Kind(
+        "{name!r} is not a setting of {mode}.", "Remove it, or use one of: {known}."
+    ),
+    "prompt-empty": Kind(
+        "The style is empty.", "Write a few words about the music, such as: warm lofi piano, slow."
+    ),
+    "lyrics-too-long": Kind(
+        "The lyrics take {tokens} tokens and the model reads {limit}.",
+        "Shorten them to about {words} words.",
+    ),
+    "song-too-long": Kind(
+        "{model} makes songs of up to {limit:g} s, not {asked:g}.",
+        "Set Length to {limit:g} s or less.",
+    ),
+    "model-unknown": Kind(
+        "There is no model called {name!r} here.",
+        "Choose one of {known}, or name a folder or hub repository in the diffusers layout.",
+    ),
+    "model-missing": Kind(
+        "{model} ({size}) is not on this computer and the model hub cannot be reached.",
+        "Go online and run: {command}",
+    ),
+    "model-gated": Kind(
+        "The hub refuses access to {model}.",
+        "Accept its terms on its page, log in with `hf auth login`, and run: {command}",
+    ),
+    "model-broken": Kind("{model} cannot be loaded: {file} {problem}.", "{fix}."),
+    "model-mismatch": Kind(
+        "The parts of {model} do not fit together: {problem}.", "Fetch it again with: {command}"
+    ),
+    "device-missing": Kind(
+        "This computer has no {device} device.", "Start without --device, or with --device cpu."
+    ),
+    "out-of-memory": Kind(
+        "There was not enough memory on the {device} for {seconds:g} s with {model}.",
+        "Shorten the song to {shorter:g} s, or choose a smaller model.",
+    ),
+    "sound-not-finite": Kind(
+        "{model} produced numbers that are not sound.", "Lower Guidance, or try another seed."
+    ),
+    "disk-full": Kind(
+        "The disk under {place} is full.", "Free at least {needed} and generate again."
+    ),
+    "not-writable": Kind("{place} cannot be written.", "Choose another folder with --out."),
+    "gpu-aborted": Kind(
+        "The GPU was taken away before the song was finished, twice.",
+        "Shorten the song or lower Steps, and generate again.",
+    ),
+    "gpu-refused": Kind(
+        "ZeroGPU did not grant a GPU: {reason}.",
+        "Wait for your quota to refill, log in, or run the studio on your own computer.",
+    ),
+    "queue-full": Kind(
+        "{waiting} songs are already waiting.", "Try again when one of them has finished."
+    ),
+    "take-gone": Kind("That take is no longer on the shelf.", "Generate it again from its JSON."),
+    "internal": Kind(
+        "Something broke inside the studio ({kind}).",
+        "Generate again; if it happens twice, report it with the log from the terminal.",
+    ),
+}
+
+
+class StudioError(Exception):
+    """A failure with a name.
+
+    Args:
+        code: a key of `KINDS`.
+        **facts: what the sentence and the action of that kind speak about. A missing or surplus
+            fact is a bug and raises `KeyError` here, not later on somebody's page.
+    """
+
+    def __init__(self, code: str, **facts: Any) -> None:
+        kind = KINDS[code]
+        self.code = code
+        self.facts = facts
+        self.message = kind.sentence.format(**facts)
+        self.action = kind.action.format(**facts)
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.action}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.code, self.facts)
+
+
+def _rebuild(code: str, facts: dict[str, Any]) -> StudioError:
+    return StudioError(code, **facts)

@@ -1,0 +1,469 @@
+"""ACE-Step itself: load a checkpoint, build conditions, make latents, decode them to sound.
+
+Stands on diffusers' components; the loop is our own. Everything long is a generator that yields
+`Progress` and returns its result; closing it stops the work there and frees what it held.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import audio
+import checkpoints
+import sampler
+from errors import StudioError
+from song import SAMPLE_RATE, Generate, Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from diffusers import AceStepPipeline
+
+TEXT_TO_MUSIC = "Fill the audio semantic mask based on the given conditions:"
+INSTRUMENTAL = "[Instrumental]"
+TEXT_TOKENS, LYRIC_TOKENS = 256, 2048
+"""What the text encoder reads of the prompt and of the lyrics. Source: the authors' handler."""
+
+FRAME_RATE = 25
+"""Latent frames a second."""
+
+TIMBRE_FRAMES = 30 * FRAME_RATE
+"""Length of the timbre reference; without one, this much of the silence latent stands for it."""
+
+TILE_FRAMES = 256
+"""Latent frames decoded at a time: what bounds memory, about 10 s of sound."""
+
+TILE_OVERLAP = 12
+"""Latent frames decoded on either side of a tile and thrown away (more if the VAE sees farther)."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the transformer hears besides the noise.
+
+    `cond` and `null` are [1, tokens, width], `context` is [1, frames, channels + mask].
+    """
+
+    cond: torch.Tensor
+    null: torch.Tensor
+    context: torch.Tensor
+
+
+@dataclass
+class Rendered:
+    """One piece of sound, float32 [2, samples] at 48 kHz, and how it came about."""
+
+    sound: np.ndarray
+    peak_dbfs: float | None
+    seed: int
+    timings_s: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def prompt_text(
+    caption: str,
+    *,
+    bpm: int | None,
+    timesignature: str,
+    keyscale: str,
+    duration_s: float,
+    instruction: str = TEXT_TO_MUSIC,
+) -> str:
+    """The prompt as the text encoder was trained on it, to the byte.
+
+    Source: the authors' handler (`SFT_GEN_PROMPT` and its metadata string).
+    """
+    return (
+        f"# Instruction\n{instruction}\n\n# Caption\n{caption}\n\n# Metas\n"
+        f"- bpm: {bpm or 'N/A'}\n- timesignature: {timesignature or 'N/A'}\n"
+        f"- keyscale: {keyscale or 'N/A'}\n- duration: {int(duration_s)} seconds\n<|endoftext|>\n"
+    )
+
+
+def lyric_text(lyrics: str, language: str) -> str:
+    """The lyrics as the lyric encoder was trained on them, to the byte. Source: as above."""
+    return f"# Languages\n{language}\n\n# Lyric\n{lyrics}<|endoftext|>"
+
+
+def frames_for(duration_s: float) -> int:
+    """Latent frames that hold `duration_s`, rounded up to the transformer's patch of two."""
+    frames = math.ceil(round(duration_s * FRAME_RATE, 6))
+    return frames + frames % 2
+
+
+def receptive_frames(config: Any) -> int:
+    """How many latent frames to either side one decoded sample depends on.
+
+    Counted from an Oobleck decoder's shape: convolutions of 7 before and after, in each block a
+    transposed convolution over twice its stride and residual units dilated by 1, 3 and 9.
+    """
+    reach, rate = 3.0, 1.0
+    for stride in reversed(config.downsampling_ratios):
+        reach += 1 / rate
+        rate *= stride
+        reach += 3 * (1 + 3 + 9) / rate
+    return math.ceil(reach + 3 / rate)
+
+
+class Engine:
+    """One loaded checkpoint on one device. Not thread-safe: one song at a time."""
+
+    def __init__(self, pipe: AceStepPipeline, model: checkpoints.Model, device: str) -> None:
+        self.pipe = pipe
+        self.model = model
+        self.device = device
+        self.dtype = pipe.transformer.dtype
+        self.rate = pipe.vae.config.sampling_rate
+        self.channels = pipe.transformer.config.audio_acoustic_hidden_dim
+        self.is_turbo = pipe.is_turbo
+        self.overlap = max(TILE_OVERLAP, receptive_frames(pipe.vae.config))
+
+    @classmethod
+    def load(
+        cls, model: checkpoints.Model, folder: Path, device: str, dtype: str
+    ) -> Iterator[Progress]:
+        """Load `model` from `folder`, and prove that it is whole.
+
+        Args:
+            device: "cpu", "cuda" or "mps".
+            dtype: of the transformer, "float32" or "bfloat16". On an accelerator everything
+                follows it; on a CPU the small parts stay float32.
+
+        Returns:
+            The engine (as the generator's return value).
+
+        Raises:
+            StudioError: `model-broken`, `model-mismatch`, `out-of-memory`.
+        """
+        import torch
+        from diffusers import AceStepPipeline
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        yield Progress(stage="Loading", step=0, steps=3)
+        announced = checkpoints.inspect(model, folder)
+        yield Progress(stage="Loading", step=1, steps=3)
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+        wide = getattr(torch, dtype)
+        rest = torch.float32 if device == "cpu" else wide
+        with _memory(device, model, 0.0):
+            try:
+                pipe = AceStepPipeline.from_pretrained(
+                    folder,
+                    dtype={"transformer": wide, "default": rest},
+                    local_files_only=True,
+                    use_safetensors=True,
+                )
+            except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise checkpoints.broken(
+                    model, folder.name, f"does not load ({type(error).__name__})"
+                ) from error
+            yield Progress(stage="Loading", step=2, steps=3)
+            _prove_whole(model, pipe, announced)
+            _drop_identities(pipe.vae)
+            pipe.to(device)
+        yield Progress(stage="Loading", step=3, steps=3)
+        return cls(pipe, model, device)
+
+    def text_to_music(self, song: Generate, seeds: Sequence[int]) -> Iterator[Progress]:
+        """Make one piece for each seed, each bit for bit what it would be if made alone.
+
+        Args:
+            song: a request whose steps, guidance and shift are numbers by now.
+
+        Returns:
+            A list of `Rendered` (as the generator's return value).
+        """
+        import torch
+
+        with torch.inference_mode(), _memory(self.device, self.model, song.duration_s):
+            yield Progress(stage="Reading the words", step=0, steps=1)
+            began = time.monotonic()
+            conditions, notes = self.conditions(song)
+            condition_s = time.monotonic() - began
+            pieces = []
+            for seed in seeds:
+                began = time.monotonic()
+                latents = yield from self.denoise(conditions, song, seed)
+                sampled = time.monotonic()
+                wave = yield from self.decode(latents)
+                piece = self._finish(wave, song, seed)
+                piece.timings_s |= {
+                    "condition": condition_s,
+                    "sample": sampled - began,
+                    "decode": time.monotonic() - sampled,
+                }
+                piece.notes[:0] = notes
+                pieces.append(piece)
+            return pieces
+
+    def conditions(self, song: Generate) -> tuple[Conditions, list[str]]:
+        """Encode words and metadata. Also says what had to be changed for them to fit.
+
+        Raises:
+            StudioError: `lyrics-too-long`.
+        """
+        import torch
+
+        pipe, notes = self.pipe, []
+        caption, cut = self._fit_caption(song)
+        if cut:
+            notes.append(
+                f"The style was cut to its first {len(caption.split())} words: more would have "
+                "pushed tempo, key and length out of what the model reads."
+            )
+        lyrics = song.lyrics
+        if song.instrumental:
+            if lyrics.strip():
+                notes.append("Instrumental: the lyrics were left out.")
+            lyrics = INSTRUMENTAL
+        text_ids = self._tokens(_prompt_of(song, caption))
+        lyric_ids = self._tokens(lyric_text(lyrics, song.vocal_language))
+        if lyric_ids.shape[1] > LYRIC_TOKENS:
+            raise StudioError(
+                "lyrics-too-long",
+                tokens=lyric_ids.shape[1],
+                limit=LYRIC_TOKENS,
+                words=int(len(lyrics.split()) * 0.95 * LYRIC_TOKENS / lyric_ids.shape[1]),
+            )
+        frames = frames_for(song.duration_s)
+        encoder = pipe.condition_encoder
+        cond, _ = encoder(
+            text_hidden_states=pipe.text_encoder(input_ids=text_ids).last_hidden_state,
+            text_attention_mask=torch.ones_like(text_ids, dtype=torch.bool),
+            lyric_hidden_states=pipe.text_encoder.get_input_embeddings()(lyric_ids),
+            lyric_attention_mask=torch.ones_like(lyric_ids, dtype=torch.bool),
+            refer_audio_acoustic_hidden_states_packed=self._silence(TIMBRE_FRAMES),
+            refer_audio_order_mask=torch.zeros(1, dtype=torch.long, device=self.device),
+        )
+        context = torch.cat(
+            [self._silence(frames), torch.ones(1, frames, self.channels, device=self.device)], -1
+        )
+        return (
+            Conditions(
+                cond=cond.to(self.dtype),
+                null=encoder.null_condition_emb.expand_as(cond).to(self.dtype),
+                context=context.to(self.dtype),
+            ),
+            notes,
+        )
+
+    def denoise(self, conditions: Conditions, song: Generate, seed: int) -> Iterator[Progress]:
+        """From the seed's noise to latents, float32 [1, frames, channels] (returned).
+
+        Raises:
+            StudioError: `sound-not-finite`.
+        """
+        frames = conditions.context.shape[1]
+        noise, generator = sampler.draw_noise(seed, frames, self.channels)
+        course = sampler.Course(
+            steps=song.inference_steps,
+            guidance=1.0 if self.is_turbo else song.guidance_scale,
+            method=song.infer_method,
+            shift=song.shift,
+            guide_from=song.cfg_interval_start,
+            guide_to=song.cfg_interval_end,
+            adg=song.use_adg,
+        )
+        steps = sampler.sample(
+            self._model(conditions), noise.to(self.device), course, generator
+        )
+        latents = yield from _staged(steps, "Denoising", course.steps)
+        if not sampler.is_finite(latents):
+            raise StudioError("sound-not-finite", model=self.model.title)
+        return latents
+
+    def decode(self, latents: torch.Tensor) -> Iterator[Progress]:
+        """Latents [1, frames, channels] to sound, float32 [2, samples] on the CPU (returned).
+
+        Works in tiles that overlap by what the decoder sees, so that the whole is the same as
+        decoded in one piece to rounding, in memory that does not grow with the song.
+        """
+        import torch
+
+        decoder, hop = self.pipe.vae.decoder, self.rate // FRAME_RATE
+        z = latents.transpose(1, 2).to(next(decoder.parameters()).dtype)
+        frames = z.shape[2]
+        sound = torch.empty(2, frames * hop)
+        tiles = range(0, frames, TILE_FRAMES)
+        yield Progress(stage="Decoding", step=0, steps=len(tiles))
+        for i, start in enumerate(tiles):
+            end = min(start + TILE_FRAMES, frames)
+            left = min(start, self.overlap)
+            wave = decoder(z[:, :, start - left : end + self.overlap])[0]
+            keep = wave[:, left * hop : (left + end - start) * hop]
+            sound[:, start * hop : end * hop] = keep.float().cpu()
+            yield Progress(stage="Decoding", step=i + 1, steps=len(tiles))
+        return sound
+
+    def _model(self, conditions: Conditions) -> sampler.Model:
+        """The transformer under `conditions`, as the sampler wants it."""
+        import torch
+
+        def ask(x: torch.Tensor, t: float, guided: bool) -> sampler.Velocity:
+            rows = 2 if guided else 1
+            cond = conditions.cond
+            stamp = torch.full((rows,), t, device=self.device, dtype=self.dtype)
+            (out,) = self.pipe.transformer(
+                hidden_states=x.to(self.dtype).expand(rows, -1, -1),
+                timestep=stamp,
+                timestep_r=stamp,
+                encoder_hidden_states=torch.cat([cond, conditions.null]) if guided else cond,
+                context_latents=conditions.context.expand(rows, -1, -1),
+                return_dict=False,
+            )
+            out = out.float()
+            return sampler.Velocity(out[:1], out[1:] if guided else None)
+
+        return ask
+
+    def _finish(self, wave: torch.Tensor, song: Generate, seed: int) -> Rendered:
+        """Cut to length, bring to 48 kHz, set the level."""
+        sound = audio.resample(
+            wave.numpy(), self.rate, SAMPLE_RATE, round(song.duration_s * SAMPLE_RATE)
+        )
+        sound, peak = audio.level(sound)
+        piece = Rendered(sound=sound, peak_dbfs=peak, seed=seed)
+        if peak is None or peak < audio.SILENCE_DBFS:
+            piece.notes.append("This take is almost silent; try another seed.")
+        return piece
+
+    def _silence(self, frames: int) -> torch.Tensor:
+        """The silence latent [1, frames, channels], tiled if the song outlasts it."""
+        silence = self.pipe.condition_encoder.silence_latent
+        if frames > silence.shape[1]:
+            silence = silence.repeat(1, math.ceil(frames / silence.shape[1]), 1)
+        return silence[:, :frames]
+
+    def _tokens(self, text: str) -> torch.Tensor:
+        return self.pipe.tokenizer([text], return_tensors="pt").input_ids.to(self.device)
+
+    def _fit_caption(self, song: Generate) -> tuple[str, bool]:
+        """The longest beginning of the style, ending at a word, that leaves room for the metas."""
+
+        def fits(caption: str) -> bool:
+            return self._tokens(_prompt_of(song, caption)).shape[1] <= TEXT_TOKENS
+
+        caption = song.prompt.strip()
+        if fits(caption):
+            return caption, False
+        low, high = 0, len(caption)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(caption[:middle]) else (low, middle - 1)
+        kept = caption[:low]
+        if not caption[low].isspace():
+            words = re.match(r".*\s", kept, re.DOTALL)
+            kept = words.group() if words else kept
+        return kept.strip(), True
+
+
+def _prompt_of(song: Generate, caption: str) -> str:
+    return prompt_text(
+        caption,
+        bpm=song.bpm,
+        timesignature=song.timesignature,
+        keyscale=song.keyscale,
+        duration_s=song.duration_s,
+    )
+
+
+def _staged(steps: Iterator[int], stage: str, total: int) -> Iterator[Progress]:
+    """Turn step numbers into progress, and hand on what the steps return."""
+    while True:
+        try:
+            done = next(steps)
+        except StopIteration as end:
+            return end.value
+        yield Progress(stage=stage, step=done, steps=total)
+
+
+def _prove_whole(
+    model: checkpoints.Model, pipe: AceStepPipeline, announced: dict[str, set[str]]
+) -> None:
+    """Refuse a checkpoint with tensors missing, not finite, silent or not fitting together."""
+    import torch
+
+    for part, names in announced.items():
+        module = getattr(pipe, part)
+        if module is None:
+            continue
+        if lacking := sorted(set(module.state_dict()) - names):
+            raise checkpoints.broken(model, f"{part}/", f"lacks the tensor {lacking[0]}")
+        for name, tensor in module.state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise checkpoints.broken(model, f"{part}/", f"has no finite numbers in {name}")
+    if not bool(pipe.condition_encoder.silence_latent.abs().sum() > 0):
+        raise checkpoints.broken(model, "condition_encoder/", "has an empty silence latent")
+    dit, cond, vae = pipe.transformer.config, pipe.condition_encoder.config, pipe.vae.config
+    text = pipe.text_encoder.config
+    must_equal = {
+        "latent channels": (dit.audio_acoustic_hidden_dim, vae.decoder_input_channels),
+        "timbre channels": (cond.timbre_hidden_dim, vae.decoder_input_channels),
+        "transformer input": (dit.in_channels, 3 * vae.decoder_input_channels),
+        "condition width": (dit.encoder_hidden_size or dit.hidden_size, cond.hidden_size),
+        "text width": (text.hidden_size, cond.text_hidden_dim),
+        "latent frames a second": (
+            vae.sampling_rate / math.prod(vae.downsampling_ratios),
+            FRAME_RATE,
+        ),
+    }
+    for what, (one, other) in must_equal.items():
+        if one != other:
+            raise StudioError(
+                "model-mismatch",
+                model=model.title,
+                problem=f"{what} {one:g} against {other:g}",
+                command=model.command,
+            )
+    if len(pipe.tokenizer) > text.vocab_size:
+        raise StudioError(
+            "model-mismatch",
+            model=model.title,
+            problem=f"{len(pipe.tokenizer)} words for {text.vocab_size} embeddings",
+            command=model.command,
+        )
+
+
+def _drop_identities(vae: torch.nn.Module) -> None:
+    """Skip residual units whose last convolution is exactly zero: they return their input.
+
+    The embedded model has such units at the full sample rate, where they would cost most.
+    """
+    import torch
+
+    for block in [*vae.encoder.block, *vae.decoder.block]:
+        for name in ("res_unit1", "res_unit2", "res_unit3"):
+            last = getattr(block, name).conv2
+            if not last.weight_g.any() and (last.bias is None or not last.bias.any()):
+                setattr(block, name, torch.nn.Identity())
+
+
+@contextmanager
+def _memory(device: str, model: checkpoints.Model, seconds: float) -> Iterator[None]:
+    """Turn running out of memory into a sentence."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        short = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not short and not re.search("not enough memory|out of memory", str(error)):
+            raise
+        raise StudioError(
+            "out-of-memory",
+            device=device,
+            seconds=seconds,
+            model=model.title,
+            shorter=max(10, int(seconds / 2)),
+        ) from error
