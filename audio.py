@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,24 @@ def write(path: Path, sound: np.ndarray, rate: int) -> None:
         half.unlink(missing_ok=True)
 
 
+def hand_over(source: Path, target: Path) -> None:
+    """Put the finished WAV `source` at `target`, as WAV or FLAC by its ending. Raises as `write`."""
+    if target.suffix.lower() != ".flac":
+        half = target.with_name(f".{target.name}.part")
+        try:
+            shutil.copyfile(source, half)
+            os.replace(half, target)
+        except OSError as error:
+            raise _no_room(target, error, source.stat().st_size) from error
+        finally:
+            half.unlink(missing_ok=True)
+        return
+    import soundfile
+
+    sound, rate = soundfile.read(source, dtype="float32", always_2d=True)
+    write(target, sound.T, rate)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 `text`, complete or not at all. Raises as `write` does."""
     half = path.with_name(f".{path.name}.part")
@@ -90,7 +109,6 @@ def write_text(path: Path, text: str) -> None:
 def _no_room(path: Path, error: Exception, needed: int) -> StudioError:
     """What a failed write means: a full disk, or a place that takes no files."""
     import errno
-    import shutil
 
     place = path.parent.name or str(path.parent)
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)

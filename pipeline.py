@@ -122,7 +122,6 @@ class Engine:
         self.dtype = pipe.transformer.dtype
         self.rate = pipe.vae.config.sampling_rate
         self.channels = pipe.transformer.config.audio_acoustic_hidden_dim
-        self.is_turbo = pipe.is_turbo
         self.overlap = max(TILE_OVERLAP, receptive_frames(pipe.vae.config))
 
     @classmethod
@@ -199,9 +198,9 @@ class Engine:
                 wave = yield from self.decode(latents)
                 piece = self._finish(wave, song, seed)
                 piece.timings_s |= {
-                    "condition": condition_s,
-                    "sample": sampled - began,
-                    "decode": time.monotonic() - sampled,
+                    "Reading the words": condition_s,
+                    "Denoising": sampled - began,
+                    "Decoding": time.monotonic() - sampled,
                 }
                 piece.notes[:0] = notes
                 pieces.append(piece)
@@ -266,15 +265,7 @@ class Engine:
         """
         frames = conditions.context.shape[1]
         noise, generator = sampler.draw_noise(seed, frames, self.channels)
-        course = sampler.Course(
-            steps=song.inference_steps,
-            guidance=1.0 if self.is_turbo else song.guidance_scale,
-            method=song.infer_method,
-            shift=song.shift,
-            guide_from=song.cfg_interval_start,
-            guide_to=song.cfg_interval_end,
-            adg=song.use_adg,
-        )
+        course = sampler.Course.of(song)
         steps = sampler.sample(
             self._model(conditions), noise.to(self.device), course, generator
         )

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import torch
 
+    from song import Sound
+
 APG_MOMENTUM = -0.75
 APG_NORM_LIMIT = 2.5
 ADG_MAX_ANGLE = 3.14 / 6
@@ -46,6 +48,19 @@ class Course:
     guide_from: float = 0.0
     guide_to: float = 1.0
     adg: bool = False
+
+    @classmethod
+    def of(cls, song: Sound) -> Course:
+        """The course that a request asks for, its open values resolved."""
+        return cls(
+            steps=song.inference_steps,
+            guidance=song.guidance_scale,
+            method=song.infer_method,
+            shift=song.shift,
+            guide_from=song.cfg_interval_start,
+            guide_to=song.cfg_interval_end,
+            adg=song.use_adg,
+        )
 
     def guided_at(self, t: float) -> bool:
         """Whether the second, unconditional pass is worth its price at time `t`."""
@@ -183,12 +198,14 @@ def _widened(x: torch.Tensor) -> torch.Tensor:
 
 
 def evaluations(course: Course) -> int:
-    """How many rows the model computes in this course: what a time estimate multiplies."""
-    times = schedule(course.steps, course.shift).tolist()
-    ends = range(course.steps)
-    asked = [times[i] for i in ends]
+    """How many rows the model computes in this course: what a time estimate multiplies.
+
+    Needs no torch, so that a page can estimate before anything heavy is imported.
+    """
+    even = (1 - i / course.steps for i in range(course.steps))
+    asked = [course.shift * t / (1 + (course.shift - 1) * t) for t in even]
     if course.method == "heun":
-        asked += [times[i + 1] for i in ends if i + 1 < course.steps]
+        asked += asked[1:]
     return sum(2 if course.guided_at(t) else 1 for t in asked)
 
 
