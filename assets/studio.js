@@ -1,0 +1,83 @@
+() => {
+  const root = document.documentElement;
+  root.lang = "en";
+  root.classList.add("dark");
+  document.body.classList.add("dark");
+
+  const panelOf = (node) => node.closest("[role=tabpanel]") ?? document;
+  const visible = (node) => node && node.getClientRects().length > 0;
+
+  // Ctrl or Cmd with Enter in a text box presses the tab's main button.
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    if (!event.target.matches("textarea, input")) return;
+    const run = panelOf(event.target).querySelector(".actions button.primary");
+    if (!visible(run) || run.disabled) return;
+    event.preventDefault();
+    event.stopPropagation();
+    run.click();
+  }, true);
+
+  // Names and roles that Gradio leaves out.
+  const mend = () => {
+    for (const said of document.querySelectorAll(".said:not([aria-live])")) {
+      said.setAttribute("role", "status");
+      said.setAttribute("aria-live", "polite");
+      said.setAttribute("aria-atomic", "true");
+    }
+    for (const empty of document.querySelectorAll(".empty[aria-label]:not([role])")) {
+      empty.setAttribute("role", "img");
+    }
+    for (const result of document.querySelectorAll(".result:not([data-known])")) {
+      result.dataset.known = "";
+      reveal(result);
+    }
+  };
+
+  // On one column the first take appears below the form: bring it into view, but never pull the
+  // page away under somebody who is writing.
+  const reveal = (result) => {
+    const box = result.getBoundingClientRect();
+    if (box.top < innerHeight * 0.7 || document.activeElement?.matches("textarea, input")) return;
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    result.scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
+  };
+  new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
+  mend();
+
+  // Tabs by arrow keys, with one stop for the Tab key, and ?tab= to open one.
+  const wait = setInterval(() => {
+    const list = document.querySelector("#studio [role=tablist]");
+    if (!list) return;
+    clearInterval(wait);
+    const tabs = () => [...list.querySelectorAll("[role=tab]")];
+    const narrow = matchMedia("(max-width: 640px)");
+    const settle = () => {
+      list.setAttribute("aria-label", document.title);
+      list.setAttribute("aria-orientation", narrow.matches ? "horizontal" : "vertical");
+      for (const tab of tabs()) {
+        tab.tabIndex = tab.getAttribute("aria-selected") === "true" ? 0 : -1;
+        tab.title = tab.textContent.trim();
+      }
+    };
+    list.addEventListener("keydown", (event) => {
+      const all = tabs();
+      const here = all.indexOf(document.activeElement);
+      const by = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
+      const to = event.key === "Home" ? 0
+        : event.key === "End" ? all.length - 1
+        : by ? (here + by + all.length) % all.length : -1;
+      if (to < 0) return;
+      event.preventDefault();
+      all[to].click();
+      all[to].focus();
+    });
+    new MutationObserver(settle).observe(list, {
+      subtree: true, attributes: true, attributeFilter: ["aria-selected"],
+    });
+    narrow.addEventListener("change", settle);
+    settle();
+    const asked = new URLSearchParams(location.search).get("tab");
+    if (asked) tabs().find((tab) => tab.dataset.tabId === asked)?.click();
+  }, 50);
+}

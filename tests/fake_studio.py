@@ -1,0 +1,178 @@
+"""A studio at the far wall: it records what it is asked for and answers by script, without torch.
+
+Run it to look at the page: python tests/fake_studio.py PORT
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import sys
+import tempfile
+import threading
+import time
+import wave
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from song import (
+    Cancelled,
+    Card,
+    DeviceUsed,
+    Event,
+    Failed,
+    ModelUsed,
+    Progress,
+    Request,
+    Take,
+)
+
+CARD = Card(
+    name="mini",
+    title="ACE-Step mini",
+    licence="MIT",
+    may_sell=True,
+    device="CPU",
+    hint="You hear the small embedded model; for full songs run xl-sft on a GPU.",
+    steps=12,
+    guidance=4.0,
+    shift=1.0,
+    longest_s=240,
+    takes_guidance=True,
+)
+
+
+class FakeStudio:
+    """Plays a sine for any request. A prompt with "fail" fails, one with "slow" takes its time."""
+
+    def __init__(self, card: Card = CARD, folder: Path | None = None) -> None:
+        self._card = card
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="ace-fake-"))
+        self.asked: list[Request] = []
+        self.stopped: list[str] = []
+        self.left: list[str] = []
+        self.closed = 0
+        self._takes: dict[str, list[Take]] = defaultdict(list)
+        self._stop: dict[str, threading.Event] = defaultdict(threading.Event)
+
+    def card(self) -> Card:
+        return self._card
+
+    def run(self, request: Request, visitor: str) -> Iterator[Event]:
+        self.asked.append(request)
+        stop = self._stop[visitor]
+        stop.clear()
+        slow = "slow" in request.prompt
+        began = time.monotonic()
+        done = False
+        try:
+            for stage, steps in (("Loading", 0), ("Denoising", 20), ("Decoding", 3)):
+                for step in range(steps + 1):
+                    if stop.is_set():
+                        done = True
+                        yield Cancelled(stage=stage, elapsed_s=time.monotonic() - began)
+                        return
+                    yield Progress(
+                        stage=stage,
+                        step=step,
+                        steps=steps,
+                        elapsed_s=time.monotonic() - began,
+                        left_s=None if stage == "Loading" else (3.0, 8.0),
+                    )
+                    time.sleep(0.3 if slow else 0.01)
+            done = True
+            if "fail" in request.prompt:
+                yield Failed(
+                    code="out-of-memory",
+                    message="There was not enough memory on the CPU for 240 s with ACE-Step mini.",
+                    action="Shorten the song to 120 s, or choose a smaller model.",
+                )
+                return
+            take = self._record(request, time.monotonic() - began)
+            self._takes[visitor].insert(0, take)
+            del self._takes[visitor][10:]
+            yield take
+        finally:
+            self.closed += not done
+
+    def stop(self, visitor: str) -> None:
+        self.stopped.append(visitor)
+        self._stop[visitor].set()
+
+    def takes(self, visitor: str) -> tuple[Take, ...]:
+        return tuple(self._takes.get(visitor, ()))
+
+    def leave(self, visitor: str) -> None:
+        self.left.append(visitor)
+        self._stop[visitor].set()
+        self._takes.pop(visitor, None)
+
+    def _record(self, request: Request, spent: float) -> Take:
+        number = len(self.asked)
+        path = self.folder / f"take-{number}.wav"
+        samples = round(request.duration_s * 48_000)
+        write_tone(path, samples, 220 + 20 * number)
+        ran: dict[str, Any] = request.model_dump()
+        card = {"inference_steps": "steps", "guidance_scale": "guidance", "shift": "shift"}
+        for name, on_card in card.items():
+            ran[name] = getattr(self._card, on_card) if ran[name] is None else ran[name]
+        ran["seed"] = 1000 + number if ran["seed"] is None else ran["seed"]
+        take = Take(
+            id=f"t{number}",
+            path=str(path),
+            mode=request.mode,
+            request=ran,
+            model=ModelUsed(
+                name="mini",
+                source="vendor/ace-step-mini",
+                revision="0123456789abcdef",
+                sha256="ab" * 32,
+                licence="MIT",
+                may_sell=True,
+            ),
+            device=DeviceUsed(kind="cpu", name="Pretended CPU", dtype="float32", threads=2, torch=""),
+            sample_rate=48_000,
+            samples=samples,
+            peak_dbfs=-1.0,
+            timings_s={"Loading": 0.2, "Denoising": spent, "Decoding": 0.1},
+            notes=("The style was shortened at a word to fit.",),
+            made_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+            studio="test",
+        )
+        path.with_suffix(".json").write_text(json.dumps(take.model_dump(mode="json")))
+        return take
+
+
+def write_tone(path: Path, samples: int, hertz: float) -> None:
+    """A quiet stereo tone, 24 bits, 48 kHz."""
+    second = b"".join(
+        struct.pack("<i", round(2e6 * math.sin(2 * math.pi * hertz * n / 48_000)))[:3] * 2
+        for n in range(48_000)
+    )
+    whole = second * (samples // 48_000 + 1)
+    with wave.open(str(path), "wb") as out:
+        out.setnchannels(2)
+        out.setsampwidth(3)
+        out.setframerate(48_000)
+        out.writeframes(whole[: samples * 6])
+
+
+if __name__ == "__main__":
+    import theme
+    import ui
+
+    studio = FakeStudio()
+    ui.build(studio).queue(max_size=64).launch(
+        server_name="127.0.0.1",
+        server_port=int(sys.argv[1]),
+        quiet=True,
+        allowed_paths=[str(studio.folder)],
+        **theme.launch_options(),
+    )

@@ -1,0 +1,232 @@
+"""The look: Brutalist Mono as a Gradio theme, with the styles, script and fonts of `assets/`.
+
+Import this before anything imports Gradio: it turns off what Gradio would report to others.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Gradio reads these once, at its own import.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import base64
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+from gradio.themes.utils.colors import Color
+from gradio.themes.utils.sizes import Size
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+
+GROUND, SURFACE, RAISED = "#0A0A0A", "#141414", "#1F1F1F"
+LINE, EDGE = "#2A2A2A", "#767676"
+INK, SOFT, DIM = "#FFFFFF", "#C8C8C8", "#A0A0A0"
+"""Surfaces from dark to light, the two lines (`EDGE` where a line alone tells what can be
+pressed), and ink from bright to dim. There is no other colour."""
+
+FACES = (
+    ("Inter", 400, "Inter-Regular.woff2"),
+    ("Inter", 600, "Inter-SemiBold.woff2"),
+    ("JetBrains Mono", 400, "JetBrainsMono-Regular.woff2"),
+)
+
+GREYS = Color(
+    name="ink",
+    c50=INK,
+    c100="#F2F2F2",
+    c200="#D9D9D9",
+    c300=SOFT,
+    c400=DIM,
+    c500="#8A8A8A",
+    c600="#5A5A5A",
+    c700="#333333",
+    c800=RAISED,
+    c900=SURFACE,
+    c950=GROUND,
+)
+CORNERS = Size(name="six", xxs="2px", xs="3px", sm="4px", md="6px", lg="6px", xl="6px", xxl="6px")
+
+LOOK: dict[str, str] = {
+    "body_background_fill": GROUND,
+    "body_text_color": INK,
+    "body_text_color_subdued": DIM,
+    "background_fill_primary": GROUND,
+    "background_fill_secondary": SURFACE,
+    "border_color_primary": LINE,
+    "border_color_accent": INK,
+    "border_color_accent_subdued": EDGE,
+    "color_accent_soft": RAISED,
+    "link_text_color": INK,
+    "link_text_color_hover": INK,
+    "link_text_color_visited": INK,
+    "link_text_color_active": INK,
+    "code_background_fill": SURFACE,
+    "block_background_fill": SURFACE,
+    "block_border_color": LINE,
+    "block_border_width": "0px",
+    "block_info_text_color": DIM,
+    "block_label_background_fill": SURFACE,
+    "block_label_border_color": LINE,
+    "block_label_text_color": SOFT,
+    "block_title_text_color": INK,
+    "block_title_text_weight": "600",
+    "block_shadow": "none",
+    "panel_background_fill": GROUND,
+    "panel_border_color": LINE,
+    "accordion_text_color": INK,
+    "error_background_fill": RAISED,
+    "error_border_color": INK,
+    "error_text_color": INK,
+    "error_icon_color": INK,
+    "input_background_fill": GROUND,
+    "input_background_fill_focus": GROUND,
+    "input_background_fill_hover": GROUND,
+    "input_border_color": EDGE,
+    "input_border_color_focus": INK,
+    "input_border_color_hover": SOFT,
+    "input_placeholder_color": "#8A8A8A",
+    "input_shadow": "none",
+    "input_shadow_focus": f"0 0 0 1px {INK}",
+    "loader_color": INK,
+    "slider_color": INK,
+    "stat_background_fill": INK,
+    "shadow_drop": "none",
+    "shadow_drop_lg": "none",
+    "shadow_inset": "none",
+    "shadow_spread": "0",
+    "checkbox_background_color": GROUND,
+    "checkbox_background_color_hover": GROUND,
+    "checkbox_background_color_focus": GROUND,
+    "checkbox_background_color_selected": INK,
+    "checkbox_border_color": EDGE,
+    "checkbox_border_color_hover": INK,
+    "checkbox_border_color_focus": INK,
+    "checkbox_border_color_selected": INK,
+    "checkbox_shadow": "none",
+    "checkbox_label_background_fill": GROUND,
+    "checkbox_label_background_fill_hover": RAISED,
+    "checkbox_label_background_fill_selected": INK,
+    "checkbox_label_border_color": EDGE,
+    "checkbox_label_border_color_hover": INK,
+    "checkbox_label_border_color_selected": INK,
+    "checkbox_label_text_color": INK,
+    "checkbox_label_text_color_selected": GROUND,
+    "checkbox_label_text_weight": "400",
+    "checkbox_label_shadow": "none",
+    "table_border_color": LINE,
+    "table_even_background_fill": SURFACE,
+    "table_odd_background_fill": SURFACE,
+    "table_row_focus": RAISED,
+    "table_text_color": INK,
+    **{
+        f"button_{variant}_{part}": value
+        for variant, (fill, over, ink, edge) in {
+            "primary": (INK, "#E0E0E0", GROUND, INK),
+            "secondary": (GROUND, RAISED, INK, EDGE),
+            "cancel": (GROUND, RAISED, INK, EDGE),
+        }.items()
+        for part, value in {
+            "background_fill": fill,
+            "background_fill_hover": over,
+            "text_color": ink,
+            "text_color_hover": ink,
+            "border_color": edge,
+            "border_color_hover": edge,
+            "shadow": "none",
+            "shadow_hover": "none",
+            "shadow_active": "none",
+        }.items()
+    },
+    **{f"button_{size}_text_weight": "600" for size in ("large", "medium", "small")},
+}
+"""Theme variables. Each is set for the light and the dark page alike, so neither can differ."""
+
+
+def launch_options() -> dict[str, Any]:
+    """Everything about the look and the manners of the page that `Blocks.launch` must be told."""
+    return {
+        "theme": _theme(),
+        "js": (ASSETS / "studio.js").read_text(encoding="utf-8"),
+        "head": _head(),
+        "favicon_path": ASSETS / "icons" / "studio.svg",
+        "footer_links": ["api"],
+        "run_history": False,
+        "pwa": False,
+        "ssr_mode": False,
+        "share": False,
+        "enable_monitoring": False,
+    }
+
+
+def _theme() -> gr.themes.Base:
+    theme = gr.themes.Base(
+        primary_hue=GREYS,
+        secondary_hue=GREYS,
+        neutral_hue=GREYS,
+        radius_size=CORNERS,
+        spacing_size=gr.themes.sizes.spacing_md,
+        text_size=gr.themes.sizes.text_md,
+        font=["Inter", "system-ui", "sans-serif"],
+        font_mono=["JetBrains Mono", "ui-monospace", "monospace"],
+    )
+    theme.set(color_accent=INK, **LOOK, **_dark(LOOK))
+    # Not `launch(css=)`: that one prefixes what stands inside @media, and `:root` there never
+    # matches (Gradio 6.31).
+    theme.custom_css = "\n".join((_faces(), _tokens(), (ASSETS / "studio.css").read_text("utf-8")))
+    return theme
+
+
+def _dark(look: dict[str, str]) -> dict[str, str]:
+    import inspect
+
+    known = inspect.signature(gr.themes.Base.set).parameters
+    return {f"{name}_dark": v for name, v in look.items() if f"{name}_dark" in known}
+
+
+def _faces() -> str:
+    """The fonts as part of the style sheet: no request, no path, no flash of another face."""
+    rule = (
+        "@font-face{{font-family:'{0}';font-weight:{1};font-display:block;"
+        "src:url(data:font/woff2;base64,{2}) format('woff2')}}"
+    )
+    return "\n".join(
+        rule.format(
+            family, weight, base64.b64encode((ASSETS / "fonts" / file).read_bytes()).decode()
+        )
+        for family, weight, file in FACES
+    )
+
+
+def _tokens() -> str:
+    """The palette and each tab's icon as custom properties for `studio.css`."""
+    palette = {
+        "ground": GROUND,
+        "surface": SURFACE,
+        "raised": RAISED,
+        "line": LINE,
+        "edge": EDGE,
+        "ink": INK,
+        "soft": SOFT,
+        "dim": DIM,
+    }
+    root = "".join(f"--{name}:{value};" for name, value in palette.items())
+    icons = "\n".join(
+        f'#t-{icon.stem}-button{{--icon:url("data:image/svg+xml,{quote(icon.read_text("utf-8"))}")}}'
+        for icon in sorted((ASSETS / "icons").glob("*.svg"))
+    )
+    return f":root,.dark{{{root}}}\n{icons}"
+
+
+def _head() -> str:
+    """What must hold before the first paint: dark ground, the language, no zoom lock."""
+    return (
+        f"<meta name='theme-color' content='{GROUND}'>"
+        "<meta name='color-scheme' content='dark'>"
+        f"<style>html,body{{background:{GROUND};color-scheme:dark}}</style>"
+        "<script>document.documentElement.lang='en';"
+        "document.documentElement.classList.add('dark')</script>"
+    )

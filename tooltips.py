@@ -1,0 +1,271 @@
+"""The words of the page, the command line and the API: one voice, no numbers of their own.
+
+Ranges and defaults are never typed here; `tip` reads them from the knob.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from song import Knob, Progress, Take
+
+TIPS: dict[str, str] = {
+    "prompt": "Genre, instruments, mood, tempo, voice: whatever you would tell a band.",
+    "instrumental": "Whether anybody sings.",
+    "lyrics": "One line for each sung line. Tags such as [verse] and [chorus] shape the song.",
+    "duration_s": "How long the song is, to the sample.",
+    "inference_steps": "How often the sound is refined. More is finer and slower.",
+    "guidance_scale": "How strictly the style is followed. Too much sounds harsh.",
+    "infer_method": "The solver. ODE is steady, SDE adds fresh grain, Heun is exact and slower.",
+    "seed": "The same seed with the same settings gives the same song.",
+    "cfg_interval_start": "The share of the way at which guidance sets in.",
+    "cfg_interval_end": "The share of the way at which guidance lets go.",
+    "shift": "Spends more of the steps on the outline of the song than on its detail.",
+    "use_adg": "Steers by angle instead of by distance. Try it when strong guidance sounds harsh.",
+    "bpm": "Beats per minute.",
+    "keyscale": "The key the song is in.",
+    "timesignature": "How each bar is counted.",
+    "vocal_language": "The language of the lyrics.",
+}
+"""What each knob does, by field name; `mode.field` wins where one mode means it differently."""
+
+LABELS: dict[str, str] = {"instrumental": "Voice"}
+"""Labels that differ from the knob's own because its widget asks the question differently."""
+
+CHOICES: dict[str, dict[Any, str]] = {
+    "instrumental": {False: "With vocals", True: "Instrumental"},
+    "infer_method": {"ode": "ODE", "sde": "SDE", "heun": "Heun"},
+    "timesignature": {"2": "2/4", "3": "3/4", "4": "4/4", "6": "6/8"},
+    "vocal_language": {
+        "ar": "Arabic",
+        "az": "Azerbaijani",
+        "bg": "Bulgarian",
+        "bn": "Bengali",
+        "ca": "Catalan",
+        "cs": "Czech",
+        "da": "Danish",
+        "de": "German",
+        "el": "Greek",
+        "en": "English",
+        "es": "Spanish",
+        "fa": "Persian",
+        "fi": "Finnish",
+        "fr": "French",
+        "he": "Hebrew",
+        "hi": "Hindi",
+        "hr": "Croatian",
+        "ht": "Haitian Creole",
+        "hu": "Hungarian",
+        "id": "Indonesian",
+        "is": "Icelandic",
+        "it": "Italian",
+        "ja": "Japanese",
+        "ko": "Korean",
+        "la": "Latin",
+        "lt": "Lithuanian",
+        "ms": "Malay",
+        "ne": "Nepali",
+        "nl": "Dutch",
+        "no": "Norwegian",
+        "pa": "Punjabi",
+        "pl": "Polish",
+        "pt": "Portuguese",
+        "ro": "Romanian",
+        "ru": "Russian",
+        "sa": "Sanskrit",
+        "sk": "Slovak",
+        "sr": "Serbian",
+        "sv": "Swedish",
+        "sw": "Swahili",
+        "ta": "Tamil",
+        "te": "Telugu",
+        "th": "Thai",
+        "tl": "Tagalog",
+        "tr": "Turkish",
+        "uk": "Ukrainian",
+        "ur": "Urdu",
+        "vi": "Vietnamese",
+        "yue": "Cantonese",
+        "zh": "Chinese",
+    },
+}
+"""How a choice is called, by field and value. A choice that is not here is called by its value."""
+
+AUTO = "Auto"
+"""What the empty choice and the language "unknown" are called."""
+
+PLACEHOLDERS: dict[str, str] = {
+    "prompt": "Dusty boom-bap, upright bass, brushed drums, late at night",
+    "lyrics": "[verse]\nStreetlights hum a tune I know\n\n[chorus]\nCarry me home, carry me slow",
+    "seed": AUTO,
+    "bpm": AUTO,
+}
+
+MODES: dict[str, str] = {"generate": "Generate"}
+"""Tabs, and the button that starts each."""
+
+STAGES: dict[str, str] = {
+    "Waiting": "Waiting for the device",
+    "Loading": "Loading the model",
+    "Reading the words": "Reading the words",
+    "Denoising": "Shaping the sound",
+    "Decoding": "Rendering the sound",
+    "Writing": "Writing the file",
+}
+"""What a stage is called while it lasts. Others are called by their own name."""
+
+COUNTED: dict[str, str] = {"Denoising": "step", "Decoding": "part"}
+"""What one unit of a stage is called."""
+
+TITLE = "ACE Music Studio"
+SKIP = "Skip to the studio"
+STOP = "Stop"
+STOPPING = "Stopping"
+RETAKE = "Retake"
+RETAKE_TIP = "The same settings with another seed"
+REUSE = "Use these settings"
+REUSE_TIP = "Put the settings of this take back into the form"
+ADVANCED = "Advanced"
+PLAYER = "Take"
+SHELF = "Your takes"
+SAVE_WAV = "WAV"
+SAVE_JSON = "Settings (JSON)"
+READY = "Ready"
+STARTING = "Starting"
+NOTHING_YET = "Nothing recorded yet"
+NOTHING_YET_TIP = "Describe a style and press Generate. Ctrl or Cmd with Enter does the same."
+DONE = "Done"
+CANCELLED = "Stopped"
+FAILED = "No song this time"
+MEASURING = "measuring the time left"
+PROGRESS = "Progress of the song"
+ON, OFF = "on", "off"
+NO_SOUND = "silence"
+NO_GUIDANCE = "{model} has its guidance built in, so this has nothing to steer."
+MAY_SELL = {True: "free to sell", False: "not for sale", None: "ask before selling"}
+
+NOTES = "Notes"
+AS_RUN = "Settings as run"
+MADE_WITH = "Made with"
+
+
+def tip(mode: str, knob: Knob) -> str:
+    """What a knob does, with its range and its default read from the knob itself."""
+    sentence = TIPS.get(f"{mode}.{knob.name}") or TIPS[knob.name]
+    return f"{sentence} {span(knob)}".rstrip()
+
+
+def span(knob: Knob) -> str:
+    """The values a knob takes, such as "From 10 to 240 s, normally 30." Empty for choices."""
+    unit = f" {knob.unit}" if knob.unit else ""
+    if knob.max_length:
+        return f"Up to {knob.max_length:,} characters."
+    if knob.low is None:
+        return ""
+    usual = "empty for automatic" if knob.default is None else f"normally {knob.default:g}"
+    return f"From {knob.low:.10g} to {knob.high:.10g}{unit}, {usual}."
+
+
+def label(knob: Knob) -> str:
+    """A knob's label with its unit."""
+    called = LABELS.get(knob.name, knob.label)
+    return f"{called} ({knob.unit})" if knob.unit else called
+
+
+def choice(name: str, value: Any) -> str:
+    """How one choice of the knob `name` is called. Codes stay visible behind languages."""
+    if value in ("", "unknown"):
+        return AUTO
+    called = CHOICES.get(name, {}).get(value, str(value))
+    return f"{called} ({value})" if name == "vocal_language" else called
+
+
+def stage(name: str) -> str:
+    """What a stage is called on the page."""
+    return STAGES.get(name, name)
+
+
+def count(event: Progress) -> str:
+    """How far a stage is, such as "step 3 of 27", or nothing where there is nothing to count."""
+    if event.stage == "Waiting":
+        return f"{event.step} ahead of you" if event.step else ""
+    if event.steps < 2:
+        return ""
+    if event.stage.startswith("Fetching"):
+        return f"{event.step:,} of {event.steps:,} MB"
+    return f"{COUNTED.get(event.stage, 'part')} {event.step} of {event.steps}"
+
+
+def clock(seconds: float) -> str:
+    """A time that has passed: 0:07, 1:02:03."""
+    whole = max(0, int(seconds))
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def left(span_s: tuple[float, float] | None) -> str:
+    """The time that is left, as a range that errs outwards, never as one number too good."""
+    if span_s is None:
+        return MEASURING
+    soonest, latest = max(0.0, span_s[0]), max(0.0, span_s[1])
+    unit, seconds = ("min", 60) if latest > 100 else ("s", 1)
+    grain = seconds * (1 if unit == "min" or latest <= 20 else 5)
+    low = math.floor(soonest / grain) * grain // seconds
+    high = max(1, math.ceil(latest / grain) * grain // seconds)
+    if low <= 0:
+        return f"up to {high} {unit} left"
+    return f"about {high} {unit} left" if low == high else f"about {low} to {high} {unit} left"
+
+
+def progress_line(event: Progress) -> str:
+    """One line of progress: stage, count, time passed, time left."""
+    parts = (stage(event.stage), count(event), clock(event.elapsed_s), left(event.left_s))
+    return " · ".join(part for part in parts if part)
+
+
+def shown(knob: Knob, value: Any) -> str:
+    """A knob's value as a person would write it."""
+    if knob.choices or knob.name in CHOICES:
+        return choice(knob.name, value)
+    if isinstance(value, bool):
+        return ON if value else OFF
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{text} {knob.unit}" if knob.unit else text
+
+
+def caption(take: Take, at_rest: dict[str, Any]) -> str:
+    """What tells one take from another: style, length, the knobs turned away from rest, seed."""
+    style = " ".join(str(take.request.get("prompt", "")).split())
+    told = [style if len(style) <= 72 else style[:70].rstrip() + "…", f"{take.duration_s:g} s"]
+    for knob in take.again().knobs():
+        value = take.request.get(knob.name, knob.default)
+        plain = knob.name in ("prompt", "lyrics", "duration_s", "seed")
+        if not plain and value != at_rest.get(knob.name, knob.default):
+            called = shown(knob, value)
+            told.append(called if knob.name in LABELS else f"{knob.label} {called}")
+    return " · ".join([*told, f"seed {take.request.get('seed')}"])
+
+
+def particulars(take: Take) -> dict[str, dict[str, str]]:
+    """What was asked of a take and what made it: headings, each with labels and values."""
+    knobs = {k.name: k for k in take.again().knobs()}
+    asked = {
+        label(knobs[name]): shown(knobs[name], value)
+        for name, value in take.request.items()
+        if name in knobs and value not in ("", None)
+    }
+    model, device = take.model, take.device
+    peak = NO_SOUND if take.peak_dbfs is None else f"peak {take.peak_dbfs:.1f} dBFS"
+    made = {
+        "Model": f"{model.name} · {model.revision[:12]}",
+        "Source": model.source,
+        "Weights": f"sha256 {model.sha256[:16]}",
+        "Licence": f"{model.licence} · {MAY_SELL[model.may_sell]}",
+        "Device": f"{device.name} · {device.dtype}",
+        "Sound": f"{take.duration_s:g} s · {take.sample_rate / 1000:g} kHz · {peak}",
+        "Times": " · ".join(f"{stage(name)} {s:.1f} s" for name, s in take.timings_s.items()),
+        "Made": f"{take.made_at:%Y-%m-%d %H:%M} UTC",
+    }
+    return {AS_RUN: asked, MADE_WITH: made}
