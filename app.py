@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import host  # first: it brings `spaces`, which ZeroGPU wants before anything touches CUDA
 import audio
 import backend
 import checkpoints
+import host  # first: it brings `spaces`, which ZeroGPU wants before anything touches CUDA
 import tooltips
 from errors import StudioError
 from song import MODES, Cancelled, Failed, Knob, Progress, Request, Take
@@ -157,7 +157,7 @@ def _fetch(model: checkpoints.Model) -> int:
 class _Line:
     """Progress on a terminal: one line rewritten in place, or one line a stage in a log."""
 
-    def __init__(self, stream) -> None:  # noqa: ANN001
+    def __init__(self, stream) -> None:
         self._stream, self._live, self._stage = stream, stream.isatty(), ""
 
     def __call__(self, event: Progress) -> None:

@@ -213,7 +213,7 @@ class Studio:
         """The stages this job will go through on the device, with the units each will cost."""
         return work_of(job.request, loaded=_is_loaded(self.model))
 
-    def _serve(self, job: Job, visitor: str, tell) -> None:  # noqa: ANN001
+    def _serve(self, job: Job, visitor: str, tell) -> None:
         """The job's own thread: wait, fetch, perform, put on the shelf."""
         ending: Event
         try:
@@ -235,7 +235,7 @@ class Studio:
         job.tidy()
         tell(ending)
 
-    def _perform(self, job: Job, tell) -> Event:  # noqa: ANN001
+    def _perform(self, job: Job, tell) -> Event:
         began = time.monotonic()
 
         def stopped_at(stage: str) -> Cancelled:
@@ -274,7 +274,7 @@ class Studio:
                 return ending
             raise StudioError("gpu-aborted")
 
-    def _listen(self, job: Job, tell) -> Event:  # noqa: ANN001
+    def _listen(self, job: Job, tell) -> Event:
         for event in perform(job):
             if not isinstance(event, Progress):
                 return event
@@ -289,7 +289,7 @@ class Turns:
         self._line: deque[object] = deque()
         self._moved = threading.Condition()
 
-    def wait(self, stopped, tell):  # noqa: ANN001, ANN201
+    def wait(self, stopped, tell):
         """A context that is entered when it is one's turn; its value is False if stopped first.
 
         Raises:
@@ -299,7 +299,7 @@ class Turns:
 
 
 class _Turn:
-    def __init__(self, turns: Turns, stopped, tell) -> None:  # noqa: ANN001
+    def __init__(self, turns: Turns, stopped, tell) -> None:
         self._turns, self._stopped, self._tell = turns, stopped, tell
 
     def __enter__(self) -> bool:
@@ -420,9 +420,7 @@ def _is_loaded(model: checkpoints.Model) -> bool:
     return any(engine.model == model for engine in list(_engines.values()))
 
 
-def _engine(
-    model: checkpoints.Model, folder: Path, place: host.Place
-) -> Iterator[Progress]:
+def _engine(model: checkpoints.Model, folder: Path, place: host.Place) -> Iterator[Progress]:
     """The engine for `model`, loaded if it is not there yet (returned)."""
     key = (folder, place)
     if key not in _engines:
@@ -439,18 +437,18 @@ def _engine(
 class _Returning:
     """Iterate a generator and keep what it returns in `value`."""
 
-    def __init__(self, generator) -> None:  # noqa: ANN001
+    def __init__(self, generator) -> None:
         self._generator = generator
         self.value = None
 
-    def __iter__(self):  # noqa: ANN204
+    def __iter__(self):
         self.value = yield from self._generator
 
     def close(self) -> None:
         self._generator.close()
 
 
-def _given(value, default):  # noqa: ANN001, ANN202
+def _given(value, default):
     return default if value is None else value
 
 

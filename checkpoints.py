@@ -6,10 +6,12 @@ headers of safetensors files; it never loads a tensor and never runs anything a 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,15 +160,8 @@ def fetch(model: Model) -> Iterator[Progress]:
     Raises:
         StudioError: `model-missing` (offline), `model-gated`, `model-unknown`, `disk-full`.
     """
-    import httpx
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     from huggingface_hub.utils import filter_repo_objects
 
     if (here := locate(model)) and not missing(here):
@@ -200,22 +195,12 @@ def fetch(model: Model) -> Iterator[Progress]:
     except GatedRepoError as error:
         raise StudioError("model-gated", model=model.repo, command=model.command) from error
     except RepositoryNotFoundError as error:
-        raise StudioError(
-            "model-unknown", name=model.repo, known=", ".join(MODELS)
-        ) from error
-    except (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        httpx.HTTPError,
-        ConnectionError,
-    ) as error:
-        raise offline from error
+        raise StudioError("model-unknown", name=model.repo, known=", ".join(MODELS)) from error
     except OSError as error:
-        import errno
-
         if error.errno == errno.ENOSPC:
             raise StudioError("disk-full", place="the model cache", needed=model.size) from error
+        raise offline from error
+    except _network_errors() as error:
         raise offline from error
 
 
@@ -255,13 +240,22 @@ def inspect(model: Model, folder: Path) -> dict[str, set[str]]:
 
 def broken(model: Model, file: str, problem: str) -> StudioError:
     """The error for a damaged file of `model`, with the cure that fits where it came from."""
+    return StudioError(
+        "model-broken", model=model.title, file=file, problem=problem, fix=_cure(model)
+    )
+
+
+def mismatch(model: Model, problem: str) -> StudioError:
+    """The error for parts of `model` that come from different models."""
+    return StudioError("model-mismatch", model=model.title, problem=problem, fix=_cure(model))
+
+
+def _cure(model: Model) -> str:
     if model.name == "mini":
-        fix = "Restore the file with: git checkout -- vendor/ace-step-mini"
-    elif model.folder:
-        fix = f"Put a whole copy of it into {model.folder.name}"
-    else:
-        fix = f"Delete the file and fetch it again with: {model.command}"
-    return StudioError("model-broken", model=model.title, file=file, problem=problem, fix=fix)
+        return "Restore it with: git checkout -- vendor/ace-step-mini"
+    if model.folder:
+        return f"Put a whole copy of it into {model.folder.name}"
+    return f"Delete it from the hub's cache and fetch it again with: {model.command}"
 
 
 def fingerprint(folder: Path) -> str:
@@ -312,6 +306,14 @@ def _bytes_in(folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.glob("**/*") if f.is_file())
 
 
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What the hub's library raises when the net fails: it has changed its HTTP client twice."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    clients = (sys.modules.get(name) for name in ("httpx", "httpx2"))
+    return HfHubHTTPError, *(client.HTTPError for client in clients if client)
+
+
 def _json(path: Path, title: str, model: Model | None = None) -> dict:
     try:
         found = json.loads(path.read_text("utf-8"))
@@ -344,7 +346,7 @@ def _tensor_names(path: Path, model: Model) -> set[str]:
     return set(header)
 
 
-def _with_progress(work, event) -> Iterator[Progress]:  # noqa: ANN001
+def _with_progress(work, event) -> Iterator[Progress]:
     """Run the blocking `work(bar=...)` in a thread and yield `event(bytes)` while it goes on.
 
     Closing the generator makes the next chunk raise inside the download, which keeps its partial
@@ -357,7 +359,7 @@ def _with_progress(work, event) -> Iterator[Progress]:  # noqa: ANN001
     stop, count, result = threading.Event(), [0], []
 
     class Bar(tqdm):
-        def __init__(self, *args, **kwargs):  # noqa: ANN002, ANN003
+        def __init__(self, *args, **kwargs):
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "disable": True})
 

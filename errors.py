@@ -1,6 +1,6 @@
 """Everything that can go wrong, in words a musician can act on.
 
-One table: a code, one sentence, one action that works. Raise deep with `StudioError(code, **facts)`;
+One table: a code, one sentence, one action that works. Raise deep, `StudioError(code, **facts)`;
 each face (page, command line, API) translates it once.
 """
 
@@ -45,9 +45,7 @@ KINDS: dict[str, Kind] = {
         "Accept its terms on its page, log in with `hf auth login`, and run: {command}",
     ),
     "model-broken": Kind("{model} cannot be loaded: {file} {problem}.", "{fix}."),
-    "model-mismatch": Kind(
-        "The parts of {model} do not fit together: {problem}.", "Fetch it again with: {command}"
-    ),
+    "model-mismatch": Kind("The parts of {model} do not fit together: {problem}.", "{fix}."),
     "device-missing": Kind(
         "This computer has no {device} device.", "Start without --device, or with --device cpu."
     ),

@@ -266,9 +266,7 @@ class Engine:
         frames = conditions.context.shape[1]
         noise, generator = sampler.draw_noise(seed, frames, self.channels)
         course = sampler.Course.of(song)
-        steps = sampler.sample(
-            self._model(conditions), noise.to(self.device), course, generator
-        )
+        steps = sampler.sample(self._model(conditions), noise.to(self.device), course, generator)
         latents = yield from _staged(steps, "Denoising", course.steps)
         if not sampler.is_finite(latents):
             raise StudioError("sound-not-finite", model=self.model.title)
@@ -411,18 +409,10 @@ def _prove_whole(
     }
     for what, (one, other) in must_equal.items():
         if one != other:
-            raise StudioError(
-                "model-mismatch",
-                model=model.title,
-                problem=f"{what} {one:g} against {other:g}",
-                command=model.command,
-            )
+            raise checkpoints.mismatch(model, f"{what} {one:g} against {other:g}")
     if len(pipe.tokenizer) > text.vocab_size:
-        raise StudioError(
-            "model-mismatch",
-            model=model.title,
-            problem=f"{len(pipe.tokenizer)} words for {text.vocab_size} embeddings",
-            command=model.command,
+        raise checkpoints.mismatch(
+            model, f"{len(pipe.tokenizer)} words for {text.vocab_size} embeddings"
         )
 
 

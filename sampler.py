@@ -79,9 +79,7 @@ def schedule(steps: int, shift: float) -> torch.Tensor:
     return t if shift == 1.0 else shift * t / (1 + (shift - 1) * t)
 
 
-def draw_noise(
-    seed: int, frames: int, channels: int
-) -> tuple[torch.Tensor, torch.Generator]:
+def draw_noise(seed: int, frames: int, channels: int) -> tuple[torch.Tensor, torch.Generator]:
     """Standard normal float32 [1, frames, channels] on the CPU, and the generator to go on with.
 
     Drawn on the CPU whatever the device, so that a seed means the same song everywhere.

@@ -7,6 +7,7 @@ made from that declaration.
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +36,10 @@ MAX_SEED = 2**31 - 1
 
 NOTES = ("A", "B", "C", "D", "E", "F", "G")
 KEYS = tuple(
-    f"{note}{sign} {mode}" for mode in ("major", "minor") for note in NOTES for sign in ("", "#", "b")
+    f"{note}{sign} {mode}"
+    for mode in ("major", "minor")
+    for note in NOTES
+    for sign in ("", "#", "b")
 )
 METRES = ("2", "3", "4", "6")
 """Beats a bar: 2/4, 3/4, 4/4 and 6/8."""
@@ -131,7 +135,7 @@ class Request(BaseModel):
     @classmethod
     def knobs(cls) -> tuple[Knob, ...]:
         """The fields as knobs: required first, then the mode's own, then what it shares."""
-        own = cls.__dict__.get("__annotations__", {})
+        own = inspect.get_annotations(cls)
         found = [_knob(name, info) for name, info in cls.model_fields.items()]
         return tuple(sorted(found, key=lambda k: (not k.required, k.name not in own)))
 
@@ -151,8 +155,8 @@ class Sound(Request):
     guidance_scale: Real | None = knob(None, "Guidance", 1, 15, 0.5, group=DIFFUSION)
     infer_method: Literal["ode", "sde", "heun"] = knob("ode", "Method", group=DIFFUSION)
     seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1, group=DIFFUSION)
-    cfg_interval_start: Real = knob(0.0, "Guidance from", 0, 1, 0.05, group=SCHEDULE)
-    cfg_interval_end: Real = knob(1.0, "Guidance to", 0, 1, 0.05, group=SCHEDULE)
+    cfg_interval_start: Real = knob(0.0, "Guidance ends at", 0, 1, 0.05, group=SCHEDULE)
+    cfg_interval_end: Real = knob(1.0, "Guidance begins at", 0, 1, 0.05, group=SCHEDULE)
     shift: Real | None = knob(None, "Shift", 0.5, 5, 0.1, group=SCHEDULE)
     use_adg: bool = knob(False, "Angle guidance (ADG)", group=SCHEDULE)
     bpm: Whole | None = knob(None, "Tempo", 30, 300, 1, group=MUSIC, unit="bpm")
@@ -165,7 +169,7 @@ class Sound(Request):
     def _interval_runs_upwards(cls, end: float, info: Any) -> float:
         start = info.data.get("cfg_interval_start", 0.0)
         if end < start:
-            raise ValueError(f"is {end:g}, below Guidance from ({start:g})")
+            raise ValueError(f"is {end:g}, below Guidance ends at ({start:g})")
         return end
 
 

@@ -1,0 +1,88 @@
+"""What tests share: the engine on the embedded model, a studio, and real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+"""The embedded model needs no hub; a test that wants one starts a process of its own."""
+
+
+def drain(steps: Iterator[Any]) -> Any:
+    """Run a generator to its end and hand over what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Learned rates of tests stay out of the person's home."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine(own_cache):
+    """The engine on the embedded model, in float32 on the CPU."""
+    import checkpoints
+    import host
+    import pipeline
+
+    host.settle(host.find_place("cpu"))
+    model = checkpoints.choose("mini")
+    return drain(pipeline.Engine.load(model, model.folder, "cpu", "float32"))
+
+
+@pytest.fixture
+def studio(own_cache):
+    """A studio on the embedded model, as `python app.py` would make it."""
+    import backend
+    import checkpoints
+    import host
+
+    made = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"))
+    yield made
+    for visitor in list(made._shelf):
+        made.leave(visitor)
+
+
+def song(**changes: Any):
+    """A short request with everything resolved, as the engine wants it."""
+    from song import Generate
+
+    given = {
+        "prompt": "warm lofi piano, vinyl crackle",
+        "instrumental": True,
+        "duration_s": 10,
+        "inference_steps": 3,
+        "guidance_scale": 3.0,
+        "shift": 1.0,
+        "seed": 7,
+    }
+    return Generate.of({**given, **changes})
+
+
+def run_app(*args: str, cwd: Path = ROOT, timeout: float = 240, **env: str):
+    """`python app.py ...` as a person would run it, to its end."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "app.py"), *args],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )

@@ -1,0 +1,242 @@
+"""Models on disk: found, whole, fetched; and every way they can be broken, by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+
+import pytest
+import torch
+from conftest import drain, run_app
+from fake_hub import FakeHub
+from safetensors.torch import load_file, save_file
+
+import checkpoints
+import pipeline
+from errors import StudioError
+
+MINI = checkpoints.MODELS["mini"].folder
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the embedded model to break, as a model of its own."""
+    folder = tmp_path / "founders-model"
+    shutil.copytree(MINI, folder)
+    return folder
+
+
+def load(folder):
+    model = checkpoints.choose(str(folder))
+    return drain(pipeline.Engine.load(model, folder, "cpu", "float32"))
+
+
+def refused(folder, code):
+    with pytest.raises(StudioError) as caught:
+        load(folder)
+    assert caught.value.code == code, caught.value
+    assert str(folder.parent) not in str(caught.value), "no path of this machine is told"
+    return str(caught.value)
+
+
+def test_the_table_is_complete_and_its_defaults_are_safe():
+    for model in checkpoints.MODELS.values():
+        assert model.licence
+        assert model.may_sell is not None
+        assert model.size_bytes > 10**6
+        assert model.longest_s >= 240
+    sft, turbo = checkpoints.MODELS["xl-sft"], checkpoints.MODELS["xl-turbo"]
+    assert (sft.steps, sft.guidance, sft.shift) == (27, 7.0, 1.0)
+    assert (turbo.steps, turbo.guidance, turbo.shift) == (8, 1.0, 3.0)
+
+
+def test_each_device_has_its_default_model():
+    assert checkpoints.default_name("cpu") == "mini"
+    assert checkpoints.default_name("cuda") == checkpoints.default_name("mps") == "xl-sft"
+
+
+def test_the_embedded_model_is_on_disk_small_and_says_its_size():
+    files = [f for f in MINI.glob("**/*") if f.is_file()]
+    assert max(f.stat().st_size for f in files) < 24_000_000
+    assert sum(f.stat().st_size for f in files) < 62_000_000
+    said = checkpoints.MODELS["mini"].size_bytes
+    assert abs(sum(f.stat().st_size for f in files) - said) < 0.1 * said
+
+
+@pytest.mark.parametrize("name", ["nobody", "../etc", "a/b/c", "x/../y", ""])
+def test_unknown_models_are_named(name):
+    with pytest.raises(StudioError) as caught:
+        checkpoints.choose(name)
+    assert caught.value.code == "model-unknown"
+    assert "mini, xl-sft, xl-turbo" in caught.value.action
+
+
+def test_a_folder_and_a_hub_id_are_models_with_unknown_licence(copy):
+    ours = checkpoints.choose(str(copy))
+    assert ours.folder == copy
+    assert ours.licence == "unknown"
+    assert ours.may_sell is None
+    assert checkpoints.choose("somebody/something").repo == "somebody/something"
+
+
+def test_a_turbo_folder_gets_turbos_defaults(copy):
+    config = copy / "transformer" / "config.json"
+    config.write_text(config.read_text().replace('"is_turbo": false', '"is_turbo": true'))
+    model = checkpoints.choose(str(copy))
+    assert (model.steps, model.guidance, model.shift) == (8, 1.0, 3.0)
+
+
+def weights(folder, part):
+    return sorted((folder / part).glob("*.safetensors"))[0]
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "condition_encoder"])
+def test_a_byte_cut_off_is_noticed_before_anything_is_loaded(copy, part):
+    path = weights(copy, part)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert f"{part}/{path.name}" in refused(copy, "model-broken")
+
+
+def test_other_damage_is_named_by_file(copy):
+    path = weights(copy, "transformer")
+    whole = path.read_bytes()
+    for damage in (b"", whole[:5], struct.pack("<Q", 2**60) + whole[8:], b"\x08" + b"\0" * 99):
+        path.write_bytes(damage)
+        assert f"transformer/{path.name}" in refused(copy, "model-broken")
+    path.write_bytes(whole)
+    config = copy / "vae" / "config.json"
+    config.write_text("{half")
+    assert "vae/config.json" in refused(copy, "model-broken")
+
+
+def test_missing_files_are_named(copy):
+    (copy / "tokenizer" / "tokenizer.json").unlink()
+    assert "tokenizer/tokenizer.json" in refused(copy, "model-broken")
+    shutil.rmtree(copy / "transformer")
+    assert "transformer/config.json" in refused(copy, "model-broken")
+
+
+def change(folder, part, edit):
+    """Rewrite the tensors of a part in place, spread over its files as they were."""
+    for path in sorted((folder / part).glob("*.safetensors")):
+        tensors = load_file(path)
+        edit(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_a_missing_tensor_is_not_made_up(copy):
+    change(copy, "transformer", lambda t: t.pop("proj_out_conv.bias", None))
+    assert "proj_out_conv.bias" in refused(copy, "model-broken")
+
+
+def test_nan_in_the_weights_is_refused(copy):
+    def spoil(tensors):
+        if "null_condition_emb" in tensors:
+            tensors["null_condition_emb"].view(-1)[3] = float("nan")
+
+    change(copy, "condition_encoder", spoil)
+    assert "null_condition_emb" in refused(copy, "model-broken")
+
+
+def test_an_empty_silence_latent_is_refused(copy):
+    def hush(tensors):
+        if "silence_latent" in tensors:
+            tensors["silence_latent"] = torch.zeros_like(tensors["silence_latent"])
+
+    change(copy, "condition_encoder", hush)
+    assert "silence latent" in refused(copy, "model-broken")
+
+
+def test_parts_of_different_models_do_not_fit(copy):
+    config = copy / "vae" / "config.json"
+    said = json.loads(config.read_text())
+    said["sampling_rate"] *= 2
+    config.write_text(json.dumps(said))
+    assert "latent frames a second 50 against 25" in refused(copy, "model-mismatch")
+
+
+def test_the_fingerprint_follows_the_weights(copy):
+    before = checkpoints.fingerprint(copy)
+    assert before == checkpoints.fingerprint(MINI)
+    path = weights(copy, "transformer")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert checkpoints.fingerprint(copy) != before
+
+
+@pytest.fixture
+def hub(copy):
+    """A model hub on this machine that serves the copy as founders/model."""
+    root = copy.parent / "hub"
+    (root / "founders").mkdir(parents=True)
+    shutil.move(copy, root / "founders" / "model")
+    (root / "founders" / "model" / "evil.py").write_text("raise SystemExit")
+    (root / "founders" / "model" / "vae" / "old.bin").write_bytes(b"pickle")
+    with FakeHub(root, lfs_threshold=100_000) as hub:
+        yield hub
+
+
+def online(hub, tmp_path):
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HTTP_PROXY": "",
+        "HTTPS_PROXY": "",
+    }
+
+
+def test_a_model_is_fetched_on_first_use_and_only_then(hub, tmp_path):
+    out = tmp_path / "song.wav"
+    args = (
+        *("generate", "--model", "founders/model", "--prompt", "lofi", "--duration-s", "10"),
+        *("--inference-steps", "1", "--seed", "1", "--out", str(out), "--json"),
+    )
+    first = run_app(*args, **online(hub, tmp_path))
+    assert first.returncode == 0, first.stderr
+    take = json.loads(first.stdout)
+    assert take["model"]["revision"] == hub.commit("founders/model")
+    assert take["model"]["sha256"] == checkpoints.fingerprint(MINI)
+    for name in ("transformer", "vae", "tokenizer"):
+        assert f"Fetching {name}/" in first.stderr
+    assert not [r for r in hub.log if r.path.endswith((".py", ".bin"))]
+    bodies = len(hub.log)
+    second = run_app(*args, **online(hub, tmp_path))
+    assert second.returncode == 0, second.stderr
+    assert len(hub.log) == bodies, "nothing is asked of the hub for a model that is here"
+
+
+def test_offline_the_model_its_size_and_the_command_are_named(tmp_path):
+    failed = run_app(
+        *("generate", "--model", "xl-sft", "--device", "cpu", "--prompt", "x"),
+        HF_HOME=str(tmp_path),
+        HF_HUB_OFFLINE="1",
+    )
+    assert failed.returncode == 1
+    for said in ("ACE-Step 1.5 XL SFT", "11.5 GB", "python app.py fetch --model xl-sft"):
+        assert said in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_an_unreachable_hub_and_an_unknown_repository_are_told_apart(hub, tmp_path):
+    wrong = run_app("fetch", "--model", "founders/nothing", **online(hub, tmp_path))
+    assert wrong.returncode == 2
+    assert "model-unknown" in wrong.stderr
+    hub.stop()
+    gone = run_app("fetch", "--model", "founders/model", **online(hub, tmp_path))
+    assert gone.returncode == 2
+    assert "model-missing" in gone.stderr
+    assert "Traceback" not in gone.stderr
+
+
+def test_a_half_fetched_model_is_gone_on_with(hub, tmp_path):
+    hub.faults.drop_after, hub.faults.drops = 50_000, -1
+    first = run_app("fetch", "--model", "founders/model", **online(hub, tmp_path))
+    assert first.returncode == 2
+    hub.faults.drop_after = 0
+    second = run_app("fetch", "--model", "founders/model", **online(hub, tmp_path))
+    assert second.returncode == 0, second.stderr
+    assert "is here" in second.stderr

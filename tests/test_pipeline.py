@@ -1,0 +1,241 @@
+"""The engine on the embedded model: equal to the stock pipeline, exact in its promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import drain, song
+
+import audio
+import pipeline
+import sampler
+from errors import StudioError
+from pipeline import prompt_text
+
+
+@pytest.fixture(scope="module")
+def stock(engine):
+    """diffusers' own pipeline on the same files."""
+    from diffusers import AceStepPipeline
+
+    pipe = AceStepPipeline.from_pretrained(engine.model.folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def make(engine, request, seeds=(7,)):
+    return drain(engine.text_to_music(request, list(seeds)))
+
+
+def test_prompt_is_the_one_the_encoder_was_trained_on(stock):
+    for given in (
+        {"bpm": 92, "timesignature": "3", "keyscale": "F# minor"},
+        {"bpm": None, "timesignature": "", "keyscale": ""},
+    ):
+        ours = prompt_text("dusty drums", duration_s=12.9, **given)
+        theirs, lyric = stock._format_prompt("dusty drums", "[Verse]\nla", "en", 12.9, **given)
+        assert ours == theirs
+        assert pipeline.lyric_text("[Verse]\nla", "en") == lyric
+
+
+@pytest.mark.parametrize(("guidance", "shift"), [(3.0, 1.0), (1.0, 3.0), (7.0, 2.0)])
+def test_with_every_extra_off_the_samples_are_the_stock_pipelines(engine, stock, guidance, shift):
+    request = song(
+        guidance_scale=guidance, shift=shift, inference_steps=4, bpm=90, keyscale="C major"
+    )
+    noise, _ = sampler.draw_noise(7, 250, 64)
+    asked = {
+        "prompt": [request.prompt],
+        "lyrics": ["[Instrumental]"],
+        "vocal_language": "unknown",
+        "audio_duration": 10.0,
+        "num_inference_steps": 4,
+        "guidance_scale": guidance,
+        "shift": shift,
+        "bpm": 90,
+        "keyscale": "C major",
+        "latents": noise,
+    }
+    with torch.inference_mode():
+        conditions, _ = engine.conditions(request)
+        latents = drain(engine.denoise(conditions, request, 7))
+        assert torch.equal(latents, stock(**asked, output_type="latent").audios)
+        wave = drain(engine.decode(latents)).numpy()
+        assert np.array_equal(audio.level(wave)[0], stock(**asked).audios[0].numpy())
+
+
+def test_takes_of_one_batch_are_the_takes_made_singly(engine):
+    request = song(infer_method="sde", inference_steps=2)
+    together = make(engine, request, (3, 4, 5))
+    for seed, piece in zip((3, 4, 5), together, strict=True):
+        assert np.array_equal(piece.sound, make(engine, request, (seed,))[0].sound)
+        assert piece.seed == seed
+
+
+def test_tiles_are_the_whole(engine, monkeypatch):
+    latents, _ = sampler.draw_noise(2, 300, 64)
+    with torch.inference_mode():
+        whole = engine.pipe.vae.decoder(latents.transpose(1, 2))[0]
+        monkeypatch.setattr(pipeline, "TILE_FRAMES", 64)
+        tiled = drain(engine.decode(latents))
+        assert float((tiled - whole).abs().max() / whole.abs().max()) < 1e-6
+        # The overlap is what makes it so: with a frame too few it must show.
+        monkeypatch.setattr(engine, "overlap", 8)
+        short = drain(engine.decode(latents))
+    assert float((short - whole).abs().max() / whole.abs().max()) > 1e-6
+
+
+def test_overlap_covers_what_a_decoder_sees():
+    """Measured on a narrow decoder with the real strides: nothing beyond the reach moves."""
+    from diffusers import AutoencoderOobleck
+
+    torch.manual_seed(0)
+    vae = AutoencoderOobleck(
+        encoder_hidden_size=16,
+        downsampling_ratios=[2, 4, 4, 6, 10],
+        channel_multiples=[1, 1, 1, 1, 1],
+        decoder_channels=8,
+        decoder_input_channels=8,
+    ).double()
+    reach = pipeline.receptive_frames(vae.config)
+    assert 8 < reach <= pipeline.TILE_OVERLAP
+    z = torch.randn(1, 8, 40, dtype=torch.float64)
+    with torch.inference_mode():
+        before = vae.decoder(z)
+        z[:, :, 20] += 1.0
+        moved = ((vae.decoder(z) - before).abs() > 0).any(1)[0].nonzero().flatten() // 1920
+    assert 20 - reach <= int(moved.min()) and int(moved.max()) <= 20 + reach
+
+
+@pytest.mark.parametrize("seconds", [10, 12.34, 17.001])
+def test_length_is_exact_to_the_sample(engine, seconds):
+    piece = make(engine, song(duration_s=seconds, inference_steps=1))[0]
+    assert piece.sound.shape == (2, round(seconds * 48000))
+    assert piece.sound.dtype == np.float32
+    assert np.isfinite(piece.sound).all()
+
+
+def test_four_minutes_decode_in_bounded_memory(engine):
+    latents, _ = sampler.draw_noise(1, 6000, 64)
+    me = psutil.Process()
+    with torch.inference_mode():
+        before, most = me.memory_info().rss, 0
+        steps = engine.decode(latents)
+        for _ in range(4):  # memory has reached its height after the first whole tiles
+            next(steps)
+            most = max(most, me.memory_info().rss)
+        steps.close()
+    assert most - before < 1.5e9
+
+
+def test_metadata_reaches_the_encoder_whatever_the_style(engine):
+    seen = []
+    hook = engine.pipe.text_encoder.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    words = ("kvzq wxjk zzqv " * 40)[:512]  # a style the tokenizer has no words for
+    with torch.inference_mode():
+        _, notes = engine.conditions(
+            song(prompt=words, bpm=77, keyscale="Eb minor", timesignature="3")
+        )
+        _, unspaced = engine.conditions(song(prompt="寧" * 400, bpm=77))
+        _, short = engine.conditions(song(bpm=77))
+    hook.remove()
+    for ids in seen:
+        assert ids.shape[1] <= pipeline.TEXT_TOKENS
+        assert "- bpm: 77" in engine.pipe.tokenizer.decode(ids[0])
+    read = engine.pipe.tokenizer.decode(seen[0][0])
+    kept = read.split("# caption\n")[1].split("\n")[0].strip()
+    assert words.startswith(kept)
+    assert words[len(kept)] == " "
+    assert "eb minor" in read
+    assert "- timesignature: 3" in read
+    assert len(notes) == 1
+    assert "cut to its first" in notes[0]
+    assert len(unspaced) == 1
+    assert short == []
+
+
+def test_instrumental_says_so_and_tells_when_lyrics_are_left_out(engine):
+    seen = []
+    table = engine.pipe.text_encoder.get_input_embeddings()
+    hook = table.register_forward_pre_hook(
+        lambda _, args: seen.append(engine.pipe.tokenizer.decode(args[0][0]))
+    )
+    with torch.inference_mode():
+        _, notes = engine.conditions(song(lyrics="la la la", instrumental=True))
+        engine.conditions(song(lyrics="la la la", instrumental=False))
+    hook.remove()
+    assert any("# lyric\n[instrumental]" in text for text in seen)
+    assert any("# lyric\nla la la" in text for text in seen)
+    assert notes == ["Instrumental: the lyrics were left out."]
+
+
+def test_lyrics_are_measured_with_the_real_tokenizer(engine):
+    with torch.inference_mode(), pytest.raises(StudioError) as caught:
+        engine.conditions(song(lyrics="ą ć ę ł ń " * 400, instrumental=False))
+    assert caught.value.code == "lyrics-too-long"
+    assert "2048" in caught.value.message
+
+
+def test_numbers_that_are_not_sound_are_refused(engine, monkeypatch):
+    bias = engine.pipe.transformer.proj_out_conv.bias
+    kept = bias.detach().clone()
+    try:
+        with torch.no_grad():
+            bias[0] = float("nan")
+        with pytest.raises(StudioError) as caught:
+            make(engine, song(inference_steps=1))
+    finally:
+        with torch.no_grad():
+            bias.copy_(kept)
+    assert caught.value.code == "sound-not-finite"
+
+
+def test_running_out_of_memory_is_a_sentence(engine, monkeypatch):
+    def greedy(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine.pipe.transformer, "forward", greedy)
+    with pytest.raises(StudioError) as caught:
+        make(engine, song(duration_s=100))
+    assert caught.value.code == "out-of-memory"
+    assert "50 s" in caught.value.action
+
+
+def test_level_brings_the_peak_to_minus_one_and_leaves_silence_alone():
+    tone = np.sin(np.arange(4800, dtype=np.float32) * 0.1)[None].repeat(2, 0)
+    for gain in (0.01, 1.0, 5.0):
+        sound, peak = audio.level(tone * np.float32(gain))
+        assert peak == -1.0
+        assert abs(20 * np.log10(np.abs(sound).max()) + 1.0) < 1e-4
+    hiss, peak = audio.level(tone * np.float32(1e-5))
+    assert np.abs(hiss).max() <= 1.01e-5
+    assert peak == pytest.approx(-100, abs=0.1)
+    nothing, peak = audio.level(np.zeros((2, 100), np.float32))
+    assert peak is None
+    assert not nothing.any()
+
+
+def test_progress_counts_every_step_and_tile(engine):
+    steps = engine.text_to_music(song(duration_s=24, inference_steps=2), [1])
+    seen = [(e.stage, e.step, e.steps) for e in steps]
+    assert seen == [
+        ("Reading the words", 0, 1),
+        *(("Denoising", i, 2) for i in range(3)),
+        *(("Decoding", i, 3) for i in range(4)),
+    ]
+
+
+@pytest.mark.gpu
+def test_the_accelerator_makes_the_same_song_up_to_rounding(engine):
+    import checkpoints
+
+    device = "cuda" if torch.cuda.is_available() else "mps"
+    model = checkpoints.choose("mini")
+    other = drain(pipeline.Engine.load(model, model.folder, device, "float32"))
+    request = song(inference_steps=8)
+    here, there = make(engine, request)[0].sound, make(other, request)[0].sound
+    assert np.corrcoef(here.ravel(), there.ravel())[0, 1] > 0.99

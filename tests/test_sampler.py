@@ -1,0 +1,218 @@
+"""Schedules, guidance and solvers against their formulas, in float64 and plain numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import drain
+
+import sampler
+from sampler import Course, Velocity
+
+FRAMES, CHANNELS = 40, 6
+
+
+class Field:
+    """A model with a known velocity field, which records what it is asked."""
+
+    def __init__(self, seed: int = 3) -> None:
+        g = torch.Generator().manual_seed(seed)
+        self.a = torch.randn(CHANNELS, CHANNELS, generator=g, dtype=torch.float64) * 0.4
+        self.b = torch.randn(CHANNELS, CHANNELS, generator=g, dtype=torch.float64) * 0.4
+        self.asked: list[tuple[float, bool]] = []
+
+    def cond(self, x: np.ndarray, t: float) -> np.ndarray:
+        return np.tanh(x @ self.a.numpy()) + t
+
+    def uncond(self, x: np.ndarray, t: float) -> np.ndarray:
+        return np.tanh(x @ self.b.numpy()) - t
+
+    def __call__(self, x: torch.Tensor, t: float, guided: bool) -> Velocity:
+        self.asked.append((t, guided))
+        wide = x.numpy().astype(np.float64)
+        cond = torch.from_numpy(self.cond(wide, t)).float()
+        return Velocity(cond, torch.from_numpy(self.uncond(wide, t)).float() if guided else None)
+
+
+def noise(seed: int = 11) -> tuple[torch.Tensor, torch.Generator]:
+    return sampler.draw_noise(seed, FRAMES, CHANNELS)
+
+
+def times(steps: int, shift: float) -> list[float]:
+    even = [1 - i / steps for i in range(steps + 1)]
+    return [shift * t / (1 + (shift - 1) * t) for t in even]
+
+
+def close(a: torch.Tensor, b: np.ndarray, tolerance: float = 2e-5) -> bool:
+    return float(np.abs(a.numpy().astype(np.float64) - b).max()) < tolerance
+
+
+def test_schedule_is_the_published_turbo_table():
+    table = [1.0, 0.9545, 0.9, 0.8333, 0.75, 0.6429, 0.5, 0.3, 0.0]
+    assert np.allclose(sampler.schedule(8, 3.0).numpy(), table, atol=1e-4)
+
+
+def test_noise_means_the_same_at_any_length_and_is_drawn_on_the_cpu():
+    one, _ = sampler.draw_noise(5, 309, 64)
+    again, _ = sampler.draw_noise(5, 309, 64)
+    other, _ = sampler.draw_noise(6, 309, 64)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert one.dtype == torch.float32
+    assert abs(float(one.std()) - 1) < 0.02
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_ode_is_euler(shift):
+    x, g = noise()
+    field = Field()
+    got = drain(sampler.sample(field, x, Course(steps=6, shift=shift), g))
+    want, t = x.numpy().astype(np.float64), times(6, shift)
+    for now, then in zip(t, t[1:], strict=False):
+        want = want - (now - then) * field.cond(want, now)
+    assert close(got, want)
+    assert [a for a, _ in field.asked] == pytest.approx(t[:-1])
+
+
+def test_heun_is_the_trapezoidal_rule_and_ends_with_euler():
+    x, g = noise()
+    field = Field()
+    got = drain(sampler.sample(field, x, Course(steps=5, method="heun", shift=2.0), g))
+    want, t = x.numpy().astype(np.float64), times(5, 2.0)
+    for i in range(5):
+        v = field.cond(want, t[i])
+        ahead = want + (t[i + 1] - t[i]) * v
+        if i < 4:
+            ahead = want + (t[i + 1] - t[i]) * (v + field.cond(ahead, t[i + 1])) / 2
+        want = ahead
+    assert close(got, want)
+    assert len(field.asked) == 9
+
+
+def test_heun_is_more_exact_than_euler_at_equal_cost():
+    def end(course):
+        x, g = noise()
+        return drain(sampler.sample(Field(), x, course, g))
+
+    truth = end(Course(steps=2000))
+    heun = float((end(Course(steps=10, method="heun")) - truth).abs().mean())
+    euler = float((end(Course(steps=19)) - truth).abs().mean())
+    assert heun < 0.5 * euler
+
+
+def test_sde_renoises_to_the_schedules_own_next_time_from_the_seed():
+    x, g = noise()
+    field = Field()
+    got = drain(sampler.sample(field, x, Course(steps=4, method="sde", shift=3.0), g))
+    _, g = noise()
+    want, t = x.numpy().astype(np.float64), times(4, 3.0)
+    for i in range(4):
+        clean = want - t[i] * field.cond(want, t[i])
+        fresh = torch.randn(x.shape, generator=g).numpy()
+        want = t[i + 1] * fresh + (1 - t[i + 1]) * clean
+    assert close(got, want)
+    x, g = noise()
+    again = drain(sampler.sample(Field(), x, Course(steps=4, method="sde", shift=3.0), g))
+    assert torch.equal(got, again)
+
+
+def apg64(cond, uncond, scale, average):
+    """Adaptive projected guidance by the paper's formulas; returns (velocity, new average)."""
+    average = (cond - uncond) - 0.75 * average
+    norm = np.sqrt((average**2).sum(axis=1, keepdims=True))
+    update = average * np.minimum(1.0, 2.5 / norm)
+    unit = cond / np.maximum(np.sqrt((cond**2).sum(axis=1, keepdims=True)), 1e-12)
+    across = update - (update * unit).sum(axis=1, keepdims=True) * unit
+    return cond + (scale - 1) * across, average
+
+
+def test_apg_follows_its_formula_and_keeps_momentum():
+    x, g = noise()
+    field = Field()
+    got = drain(sampler.sample(field, x, Course(steps=5, guidance=6.0), g))
+    want, t, average = x.numpy().astype(np.float64), times(5, 1.0), 0.0
+    for now, then in zip(t, t[1:], strict=False):
+        v, average = apg64(field.cond(want, now), field.uncond(want, now), 6.0, average)
+        want = want - (now - then) * v
+    assert close(got, want, 1e-4)
+
+
+def adg64(x, cond, uncond, t, scale):
+    """Angle guidance by its formula, frame by frame."""
+    clean, plain = x - t * cond, x - t * uncond
+    weight = max(scale - 1, 0) + 1e-3
+    out = np.empty_like(x)
+    for f in range(x.shape[1]):
+        a, b = clean[0, f], plain[0, f]
+        theta = math.acos(np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1))
+        turned = np.clip(weight * theta, -3.14 / 6, 3.14 / 6)
+        p = (a - b) - ((a - b) @ b) / (b @ b) * b
+        gain = math.sin(turned) / math.sin(theta) if math.sin(theta) > 1e-3 else weight
+        out[0, f] = math.cos(turned) * a + gain * p
+    return (x - out) / t
+
+
+def test_adg_follows_its_formula():
+    x, g = noise()
+    field = Field()
+    got = drain(sampler.sample(field, x, Course(steps=5, guidance=4.0, adg=True), g))
+    want, t = x.numpy().astype(np.float64), times(5, 1.0)
+    for now, then in zip(t, t[1:], strict=False):
+        v = adg64(want, field.cond(want, now), field.uncond(want, now), now, 4.0)
+        want = want - (now - then) * v
+    assert close(got, want, 1e-4)
+
+
+def test_adg_survives_equal_and_opposite_estimates():
+    x = torch.ones(1, 4, CHANNELS)
+    same = torch.full_like(x, 0.5)
+    for uncond in (same, same + 1e-7, 2 - same):
+        assert bool(sampler.adg(x, Velocity(same, uncond), 1.0, 7.0).isfinite().all())
+
+
+def test_guidance_without_float64_goes_by_way_of_the_cpu(monkeypatch):
+    """Apple's devices have no float64: what they hand over must be widened elsewhere."""
+    moved = []
+
+    class Apple(torch.Tensor):
+        @property
+        def device(self):
+            return torch.device("mps")
+
+        def double(self):
+            raise TypeError("no float64 here")
+
+        def cpu(self):
+            moved.append(self.shape)
+            return self.as_subclass(torch.Tensor)
+
+    wide = sampler._widened(torch.ones(1, 4, CHANNELS).as_subclass(Apple))
+    assert wide.dtype == torch.float64
+    assert moved
+
+
+def test_interval_is_the_authors_and_costs_nothing_outside():
+    field, (x, g) = Field(), noise()
+    course = Course(steps=8, guidance=5.0, shift=3.0, guide_from=0.5, guide_to=0.9)
+    drain(sampler.sample(field, x, course, g))
+    for t, guided in field.asked:
+        assert guided == (0.5 <= t <= 0.9)
+    assert sampler.evaluations(course) == 8 + sum(guided for _, guided in field.asked)
+
+
+@pytest.mark.parametrize("course", [Course(steps=4), Course(steps=4, adg=True), Course(4, 1.0)])
+def test_guidance_of_one_asks_the_model_once(course):
+    field, (x, g) = Field(), noise()
+    drain(sampler.sample(field, x, course, g))
+    assert not any(guided for _, guided in field.asked)
+
+
+def test_each_step_is_announced_and_closing_stops_there():
+    field, (x, g) = Field(), noise()
+    steps = sampler.sample(field, x, Course(steps=9), g)
+    assert [next(steps) for _ in range(4)] == [0, 1, 2, 3]
+    steps.close()
+    assert len(field.asked) == 3

@@ -1,0 +1,142 @@
+"""Requests: checked at the door, the same on the wire, clear about what is wrong."""
+
+import json
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from errors import KINDS, StudioError
+from song import DIFFUSION, KEYS, MODES, MUSIC, SCHEDULE, Cancelled, Failed, Generate, Progress
+
+
+@pytest.mark.parametrize("mode", MODES.values())
+def test_every_default_lies_in_its_own_range(mode):
+    for knob in mode.knobs():
+        if knob.required or knob.default is None:
+            continue
+        if knob.low is not None:
+            assert knob.low <= knob.default <= knob.high
+        if knob.choices:
+            assert knob.default in knob.choices
+
+
+def test_the_twelve_advanced_knobs_are_here():
+    advanced = [k.name for k in Generate.knobs() if k.group in (DIFFUSION, SCHEDULE, MUSIC)]
+    assert advanced == [
+        *("inference_steps", "guidance_scale", "infer_method", "seed"),
+        *("cfg_interval_start", "cfg_interval_end", "shift", "use_adg"),
+        *("bpm", "keyscale", "timesignature", "vocal_language"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "says"),
+    [
+        ({}, "prompt-empty", "style is empty"),
+        ({"prompt": " \n"}, "prompt-empty", "style is empty"),
+        ({"duration_s": 999}, "value-out-of-range", "Length runs from 10 to 240 s, not 999"),
+        ({"duration_s": float("nan")}, "value-out-of-range", "Length is a number from 10"),
+        ({"duration_s": float("inf")}, "value-out-of-range", "Length is a number from 10"),
+        ({"duration_s": True}, "value-out-of-range", "not a switch"),
+        ({"inference_steps": 7.5}, "value-out-of-range", "Steps is a whole number"),
+        ({"inference_steps": -3}, "value-out-of-range", "Steps runs from 1 to 100, not -3"),
+        ({"guidance_scale": 1e308}, "value-out-of-range", "Guidance runs from 1 to 15"),
+        ({"seed": 10**40}, "value-out-of-range", "Seed"),
+        ({"seed": "seven"}, "value-out-of-range", "Seed is a whole number"),
+        ({"keyscale": "H major"}, "value-out-of-range", "Key cannot be 'H major'"),
+        ({"infer_method": "magic"}, "value-out-of-range", "Method cannot be 'magic'"),
+        ({"use_adg": "perhaps"}, "value-out-of-range", "is a switch"),
+        ({"lyrics": "la " * 4000}, "value-out-of-range", "12,000 characters, and 4,096 fit"),
+        ({"prompt": ["x"]}, "value-out-of-range", "Style is text"),
+        ({"cfg_interval_start": 0.6, "cfg_interval_end": 0.2}, "value-out-of-range", "below"),
+        ({"steps": 8}, "unknown-field", "'steps' is not a setting of generate"),
+    ],
+)
+def test_nonsense_is_refused_with_a_sentence_and_an_action(given, code, says):
+    with pytest.raises(StudioError) as caught:
+        Generate.of(given if not given or "prompt" in given else {"prompt": "x", **given})
+    error = caught.value
+    assert error.code == code
+    assert says in error.message
+    assert error.message.endswith(".")
+    assert len(error.action) > 10
+    assert "Traceback" not in str(error)
+
+
+def values(knob):
+    """Legal values of a knob."""
+    if knob.choices:
+        base = st.sampled_from(knob.choices)
+    elif knob.type is bool:
+        base = st.booleans()
+    elif knob.type is int:
+        base = st.integers(int(knob.low), int(knob.high))
+    elif knob.type is float:
+        base = st.floats(knob.low, knob.high)
+    else:
+        base = st.text(min_size=1, max_size=40).filter(str.strip)
+    return st.none() | base if knob.optional else base
+
+
+requests = st.fixed_dictionaries({k.name: values(k) for k in Generate.knobs()}).filter(
+    lambda d: d["cfg_interval_start"] <= d["cfg_interval_end"]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(requests)
+def test_a_request_survives_the_wire_and_the_process(given):
+    request = Generate.of(given)
+    assert Generate.of(json.loads(request.model_dump_json())) == request
+    assert pickle.loads(pickle.dumps(request)) == request
+
+
+def test_a_request_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Generate.of({"prompt": "x"}).seed = 3
+
+
+def test_a_caption_names_only_what_was_turned():
+    assert Generate.of({"prompt": "x", "bpm": 90}).turned() == {"prompt": "x", "bpm": 90}
+
+
+def test_sharps_and_flats_may_be_written_as_musicians_do():
+    assert Generate.of({"prompt": "x", "keyscale": "F\u266f minor"}).keyscale == "F# minor"
+    assert len(KEYS) == 42
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Progress(stage="Denoising", step=3, steps=8, elapsed_s=1.5, left_s=(2.0, 4.0)),
+        Cancelled(stage="Decoding", elapsed_s=2.0),
+        Failed(code="prompt-empty", message="a.", action="b."),
+    ],
+)
+def test_events_survive_the_wire(event):
+    assert type(event).model_validate_json(event.model_dump_json()) == event
+    assert pickle.loads(pickle.dumps(event)) == event
+
+
+def facts_of(kind) -> dict:
+    import string
+
+    names = [
+        (field, spec)
+        for text in kind
+        for _, field, spec, _ in string.Formatter().parse(text)
+        if field
+    ]
+    return {name: 1.0 if spec else "it" for name, spec in names}
+
+
+@pytest.mark.parametrize("code", KINDS)
+def test_every_error_has_a_sentence_an_action_and_survives_the_process(code):
+    error = StudioError(code, **facts_of(KINDS[code]))
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.code, again.message, again.action) == (code, error.message, error.action)
+    assert error.message[0].isupper() or error.message[0] in "'1i"
+    assert error.message.endswith(".")
+    assert error.action
