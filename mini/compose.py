@@ -87,7 +87,11 @@ STYLES: dict[str, Style] = {
         chords=("..x...x...x...x.", "x..x..x...x..x..", "..x..x....x..x.."),
         bass=("..x...x...x...x.", "x.....x.x.....x.", "..xx..x...xx..x."),
         drums=(
-            {"kick": "x...x...x...x...", "clap": "....x.......x...", "open_hat": "..x...x...x...x."},
+            {
+                "kick": "x...x...x...x...",
+                "clap": "....x.......x...",
+                "open_hat": "..x...x...x...x.",
+            },
             {
                 "kick": "x...x...x...x...",
                 "clap": "....x.......x...",
@@ -183,7 +187,9 @@ def fold(pitch: int, low: int, span: int) -> int:
 class Band:
     """Writes the notes of one piece, part by part, onto the grid of its bars."""
 
-    def __init__(self, rng: random.Random, style: Style, beat: int, beats_per_bar: int, tonic: int, mode: str):
+    def __init__(
+        self, rng: random.Random, style: Style, beat: int, beats_per_bar: int, tonic: int, mode: str
+    ):
         self.rng, self.style, self.beat, self.tonic = rng, style, beat, tonic
         self.scale = SCALES[mode]
         self.steps = beats_per_bar * STEPS_PER_BEAT
@@ -201,7 +207,9 @@ class Band:
         """First frame of a sixteenth step, rounded to the latent grid."""
         return bar_frame + (step * self.beat + 2) // STEPS_PER_BEAT
 
-    def _add(self, bar_frame: int, step: int, steps: int, pitch: int, voice: str, level: float = 1.0) -> None:
+    def _add(
+        self, bar_frame: int, step: int, steps: int, pitch: int, voice: str, level: float = 1.0
+    ) -> None:
         start, end = self._at(bar_frame, step), self._at(bar_frame, step + steps)
         self.notes.append(Note(start, max(1, end - start), pitch, voice, level))
 
@@ -257,7 +265,10 @@ class Band:
         for step, steps, degree in self.motifs[bar // 2 % 2]:
             target = chord[0] + degree
             if step % 8 == 0:  # strong beats take a chord tone
-                target = min((c + octave for c in chord[:3] for octave in (-7, 0, 7)), key=lambda d: abs(d - target))
+                target = min(
+                    (c + octave for c in chord[:3] for octave in (-7, 0, 7)),
+                    key=lambda d: abs(d - target),
+                )
             pitch = fold(60 + self._degree(target), LEAD_LOW, LEAD_SPAN)
             self._add(frame, step, steps, pitch, self.style.voices["lead"])
 
@@ -267,7 +278,9 @@ class Band:
                 if mark == "x" and not (fill and step >= self.steps - 4 and "kick" not in voice):
                     self.notes.append(Note(self._at(frame, step), 1, 0, voice, 1.0))
         if fill:
-            voice = next((v for v in self.drum_patterns if v in ("snare", "clap", "chip_snare")), None)
+            voice = next(
+                (v for v in self.drum_patterns if v in ("snare", "clap", "chip_snare")), None
+            )
             for step in range(self.steps - 4, self.steps, 1 if self.beat >= 16 else 2):
                 self.notes.append(Note(self._at(frame, step), 1, 0, voice, 0.7))
 
@@ -290,10 +303,20 @@ def compose(
     tonic = rng.randrange(12)
     if key is not None:
         tonic, mode = key
-    absent = {part for part, chance in (("drums", 0.06), ("bass", 0.06), ("lead", 0.25)) if rng.random() < chance}
+    absent = {
+        part
+        for part, chance in (("drums", 0.06), ("bass", 0.06), ("lead", 0.25))
+        if rng.random() < chance
+    }
     if tagged is None:
         tagged = rng.random() < 0.3
-    form = rng.choice(FORMS) if tagged else ("verse", "chorus") if rng.random() < 0.5 else ("chorus", "verse")
+    form = (
+        rng.choice(FORMS)
+        if tagged
+        else ("verse", "chorus")
+        if rng.random() < 0.5
+        else ("chorus", "verse")
+    )
     section_bars = rng.choice((2, 4)) if tagged else 4
 
     band = Band(rng, chosen, beat, beats_per_bar, tonic, mode)

@@ -63,7 +63,10 @@ def _drum(voice: str) -> tuple[np.ndarray, float]:
             tone = 0.6 * np.sin(2 * np.pi * 190 * time) * np.exp(-time * 26)
             return 0.22 * (_noise(len(time), 1) * np.exp(-time * 22) + tone), 0.0
         case "clap":
-            bursts = sum(np.exp(-np.maximum(time - d, 0) * 28) * (time >= d) for d in (0, 0.011, 0.023)) / 3
+            bursts = (
+                sum(np.exp(-np.maximum(time - d, 0) * 28) * (time >= d) for d in (0, 0.011, 0.023))
+                / 3
+            )
             return 0.3 * np.diff(_noise(len(time) + 1, 2)) * bursts, 0.05
         case "hat":
             return 0.08 * np.diff(_noise(len(time) + 1, 3)) * np.exp(-time * 65), 0.15
@@ -93,7 +96,9 @@ def waveform(voice: str, pitch: int, length: int) -> np.ndarray:
             if amplitude and number * pitch_hz < 0.45 * SAMPLE_RATE:
                 decay = np.exp(-time * tone.decay * number**tone.damp)
                 mono += amplitude * decay * np.sin(2 * np.pi * number * pitch_hz * time)
-        mono *= np.minimum(1, time / tone.attack) * np.clip((held + tone.release - time) / tone.release, 0, 1)
+        mono *= np.minimum(1, time / tone.attack) * np.clip(
+            (held + tone.release - time) / tone.release, 0, 1
+        )
         mono, pan = mono * tone.gain, tone.pan
     left, right = np.sqrt(1 - pan), np.sqrt(1 + pan)
     return (MASTER * np.stack([mono * left, mono * right])).astype(np.float32)

@@ -90,7 +90,9 @@ class TrainedCodec(Trained):
         self.model = CodecWithRoll()
         self.start_average()
 
-    def loss(self, model: CodecWithRoll, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, model: CodecWithRoll, batch: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         audio, roll = batch
         latents = model.codec.encode(audio)
         spread = latents.detach().std((0, 2), keepdim=True)
@@ -101,11 +103,18 @@ class TrainedCodec(Trained):
         spectrum = spectral_loss(made, audio, windows)
         wave = (made - audio).abs().mean() / (audio.abs().mean() + 1e-2)
         notes = F.binary_cross_entropy_with_logits(model.roll(noisy).float(), roll)
-        loss = spectrum + 1.5 * wave + self.roll_weight * 10 * notes + 2e-4 * latents.square().sum(1).mean()
+        loss = (
+            spectrum
+            + 1.5 * wave
+            + self.roll_weight * 10 * notes
+            + 2e-4 * latents.square().sum(1).mean()
+        )
         return loss, {"spectrum": spectrum.detach(), "wave": wave.detach(), "roll": notes.detach()}
 
 
-def train_vae(folder: Path, steps: int, batch: int = 16, frames: int = 32, start: Path | None = None) -> Codec:
+def train_vae(
+    folder: Path, steps: int, batch: int = 16, frames: int = 32, start: Path | None = None
+) -> Codec:
     """Trains (or goes on training) in `folder`; `start` names a codec's weights to begin from."""
     module = TrainedCodec(steps)
     if not (folder / "last.ckpt").exists():
@@ -125,5 +134,7 @@ def load_codec(folder: Path) -> Codec:
     state = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=False)["state_dict"]
     prefix = "average.module.codec."
     codec = Codec()
-    codec.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    codec.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    )
     return codec.eval()

@@ -19,13 +19,17 @@ class Trained(pl.LightningModule):
     which returns the loss and a dict of numbers to log.
     """
 
-    def __init__(self, steps: int, rate: float, warmup: int = 100, decay: float = 0.0, average: float = 0.998):
+    def __init__(
+        self, steps: int, rate: float, warmup: int = 100, decay: float = 0.0, average: float = 0.998
+    ):
         super().__init__()
         self.steps, self.rate, self.warmup, self.decay = steps, rate, warmup, decay
         self.average_decay = average
 
     def start_average(self) -> None:
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay))
+        self.average = AveragedModel(
+            self.model, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay)
+        )
         self.average.requires_grad_(False)
 
     def training_step(self, batch: object, _: int) -> torch.Tensor:
@@ -45,12 +49,17 @@ class Trained(pl.LightningModule):
     def configure_optimizers(self) -> dict:
         matrices = [p for p in self.model.parameters() if p.requires_grad and p.ndim >= 2]
         others = [p for p in self.model.parameters() if p.requires_grad and p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": self.decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": self.decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
         optimizer = torch.optim.AdamW(groups, lr=self.rate, betas=(0.9, 0.98))
 
         def factor(step: int) -> float:
             done = torch.tensor(min(1.0, step / self.steps))
-            return min(1.0, (step + 1) / self.warmup) * (0.525 + 0.475 * torch.cos(torch.pi * done).item())
+            return min(1.0, (step + 1) / self.warmup) * (
+                0.525 + 0.475 * torch.cos(torch.pi * done).item()
+            )
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -69,7 +78,9 @@ def fit(
     torch.set_num_threads(THREADS)
     folder.mkdir(parents=True, exist_ok=True)
     check_every = min(check_every, module.steps)
-    keeper = ModelCheckpoint(folder, "{step}", save_last=True, save_top_k=1, every_n_train_steps=check_every)
+    keeper = ModelCheckpoint(
+        folder, "{step}", save_last=True, save_top_k=1, every_n_train_steps=check_every
+    )
     trainer = pl.Trainer(
         max_steps=module.steps,
         accelerator="auto",
@@ -81,25 +92,28 @@ def fit(
         limit_val_batches=1.0 if held_out is not None else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=min(50, module.steps),
-        logger=CSVLogger(folder, name="", version="log"),
+        logger=CSVLogger(folder, name="", version=f"log{len(list(folder.glob('log*')))}"),
         callbacks=[keeper, *([TQDMProgressBar(refresh_rate=50)] if progress else [])],
         enable_progress_bar=progress,
         enable_model_summary=False,
     )
     last = folder / "last.ckpt"
-    trainer.fit(module, train, held_out, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    trainer.fit(
+        module, train, held_out, ckpt_path=str(last) if last.exists() else None, weights_only=False
+    )
     draw_curves(folder)
 
 
 def read_log(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every logged number of a run: name -> [(step, value)]."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    with open(folder / "log" / "metrics.csv") as lines:
-        for row in csv.DictReader(lines):
-            for name, value in row.items():
-                if name not in ("step", "epoch") and value:
-                    curves.setdefault(name, []).append((int(row["step"]), float(value)))
-    return curves
+    """Every logged number of a run, over all its resumptions: name -> [(step, value)]."""
+    curves: dict[str, dict[int, float]] = {}
+    for path in sorted(folder.glob("log*/metrics.csv"), key=lambda path: path.stat().st_mtime):
+        with open(path) as lines:
+            for row in csv.DictReader(lines):
+                for name, value in row.items():
+                    if name not in ("step", "epoch") and value:
+                        curves.setdefault(name, {})[int(row["step"])] = float(value)
+    return {name: sorted(points.items()) for name, points in curves.items()}
 
 
 def draw_curves(folder: Path) -> Path:

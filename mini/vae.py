@@ -224,7 +224,9 @@ def export(codec: Codec, scale: LatentScale, posterior: float = 0.02) -> Autoenc
     _put(encoder.conv2, weight, bias)
 
     weight = codec.from_latents.weight * scale.std[None, :, None]
-    bias = codec.from_latents.bias + (codec.from_latents.weight * scale.mean[None, :, None]).sum((1, 2))
+    bias = codec.from_latents.bias + (codec.from_latents.weight * scale.mean[None, :, None]).sum(
+        (1, 2)
+    )
     _put(decoder.conv1, weight, bias)
     for target, source in zip(decoder.block, codec.decoder):
         _put_snake(target.snake1, source[0])

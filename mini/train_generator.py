@@ -1,0 +1,289 @@
+"""Trains text encoder, condition encoder and DiT together by flow matching.
+
+One batch mixes the tasks of the studio: text-to-music, repaint with random masks, cover from
+codes, a timbre reference, and the null condition that guidance subtracts.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedTokenizerFast
+
+from mini.latents import Corpus, Crop
+from mini.model import Generator, Sizes
+from mini.prompts import lyric_prompt, text_prompt
+from mini.train_tokens import Codes
+from mini.training import Trained, fit
+from mini.vae import LATENTS
+from mini.words import bpm_near, caption, lyrics, spell
+
+LENGTHS = ((256, 16), (256, 16), (256, 16), (512, 8))  # (frames, crops) of a batch
+REFERENCE_FRAMES, REFERENCES = 250, 2  # a batch carries two timbre references
+REPAINT, COVER, NULL = 0.2, 0.12, 0.12  # chances of the tasks
+KEPT_WEIGHT = 0.2  # of the loss where repaint keeps the source
+
+
+class GroupedAttention:
+    """Attention processor for training: plain matrix products, query heads folded by group.
+
+    On a CPU in bfloat16 the backward pass of the fused kernel takes four to eight times as long.
+    """
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        crossed = attn.is_cross_attention and encoder_hidden_states is not None
+        source = encoder_hidden_states if crossed else hidden_states
+        query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (attn.heads, attn.head_dim)))
+        key = attn.norm_k(attn.to_k(source).unflatten(-1, (attn.kv_heads, attn.head_dim)))
+        value = attn.to_v(source).unflatten(-1, (attn.kv_heads, attn.head_dim))
+        if not crossed and image_rotary_emb is not None:
+            rotary = {"use_real": True, "use_real_unbind_dim": -2, "sequence_dim": 1}
+            query = apply_rotary_emb(query, image_rotary_emb, **rotary)
+            key = apply_rotary_emb(key, image_rotary_emb, **rotary)
+        query, key, value = (x.to(value.dtype).transpose(1, 2) for x in (query, key, value))
+        groups, length = attn.heads // attn.kv_heads, query.shape[2]
+        folded = query.unflatten(1, (attn.kv_heads, groups)).flatten(2, 3)
+        scores = folded @ key.transpose(-1, -2) * attn.scaling
+        if attention_mask is not None:
+            scores = scores + attention_mask.repeat(1, 1, groups, 1).to(scores.dtype)
+        mixed = (scores.softmax(-1) @ value).unflatten(2, (groups, length)).flatten(1, 2)
+        return attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
+
+
+@dataclass
+class Batch:
+    """What one step needs; frames T, batch B."""
+
+    target: Tensor  # (B, T, 64)
+    context: Tensor  # (B, T, 128): source latents and chunk mask
+    text: dict[str, Tensor]
+    lyric: dict[str, Tensor]
+    references: Tensor  # (R, 250, 64), of the first R of the batch
+    null: Tensor  # (B,) bool: the condition is dropped
+    weight: Tensor  # (B, T, 1) of the loss
+
+
+def repaint_span(frames: int, rng: random.Random) -> tuple[int, int]:
+    """First and last frame of a region to paint: often the end or the start of the sound."""
+    chance, edge = rng.random(), rng.randint(frames // 8, frames - frames // 8)
+    if chance < 0.4:
+        return edge, frames
+    if chance < 0.5:
+        return 0, edge
+    width = rng.randint(frames // 6, frames * 3 // 4)
+    start = rng.randint(0, frames - width)
+    return start, start + width
+
+
+class Tasks(IterableDataset):
+    """Endless batches of mixed tasks over a corpus."""
+
+    def __init__(
+        self, corpus: Corpus, codes: Codes, tokenizer: PreTrainedTokenizerFast, silence: Tensor, seed: int,
+        lengths: tuple[tuple[int, int], ...] = LENGTHS, only: str | None = None,
+    ):  # fmt: skip
+        self.corpus, self.codes, self.tokenizer, self.silence = corpus, codes, tokenizer, silence
+        self.seed, self.lengths, self.only = seed, lengths, only
+
+    def _task(self, rng: random.Random) -> str:
+        if self.only:
+            return self.only
+        chance = rng.random()
+        return (
+            "repaint" if chance < REPAINT else "cover" if chance < REPAINT + COVER else "text2music"
+        )
+
+    def _context(self, crop: Crop, task: str, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Source latents (T, 64) and chunk mask (T, 64), 1 where the model is to paint."""
+        frames = len(crop.latents)
+        silence, mask = self.silence[:frames], torch.ones(frames, LATENTS)
+        if task == "cover":
+            return self.codes.hint(crop.latents[None])[0], mask
+        if task == "repaint":
+            start, end = repaint_span(frames, rng)
+            mask = torch.zeros(frames, LATENTS)
+            mask[start:end] = 1
+            return torch.where(mask > 0, silence, crop.latents), mask
+        return silence, mask
+
+    def _words(self, crop: Crop, task: str, referred: bool, rng: random.Random) -> tuple[str, str]:
+        piece = crop.piece
+
+        def shown(value: object, chance: float = 0.88) -> object:
+            return value if rng.random() < chance else None
+
+        words = "" if referred and rng.random() < 0.5 else caption(piece, rng)
+        bpm = bpm_near(piece, rng) if rng.random() < 0.25 else piece.bpm
+        metre = shown(str(piece.beats_per_bar))
+        seconds = crop.seconds if rng.random() < 0.7 else rng.randint(5, 60)
+        text = text_prompt(words, task, shown(bpm), shown(spell(piece.key, rng)), metre, seconds)
+        sung = lyrics(piece, rng, crop.start, len(crop.latents))
+        return text, lyric_prompt(sung, rng.choice(("en", "en", "unknown")))
+
+    def __iter__(self) -> Iterator[Batch]:
+        rng = random.Random(self.seed)
+        while True:
+            frames, count = rng.choice(self.lengths)
+            targets, contexts, texts, sung, weights = [], [], [], [], []
+            references = []
+            for index in range(count):
+                task = self._task(rng)
+                referred = index < REFERENCES and self.only is None
+                crop = self.corpus.crop(
+                    frames, rng, aligned=task == "text2music" or rng.random() < 0.4
+                )
+                source, mask = self._context(crop, task, rng)
+                text, lyric = self._words(crop, task, referred, rng)
+                if referred:
+                    other = self.corpus.crop(REFERENCE_FRAMES, rng, aligned=False)
+                    same = self.corpus.cut(
+                        self.corpus.pieces.index(crop.piece), other.start, REFERENCE_FRAMES
+                    )
+                    references.append(same.latents)
+                targets.append(crop.latents)
+                contexts.append(torch.cat([source, mask], dim=-1))
+                texts.append(text)
+                sung.append(lyric)
+                weights.append(KEPT_WEIGHT + (1 - KEPT_WEIGHT) * mask[:, :1])
+            tokens = {"padding": "longest", "return_tensors": "pt", "truncation": True}
+            yield Batch(
+                target=torch.stack(targets),
+                context=torch.stack(contexts),
+                text=dict(self.tokenizer(texts, max_length=256, **tokens)),
+                lyric=dict(self.tokenizer(sung, max_length=512, **tokens)),
+                references=torch.stack(references)
+                if references
+                else torch.zeros(0, REFERENCE_FRAMES, LATENTS),
+                null=torch.tensor([rng.random() < NULL for _ in range(count)]),
+                weight=torch.stack(weights),
+            )
+
+
+class TrainedGenerator(Trained):
+    """Velocity error, noise minus data; more of the times near noise, where form is decided."""
+
+    def __init__(
+        self, steps: int, tokenizer: PreTrainedTokenizerFast, sizes: Sizes, silence: Tensor,
+        rate: float = 1e-3, compiled: bool = True,
+    ):  # fmt: skip
+        super().__init__(steps, rate, warmup=150, decay=0.01, average=0.998)
+        self.model = Generator(tokenizer, sizes, silence)
+        for part in (self.model.condition_encoder, self.model.transformer):
+            for module in part.modules():
+                if hasattr(module, "set_processor"):
+                    module.set_processor(GroupedAttention())
+        self.start_average()
+        if compiled:
+            self.model.transformer.compile(dynamic=False)
+        self.silent: Tensor | None = None
+
+    def _timbre(self, model: Generator, batch: Batch) -> Tensor:
+        """(B, 1, width): the references' timbre, and silence's for all others."""
+        if self.silent is None or not self.training or self.global_step % 25 == 0:
+            self.silent = model.silent_timbre()
+        silent = self.silent.float()
+        count, heard = len(batch.target), len(batch.references)
+        if not heard:
+            return silent.expand(count, -1, -1)
+        order = torch.arange(heard, device=silent.device)
+        timbre = model.condition_encoder.timbre_encoder(batch.references, order)[0].float()
+        return torch.cat([timbre, silent.expand(count - heard, -1, -1)])
+
+    def _velocity_error(
+        self, model: Generator, batch: Batch, time: Tensor, noise: Tensor, null: Tensor
+    ) -> Tensor:
+        """Squared error (B, T, 64)."""
+        conditions = model.conditions(batch.text, batch.lyric, self._timbre(model, batch))
+        empty = model.condition_encoder.null_condition_emb.to(conditions.dtype)
+        conditions = torch.where(null[:, None, None], empty, conditions)
+        torch._dynamo.maybe_mark_dynamic(conditions, 1)
+        at = time[:, None, None]
+        noisy = (1 - at) * batch.target + at * noise
+        made = model.velocity(noisy, time, conditions, batch.context)
+        return (made - (noise - batch.target)).square()
+
+    def loss(self, model: Generator, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        count = len(batch.target)
+        time = torch.sigmoid(1.1 * torch.randn(count) + 0.4)
+        time = (
+            torch.where(torch.rand(count) < 0.25, torch.rand(count), time)
+            .clamp(1e-3, 1)
+            .to(batch.target.device)
+        )
+        error = self._velocity_error(model, batch, time, torch.randn_like(batch.target), batch.null)
+        loss = (error * batch.weight).sum() / (batch.weight.sum() * LATENTS)
+        return loss, {"velocity": loss.detach()}
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Held-out text-to-music error at fixed times, with the condition and without."""
+        model = self.average.module
+        generator = torch.Generator().manual_seed(1)
+        noise = torch.randn(batch.target.shape, generator=generator).to(batch.target.device)
+        self.silent = None
+        for value in (0.2, 0.5, 0.8, 0.95):
+            time = torch.full((len(noise),), value, device=noise.device)
+            for name, null in (("velocity", False), ("null", True)):
+                dropped = torch.full_like(batch.null, null)
+                error = self._velocity_error(model, batch, time, noise, dropped).mean()
+                self.log(f"held_{name}_{value}", error, batch_size=1)
+        self.silent = None
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
+        def moved(value: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+            return (
+                {k: v.to(device) for k, v in value.items()}
+                if isinstance(value, dict)
+                else value.to(device)
+            )
+
+        return Batch(**{name: moved(value) for name, value in vars(batch).items()})
+
+
+def train_generator(
+    folder: Path, corpus: Corpus, held_out: Corpus, codes: Codes, tokenizer: PreTrainedTokenizerFast,
+    silence: Tensor, steps: int, sizes: Sizes, compiled: bool = True,
+    lengths: tuple[tuple[int, int], ...] = LENGTHS,
+) -> Generator:  # fmt: skip
+    module = TrainedGenerator(steps, tokenizer, sizes, silence, compiled=compiled)
+    frames = silence[0]
+    train = Tasks(corpus, codes, tokenizer, frames, seed=7, lengths=lengths)
+    held = next(
+        iter(
+            Tasks(
+                held_out, codes, tokenizer, frames, seed=8, lengths=((256, 16),), only="text2music"
+            )
+        )
+    )
+    loaders = (
+        DataLoader(train, batch_size=None),
+        DataLoader([held], batch_size=None, collate_fn=lambda b: b),
+    )
+    fit(module, *loaders, folder, check_every=500)
+    return module.average.module
+
+
+def load_generator(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, sizes: Sizes, silence: Tensor
+) -> Generator:
+    """The averaged generator of a run's last checkpoint, with the stock attention."""
+    state = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=False)["state_dict"]
+    generator, prefix = Generator(tokenizer, sizes, silence), "average.module."
+    generator.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    )
+    return generator.eval()
