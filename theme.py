@@ -1,4 +1,4 @@
-"""The look: Brutalist Mono as a Gradio theme, with the styles, script and fonts of `assets/`.
+"""The look: Brutalist Mono as a Gradio theme, and the few pieces of HTML the page is given.
 
 Import this before anything imports Gradio: it turns off what Gradio would report to others.
 """
@@ -12,6 +12,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import base64
+import inspect
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,10 +22,13 @@ import gradio as gr
 from gradio.themes.utils.colors import Color
 from gradio.themes.utils.sizes import Size
 
+import tooltips as words
+from song import Card, Progress, Take
+
 ASSETS = Path(__file__).resolve().parent / "assets"
 
 GROUND, SURFACE, RAISED = "#0A0A0A", "#141414", "#1F1F1F"
-LINE, EDGE = "#2A2A2A", "#767676"
+LINE, EDGE = "#2A2A2A", "#666666"
 INK, SOFT, DIM = "#FFFFFF", "#C8C8C8", "#A0A0A0"
 """Surfaces from dark to light, the two lines (`EDGE` where a line alone tells what can be
 pressed), and ink from bright to dim. There is no other colour."""
@@ -88,6 +93,7 @@ LOOK: dict[str, str] = {
     "input_border_color": EDGE,
     "input_border_color_focus": INK,
     "input_border_color_hover": SOFT,
+    "input_border_width": "1px",
     "input_placeholder_color": "#8A8A8A",
     "input_shadow": "none",
     "input_shadow_focus": f"0 0 0 1px {INK}",
@@ -110,6 +116,7 @@ LOOK: dict[str, str] = {
     "checkbox_label_background_fill": GROUND,
     "checkbox_label_background_fill_hover": RAISED,
     "checkbox_label_background_fill_selected": INK,
+    "checkbox_label_border_width": "1px",
     "checkbox_label_border_color": EDGE,
     "checkbox_label_border_color_hover": INK,
     "checkbox_label_border_color_selected": INK,
@@ -181,8 +188,6 @@ def _theme() -> gr.themes.Base:
 
 
 def _dark(look: dict[str, str]) -> dict[str, str]:
-    import inspect
-
     known = inspect.signature(gr.themes.Base.set).parameters
     return {f"{name}_dark": v for name, v in look.items() if f"{name}_dark" in known}
 
@@ -229,4 +234,49 @@ def _head() -> str:
         f"<style>html,body{{background:{GROUND};color-scheme:dark}}</style>"
         "<script>document.documentElement.lang='en';"
         "document.documentElement.classList.add('dark')</script>"
+    )
+
+
+def particulars(take: Take) -> str:
+    """Everything a take knows of itself, to read."""
+    told = words.particulars(take)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in take.notes)
+    return (f"<h2>{words.NOTES}</h2><ul>{notes}</ul>" if notes else "") + "".join(
+        f"<h2>{escape(heading)}</h2>{_pairs(facts)}" for heading, facts in told.items()
+    )
+
+
+def _pairs(facts: dict[str, str]) -> str:
+    rows = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
+    return f"<dl>{''.join(rows)}</dl>"
+
+
+def masthead(card: Card) -> str:
+    return (
+        f"<a class='skip' href='#studio'>{words.SKIP}</a>"
+        f"<header><h1>{words.TITLE}</h1><p class='badge'><b>{escape(card.title)}</b>"
+        f"<span>{escape(card.device)}</span></p></header>"
+    )
+
+
+def progress(event: Progress) -> str:
+    share = event.step / event.steps if event.steps > 1 else None
+    return status(
+        "running",
+        words.stage(event.stage),
+        words.count(event),
+        words.clock(event.elapsed_s),
+        words.left(event.left_s),
+        fraction=share,
+    )
+
+
+def status(state: str, headline: str, *details: str, fraction: float | None = None) -> str:
+    """The status line. Its bar has no value while nothing can be counted."""
+    value = "" if fraction is None else f" value='{min(1.0, fraction) * 100:.1f}'"
+    bar = f"<progress max='100'{value} aria-label='{words.PROGRESS}'></progress>"
+    told = "".join(f"<span>{escape(detail)}</span>" for detail in details if detail)
+    return (
+        f"<div class='status' data-state='{state}'><p><b>{escape(headline)}</b>{told}</p>"
+        f"{bar if state in ('running', 'done') else ''}</div>"
     )

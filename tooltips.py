@@ -153,8 +153,12 @@ MADE_WITH = "Made with"
 
 def tip(mode: str, knob: Knob) -> str:
     """What a knob does, with its range and its default read from the knob itself."""
-    sentence = TIPS.get(f"{mode}.{knob.name}") or TIPS[knob.name]
-    return f"{sentence} {span(knob)}".rstrip()
+    return f"{does(mode, knob)} {span(knob)}".rstrip()
+
+
+def does(mode: str, knob: Knob) -> str:
+    """What a knob does, in a sentence or two."""
+    return TIPS.get(f"{mode}.{knob.name}") or TIPS[knob.name]
 
 
 def span(knob: Knob) -> str:
@@ -164,7 +168,7 @@ def span(knob: Knob) -> str:
         return f"Up to {knob.max_length:,} characters."
     if knob.low is None:
         return ""
-    usual = "empty for automatic" if knob.default is None else f"normally {knob.default:g}"
+    usual = "automatic unless set" if knob.default is None else f"normally {knob.default:g}"
     return f"From {knob.low:.10g} to {knob.high:.10g}{unit}, {usual}."
 
 

@@ -91,7 +91,9 @@ def build(studio: Studio) -> gr.Blocks:
         analytics_enabled=False,
         delete_cache=(3600, 86400),
     ) as demo:
-        gr.HTML(_masthead(card), elem_id="masthead", padding=False)
+        gr.HTML(theme.masthead(card), elem_id="masthead")
+        if card.hint:
+            gr.HTML(f"<p>{escape(card.hint)}</p>", elem_id="hint")
         with gr.Tabs(elem_id="studio", overflow_behavior="wrap"):
             for mode, request in MODES.items():
                 with gr.Tab(words.MODES[mode], id=mode, elem_id=f"t-{mode}"):
@@ -113,13 +115,15 @@ def build(studio: Studio) -> gr.Blocks:
 def widget(knob: Knob, mode: str, card: Card) -> gr.components.Component:
     """The control for one knob, from its declaration alone."""
     deaf = knob.name in GUIDANCE and not card.takes_guidance
+    start = starting_value(knob, card)
+    # Where a slider shows its ends, or a box takes any words, the range would be said twice.
+    info = words.tip(mode, knob) if start is None else words.does(mode, knob)
     common = {
         "label": words.label(knob),
-        "info": words.NO_GUIDANCE.format(model=card.title) if deaf else words.tip(mode, knob),
+        "info": words.NO_GUIDANCE.format(model=card.title) if deaf else info,
         "interactive": not deaf,
         "elem_id": f"{mode}-{knob.name}",
     }
-    start = starting_value(knob, card)
     if knob.type is bool and knob.name in words.CHOICES:
         return gr.Radio(_choices(knob, (False, True)), value=start, **common)
     if knob.type is bool:
@@ -137,12 +141,12 @@ def widget(knob: Knob, mode: str, card: Card) -> gr.components.Component:
         )
     high = min(knob.high, card.longest_s) if knob.name == "duration_s" else knob.high
     if start is None:
-        return gr.Number(
-            value=None,
-            minimum=knob.low,
-            maximum=high,
-            step=knob.step,
+        # Not gr.Number: unfolding its accordion turns an empty one into 0 (Gradio 6.31).
+        return gr.Textbox(
+            value="",
             placeholder=words.PLACEHOLDERS.get(knob.name),
+            html_attributes=gr.InputHTMLAttributes(autocomplete="off", spellcheck=False),
+            elem_classes="digits",
             **common,
         )
     return gr.Slider(knob.low, high, value=start, step=knob.step, **common)
@@ -313,7 +317,10 @@ class _Room:
             )
 
     def generate(self, caller: gr.Request, *values: Any) -> Iterator[Update]:
-        given = {k.name: v for k, v in zip(self.asked, values, strict=True)}
+        given = {
+            k.name: None if k.optional and v == "" else v
+            for k, v in zip(self.asked, values, strict=True)
+        }
         if given.get("instrumental") and "lyrics" in given:
             given["lyrics"] = ""  # that box is hidden: what stands in it is not asked for
         yield from self._perform(lambda: self.request.of(given), _visitor(caller))
@@ -343,14 +350,18 @@ class _Room:
         except StudioError as error:
             _toast(error)
             return [gr.skip()] * len(self.asked)
-        return [take.request[k.name] for k in self.asked]
+        empty = {k.name: "" for k in self.asked if k.optional}
+        return [
+            empty.get(n) if v is None else v
+            for n, v in ((k.name, take.request[k.name]) for k in self.asked)
+        ]
 
     def _perform(self, ask: Callable[[], Request], visitor: str) -> Iterator[Update]:
         """Watch one job from the first click to its ending. Blocks nowhere, least in `finally`."""
         board = self.board
         yield {
             **board.running(True),
-            board.status: _status("running", words.STARTING),
+            board.status: theme.status("running", words.STARTING),
             board.said: words.STARTING,
         }
         try:
@@ -365,9 +376,9 @@ class _Room:
                     now = time.monotonic()
                     if event.stage != stage:
                         stage = event.stage
-                        yield {board.status: _progress(event), board.said: words.stage(stage)}
+                        yield {board.status: theme.progress(event), board.said: words.stage(stage)}
                     elif now - heard >= REFRESH_S:
-                        yield {board.status: _progress(event)}
+                        yield {board.status: theme.progress(event)}
                     else:
                         continue
                     heard = now
@@ -382,12 +393,14 @@ class _Room:
             return {
                 **self._show(event),
                 board.shelf: self._shelved(visitor, event.id),
-                board.status: _status("done", words.DONE, took, fraction=1.0),
+                board.status: theme.status("done", words.DONE, took, fraction=1.0),
                 board.said: f"{words.DONE}. {words.caption(event, self.at_rest)}",
             }
         if isinstance(event, Cancelled):
             return {
-                board.status: _status("stopped", words.CANCELLED, words.clock(event.elapsed_s)),
+                board.status: theme.status(
+                    "stopped", words.CANCELLED, words.clock(event.elapsed_s)
+                ),
                 board.said: words.CANCELLED,
             }
         return self._fail(event)
@@ -395,7 +408,7 @@ class _Room:
     def _fail(self, trouble: StudioError | Failed) -> Update:
         _toast(trouble)
         return {
-            self.board.status: _status("failed", trouble.message, trouble.action),
+            self.board.status: theme.status("failed", trouble.message, trouble.action),
             self.board.said: f"{trouble.message} {trouble.action}",
         }
 
@@ -407,7 +420,7 @@ class _Room:
             board.player: take.path,
             board.wav: gr.update(value=take.path),
             board.settings: gr.update(value=str(Path(take.path).with_suffix(".json"))),
-            board.facts: particulars(take),
+            board.facts: theme.particulars(take),
         }
 
     def _shelved(self, visitor: str, chosen: str) -> Any:
@@ -436,7 +449,7 @@ def _form(request: type[Request], card: Card) -> dict[str, gr.components.Compone
     if groups:
         with gr.Accordion(words.ADVANCED, open=False, elem_classes="advanced"):
             for group in groups:
-                gr.HTML(f"<h2>{escape(group)}</h2>", padding=False)
+                gr.HTML(f"<h2>{escape(group)}</h2>")
                 with gr.Row(elem_classes="knobs"):
                     for knob in (k for k in knobs if k.group == group):
                         made[knob.name] = widget(knob, mode, card)
@@ -448,7 +461,7 @@ def _board(mode: str) -> _Board:
         with gr.Row(elem_classes="actions"):
             run = gr.Button(words.MODES[mode], variant="primary", elem_id=f"{mode}-run")
             stop = gr.Button(words.STOP, variant="stop", interactive=False, elem_id=f"{mode}-stop")
-        status = gr.HTML(_status("idle", words.READY), elem_id=f"{mode}-status")
+        status = gr.HTML(theme.status("idle", words.READY), elem_id=f"{mode}-status")
         said = gr.HTML("", elem_id=f"{mode}-said", elem_classes="said")
     empty = gr.HTML(
         f"<p class='title'>{words.NOTHING_YET}</p><p>{words.NOTHING_YET_TIP}</p>",
@@ -485,49 +498,3 @@ def _other_seed(seed: int | None) -> int:
 
 def _toast(trouble: StudioError | Failed) -> None:
     gr.Warning(escape(f"{trouble.message} {trouble.action}"), title=words.FAILED, duration=8)
-
-
-def particulars(take: Take) -> str:
-    """Everything a take knows of itself, to read."""
-    told = words.particulars(take)
-    notes = "".join(f"<li>{escape(note)}</li>" for note in take.notes)
-    return (f"<h2>{words.NOTES}</h2><ul>{notes}</ul>" if notes else "") + "".join(
-        f"<h2>{escape(heading)}</h2>{_pairs(facts)}" for heading, facts in told.items()
-    )
-
-
-def _pairs(facts: dict[str, str]) -> str:
-    rows = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
-    return f"<dl>{''.join(rows)}</dl>"
-
-
-def _masthead(card: Card) -> str:
-    hint = f"<p class='hint'>{escape(card.hint)}</p>" if card.hint else ""
-    return (
-        f"<a class='skip' href='#studio'>{words.SKIP}</a>"
-        f"<header><h1>{words.TITLE}</h1><p class='badge'><b>{escape(card.title)}</b>"
-        f"<span>{escape(card.device)}</span></p></header>{hint}"
-    )
-
-
-def _progress(event: Progress) -> str:
-    share = event.step / event.steps if event.steps > 1 else None
-    return _status(
-        "running",
-        words.stage(event.stage),
-        words.count(event),
-        words.clock(event.elapsed_s),
-        words.left(event.left_s),
-        fraction=share,
-    )
-
-
-def _status(state: str, headline: str, *details: str, fraction: float | None = None) -> str:
-    """The status line. Its bar has no value while nothing can be counted."""
-    value = "" if fraction is None else f" value='{min(1.0, fraction) * 100:.1f}'"
-    bar = f"<progress max='100'{value} aria-label='{words.PROGRESS}'></progress>"
-    told = "".join(f"<span>{escape(detail)}</span>" for detail in details if detail)
-    return (
-        f"<div class='status' data-state='{state}'><p><b>{escape(headline)}</b>{told}</p>"
-        f"{bar if state in ('running', 'done') else ''}</div>"
-    )

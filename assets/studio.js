@@ -25,6 +25,9 @@
       said.setAttribute("aria-live", "polite");
       said.setAttribute("aria-atomic", "true");
     }
+    for (const box of document.querySelectorAll(".digits input:not([inputmode])")) {
+      box.inputMode = "decimal";
+    }
     for (const empty of document.querySelectorAll(".empty[aria-label]:not([role])")) {
       empty.setAttribute("role", "img");
     }
