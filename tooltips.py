@@ -20,8 +20,8 @@ TIPS: dict[str, str] = {
     "guidance_scale": "How strictly the style is followed. Too much sounds harsh.",
     "infer_method": "The solver. ODE is steady, SDE adds fresh grain, Heun is exact and slower.",
     "seed": "The same seed with the same settings gives the same song.",
-    "cfg_interval_start": "The share of the way at which guidance sets in.",
-    "cfg_interval_end": "The share of the way at which guidance lets go.",
+    "cfg_interval_start": "How much noise is left when guidance lets go. None: it stays to the end.",
+    "cfg_interval_end": "How much noise is left when guidance sets in. All: it is there from the start.",
     "shift": "Spends more of the steps on the outline of the song than on its detail.",
     "use_adg": "Steers by angle instead of by distance. Try it when strong guidance sounds harsh.",
     "bpm": "Beats per minute.",
@@ -169,7 +169,7 @@ def span(knob: Knob) -> str:
     if knob.low is None:
         return ""
     usual = "automatic unless set" if knob.default is None else f"normally {knob.default:g}"
-    return f"From {knob.low:.10g} to {knob.high:.10g}{unit}, {usual}."
+    return f"From {knob.low:,.10g} to {knob.high:,.10g}{unit}, {usual}."
 
 
 def label(knob: Knob) -> str:
@@ -240,25 +240,25 @@ def shown(knob: Knob, value: Any) -> str:
 
 
 def caption(take: Take, at_rest: dict[str, Any]) -> str:
-    """What tells one take from another: style, length, the knobs turned away from rest, seed."""
+    """What tells one take from another: its style; its length, the knobs turned, its seed."""
     style = " ".join(str(take.request.get("prompt", "")).split())
-    told = [style if len(style) <= 72 else style[:70].rstrip() + "…", f"{take.duration_s:g} s"]
+    told = [f"{take.duration_s:g} s"]
     for knob in take.again().knobs():
         value = take.request.get(knob.name, knob.default)
         plain = knob.name in ("prompt", "lyrics", "duration_s", "seed")
         if not plain and value != at_rest.get(knob.name, knob.default):
             called = shown(knob, value)
             told.append(called if knob.name in LABELS else f"{knob.label} {called}")
-    return " · ".join([*told, f"seed {take.request.get('seed')}"])
+    told.append(f"seed {take.request.get('seed')}")
+    return f"{style if len(style) <= 72 else style[:70].rstrip() + '…'}\n{' · '.join(told)}"
 
 
 def particulars(take: Take) -> dict[str, dict[str, str]]:
     """What was asked of a take and what made it: headings, each with labels and values."""
-    knobs = {k.name: k for k in take.again().knobs()}
     asked = {
-        label(knobs[name]): shown(knobs[name], value)
-        for name, value in take.request.items()
-        if name in knobs and value not in ("", None)
+        LABELS.get(k.name, k.label): shown(k, value)
+        for k in take.again().knobs()
+        if (value := take.request.get(k.name)) not in ("", None, "unknown")
     }
     model, device = take.model, take.device
     peak = NO_SOUND if take.peak_dbfs is None else f"peak {take.peak_dbfs:.1f} dBFS"

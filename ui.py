@@ -10,6 +10,7 @@ import theme  # first: it sets what Gradio reads at import  # isort: skip
 import inspect
 import random
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -99,11 +100,7 @@ def build(studio: Studio) -> gr.Blocks:
                 with gr.Tab(words.MODES[mode], id=mode, elem_id=f"t-{mode}"):
                     _Room(studio, card, request)
         for request in MODES.values():
-            gr.api(
-                endpoint(studio, request),
-                api_name=request.mode,
-                concurrency_limit=None,
-            )
+            gr.api(endpoint(studio, request), api_name=request.mode, concurrency_limit=None)
 
         def leave(caller: gr.Request) -> None:
             studio.leave(_visitor(caller))
@@ -179,9 +176,9 @@ def endpoint(studio: Studio, request: type[Request]) -> Callable[..., Any]:
 
     def answer(*values: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
         visitor = f"api-{uuid.uuid4().hex}"
+        given = {k.name: v for k, v in zip(knobs, values, strict=True)}
         try:
-            asked = request.of({k.name: v for k, v in zip(knobs, values, strict=True)})
-            with closing(studio.run(asked, visitor)) as events:
+            with closing(_watch(studio, lambda: request.of(given), visitor)) as events:
                 for event in events:
                     if isinstance(event, Failed):
                         raise _spoken(event)
@@ -193,8 +190,6 @@ def endpoint(studio: Studio, request: type[Request]) -> Callable[..., Any]:
                         yield file.model_dump(), told.model_dump(mode="json")
                     else:
                         yield None, event.model_dump(mode="json")
-        except StudioError as error:
-            raise _spoken(error) from None
         finally:
             # The file has been copied for the caller by now, so nothing needs to stay.
             studio.leave(visitor)
@@ -235,12 +230,11 @@ def _hint(knob: Knob) -> Any:
 
 
 def _told(mode: str, knob: Knob) -> str:
-    if not knob.choices:
-        return words.tip(mode, knob)
-    return f"{words.tip(mode, knob)} One of: {', '.join(repr(c) for c in knob.choices)}."
+    options = f" One of: {', '.join(map(repr, knob.choices))}." if knob.choices else ""
+    return words.tip(mode, knob) + options
 
 
-def _spoken(trouble: StudioError | Failed) -> gr.Error:
+def _spoken(trouble: Failed) -> gr.Error:
     return gr.Error(
         f"{trouble.message} {trouble.action}", title=words.FAILED, print_exception=False
     )
@@ -350,11 +344,12 @@ class _Room:
         except StudioError as error:
             _toast(error)
             return [gr.skip()] * len(self.asked)
-        empty = {k.name: "" for k in self.asked if k.optional}
-        return [
-            empty.get(n) if v is None else v
-            for n, v in ((k.name, take.request[k.name]) for k in self.asked)
-        ]
+        filled = {
+            k.name: "" if take.request[k.name] is None else take.request[k.name] for k in self.asked
+        }
+        if filled.get("instrumental"):
+            filled["lyrics"] = gr.skip()  # nothing was sung: what stands there may be wanted yet
+        return list(filled.values())
 
     def _perform(self, ask: Callable[[], Request], visitor: str) -> Iterator[Update]:
         """Watch one job from the first click to its ending. Blocks nowhere, least in `finally`."""
@@ -364,27 +359,18 @@ class _Room:
             board.status: theme.status("running", words.STARTING),
             board.said: words.STARTING,
         }
-        try:
-            request = ask()
-        except StudioError as error:
-            yield {**board.running(False), **self._fail(error)}
-            return
         heard, stage = 0.0, ""
-        with closing(self.studio.run(request, visitor)) as events:
+        with closing(_watch(self.studio, ask, visitor)) as events:
             for event in events:
-                if isinstance(event, Progress):
-                    now = time.monotonic()
-                    if event.stage != stage:
-                        stage = event.stage
-                        yield {board.status: theme.progress(event), board.said: words.stage(stage)}
-                    elif now - heard >= REFRESH_S:
-                        yield {board.status: theme.progress(event)}
-                    else:
-                        continue
+                now = time.monotonic()
+                if not isinstance(event, Progress):
+                    yield {**board.running(False), **self._end(event, visitor)}
+                elif event.stage != stage:
+                    heard, stage = now, event.stage
+                    yield {board.status: theme.progress(event), board.said: words.stage(stage)}
+                elif now - heard >= REFRESH_S:
                     heard = now
-                    continue
-                yield {**board.running(False), **self._end(event, visitor)}
-                return
+                    yield {board.status: theme.progress(event)}
 
     def _end(self, event: Event, visitor: str) -> Update:
         board = self.board
@@ -409,7 +395,7 @@ class _Room:
         _toast(trouble)
         return {
             self.board.status: theme.status("failed", trouble.message, trouble.action),
-            self.board.said: f"{trouble.message} {trouble.action}",
+            self.board.said: "",  # the toast is announced already
         }
 
     def _show(self, take: Take) -> Update:
@@ -478,10 +464,10 @@ def _board(mode: str) -> _Board:
             elem_id=f"{mode}-player",
         )
         with gr.Row(elem_classes="takings"):
-            again = gr.Button(words.RETAKE, elem_id=f"{mode}-again")
-            reuse = gr.Button(words.REUSE, elem_id=f"{mode}-reuse")
-            wav = gr.DownloadButton(words.SAVE_WAV, elem_id=f"{mode}-wav")
-            settings = gr.DownloadButton(words.SAVE_JSON, elem_id=f"{mode}-json")
+            again = gr.Button(words.RETAKE, size="md", elem_id=f"{mode}-again")
+            reuse = gr.Button(words.REUSE, size="md", elem_id=f"{mode}-reuse")
+            wav = gr.DownloadButton(words.SAVE_WAV, size="md", elem_id=f"{mode}-wav")
+            settings = gr.DownloadButton(words.SAVE_JSON, size="md", elem_id=f"{mode}-json")
         shelf = gr.Radio(
             [], label=words.SHELF, elem_id=f"{mode}-shelf", elem_classes="shelf", visible=False
         )
@@ -489,6 +475,18 @@ def _board(mode: str) -> _Board:
     return _Board(
         run, stop, status, said, empty, result, player, again, reuse, wav, settings, facts, shelf
     )
+
+
+def _watch(studio: Studio, ask: Callable[[], Request], visitor: str) -> Iterator[Event]:
+    """Run what `ask` asks for. Whatever goes wrong comes out as an event, not as an exception."""
+    try:
+        with closing(studio.run(ask(), visitor)) as events:
+            yield from events
+    except StudioError as error:
+        yield Failed.by(error)
+    except Exception as error:  # noqa: BLE001 - the page is a face of the studio
+        traceback.print_exc()
+        yield Failed.by(StudioError("internal", kind=type(error).__name__))
 
 
 def _other_seed(seed: int | None) -> int:

@@ -28,6 +28,19 @@
     for (const box of document.querySelectorAll(".digits input:not([inputmode])")) {
       box.inputMode = "decimal";
     }
+    // Each radio has a group of its own (Gradio 6.31), which takes the arrow keys from them.
+    for (const field of document.querySelectorAll("fieldset[id]")) {
+      for (const radio of field.querySelectorAll("input[type=radio]")) {
+        if (radio.name !== field.id) radio.name = field.id;
+      }
+      if (!field.hasAttribute("aria-label")) {
+        field.setAttribute("aria-label", field.querySelector("span")?.textContent.trim() ?? "");
+      }
+    }
+    for (const header of document.querySelectorAll(".toast-header[role]")) {
+      header.removeAttribute("role");
+      header.removeAttribute("tabindex");
+    }
     for (const empty of document.querySelectorAll(".empty[aria-label]:not([role])")) {
       empty.setAttribute("role", "img");
     }
