@@ -237,7 +237,10 @@ class Band:
         """(step, steps, level) of a pattern's hits; 'x' strong, '-' soft; each lasts to the next."""
         hits = [(step, mark) for step, mark in enumerate(pattern) if mark in "x-"]
         ends = [step for step, _ in hits[1:]] + [len(pattern)]
-        return [(s, end - s, 1.0 if mark == "x" else 0.7) for (s, mark), end in zip(hits, ends)]
+        return [
+            (s, end - s, 1.0 if mark == "x" else 0.7)
+            for (s, mark), end in zip(hits, ends, strict=True)
+        ]
 
     def chords(self, bar: int, frame: int) -> None:
         voice = self.style.voices["chords"]

@@ -99,7 +99,7 @@ def count_parameters(folder: Path) -> int:
     count = 0
     for path in folder.rglob("*.safetensors"):
         with safe_open(path, "pt") as weights:
-            for name in weights.keys():
+            for name in weights.keys():  # noqa: SIM118 (it is no dict)
                 if name != "silence_latent":
                     size = 1
                     for extent in weights.get_slice(name).get_shape():

@@ -1,9 +1,9 @@
 """The corpus as latents: composed, rendered and encoded once, then cropped endlessly."""
 
-import json
 import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from mini.train_vae import HELD_OUT, load_codec
 from mini.vae import LATENTS, Codec, LatentScale
 
 FRAMES = 640  # 25.6 s of each piece
-CORPUS_SEED, SCALE_PIECES = 1_000, 96
+CORPUS_SEED, SCALE_PIECES, SHARD = 1_000, 96, 250
 
 
 @torch.no_grad()
@@ -41,41 +41,52 @@ def encode_silence(codec: Codec, scale: LatentScale) -> Tensor:
     return scale.normalise(silent.T[None])[0, :, 125]
 
 
-def _encode_range(job: tuple[str, str, int, int, int]) -> None:
-    run, store, first, begin, end = job
+def _encode_shard(job: tuple[str, str, int, int]) -> None:
+    """Encodes the pieces of seeds [first, first + count) into one file."""
+    run, path, first, count = job
     torch.set_num_threads(1)
     codec = load_codec(Path(run))
-    scale = LatentScale(**torch.load(Path(store) / "scale.pt", weights_only=True))
-    latents = np.load(Path(store) / "latents.npy", mmap_mode="r+")
-    for index in range(begin, end):
-        encoded = encode(codec, render(compose(first + index), 0, FRAMES))
-        latents[index] = scale.normalise(encoded.T[None])[0].T.half().numpy()
-    latents.flush()
+    scale = load_scale(Path(path).parent)
+    latents = np.zeros((count, FRAMES, LATENTS), np.float16)
+    for row in range(count):
+        encoded = encode(codec, render(compose(first + row), 0, FRAMES))
+        latents[row] = scale.normalise(encoded.T[None])[0].T.half().numpy()
+    partial = Path(path).with_suffix(".partial.npy")
+    np.save(partial, latents)
+    partial.rename(path)
+
+
+def load_scale(folder: Path) -> LatentScale:
+    return LatentScale(**torch.load(folder / "scale.pt", weights_only=True))
 
 
 def build_corpus(
     run: Path, folder: Path, pieces: int, held_out: bool = False, workers: int = 2
 ) -> None:
-    """Encodes `pieces` into `folder` with the codec of `run`; the scale is the training corpus'."""
+    """Encodes `pieces` with the codec of `run` into files of `SHARD` pieces; goes on where it stood.
+
+    The scale is measured on the training corpus; for held-out pieces it must be there already.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(workers)
     if not (folder / "scale.pt").exists():
         scale = measure_scale(load_codec(run))
         torch.save({"mean": scale.mean, "std": scale.std}, folder / "scale.pt")
     first = HELD_OUT if held_out else CORPUS_SEED
-    path = folder / "latents.npy"
-    np.lib.format.open_memmap(path, "w+", np.float16, (pieces, FRAMES, LATENTS)).flush()
-    cuts = np.linspace(0, pieces, workers + 1).astype(int)
-    jobs = [(str(run), str(folder), first, int(a), int(b)) for a, b in zip(cuts, cuts[1:])]
-    with ProcessPoolExecutor(workers) as pool:
-        list(pool.map(_encode_range, jobs))
-    (folder / "corpus.json").write_text(json.dumps({"first": first, "pieces": pieces}))
+    jobs = []
+    for begin in range(0, pieces, SHARD):
+        path = folder / f"latents-{first + begin}.npy"
+        if not path.exists():
+            jobs.append((str(run), str(path), first + begin, min(SHARD, pieces - begin)))
+    if jobs:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            list(pool.map(_encode_shard, jobs))
 
 
 @dataclass(frozen=True)
 class Crop:
     """A stretch of a piece: latents (frames, 64) of unit variance, and where it lies."""
 
+    index: int
     piece: Piece
     start: int
     latents: Tensor
@@ -89,17 +100,28 @@ class Corpus:
     """An encoded corpus: its pieces (without their notes) and their latents."""
 
     def __init__(self, folder: Path):
-        told = json.loads((folder / "corpus.json").read_text())
-        self.latents = np.load(folder / "latents.npy", mmap_mode="r")
-        self.scale = LatentScale(**torch.load(folder / "scale.pt", weights_only=True))
-        self.pieces = [replace(compose(told["first"] + i), notes=()) for i in range(told["pieces"])]
+        self.scale = load_scale(folder)
+        paths = sorted(path for path in folder.glob("latents-*.npy") if "partial" not in path.name)
+        self.shards = [np.load(path, mmap_mode="r") for path in paths]
+        self.places = [
+            (shard, row) for shard, latents in enumerate(self.shards) for row in range(len(latents))
+        ]
+        firsts = [int(path.stem.removeprefix("latents-")) for path in paths]
+        self.pieces = [
+            replace(compose(firsts[shard] + row), notes=()) for shard, row in self.places
+        ]
 
     def __len__(self) -> int:
-        return len(self.pieces)
+        return len(self.places)
+
+    def latents(self, index: int) -> np.ndarray:
+        """All latents (640, 64), float16, of a piece."""
+        shard, row = self.places[index]
+        return self.shards[shard][row]
 
     def cut(self, index: int, start: int, frames: int) -> Crop:
-        latents = torch.from_numpy(self.latents[index, start : start + frames].astype(np.float32))
-        return Crop(self.pieces[index], start, latents)
+        latents = torch.from_numpy(self.latents(index)[start : start + frames].astype(np.float32))
+        return Crop(index, self.pieces[index], start, latents)
 
     def crop(self, frames: int, rng: random.Random, aligned: bool = True) -> Crop:
         """A random crop; an aligned one starts with the chord loop (now and then any bar)."""

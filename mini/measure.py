@@ -3,6 +3,7 @@
 Own numpy code, no labels and no learning. Sound is (2, n) or (n,) float at any sampling rate.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,7 @@ def onset_envelope(sound: np.ndarray, rate: int) -> np.ndarray:
     bands = np.stack(
         [
             magnitudes[(bins >= lo) & (bins < max(hi, lo + 30))].sum(0)
-            for lo, hi in zip(edges, edges[1:])
+            for lo, hi in itertools.pairwise(edges)
         ]
     )
     level = np.log1p(1000 * bands / (magnitudes.sum(0).max() + 1e-9))

@@ -31,7 +31,7 @@ from mini.prompts import (
 )
 from mini.train_tokens import Codes
 from mini.training import Trained, fit
-from mini.words import caption, describe, lyrics, spell
+from mini.words import caption, describe, lyrics
 
 GENERATE = "Generate audio semantic tokens based on the given conditions:"
 UNDERSTAND = "Understand the given musical conditions and describe the audio semantics accordingly:"
@@ -109,12 +109,15 @@ def plan_of(piece: Piece, seconds: int, rng: random.Random) -> dict[str, object]
 def encode_codes(codes: Codes, corpus: Corpus, folder: Path) -> np.ndarray:
     """Code ids (pieces, 5, n) of a corpus, at each of the five offsets of a code's window."""
     path = folder / "codes.npy"
-    if path.exists():
-        return np.load(path)
+    if path.exists() and len(known := np.load(path)) == len(corpus):
+        return known
     count = FRAMES // WINDOW - 1
     ids = np.zeros((len(corpus), WINDOW, count), np.int16)
     for begin in range(0, len(corpus), 64):
-        latents = torch.from_numpy(corpus.latents[begin : begin + 64].astype(np.float32))
+        rows = range(begin, min(begin + 64, len(corpus)))
+        latents = torch.from_numpy(
+            np.stack([corpus.latents(row) for row in rows]).astype(np.float32)
+        )
         for offset in range(WINDOW):
             window = latents[:, offset : offset + count * WINDOW]
             ids[begin : begin + 64, offset] = codes.encode(window)[1].numpy()
@@ -191,7 +194,7 @@ class Conversations(IterableDataset):
         head, tail = chat(UNDERSTAND, "\0").split("\0")
         sung = lyrics(piece, rng, start, seconds * FRAMES_PER_SECOND) or "[Instrumental]"
         self._gap_at = 0
-        answer = self._ids(think(plan_of(piece, seconds, rng)) + sung) + [self.stop]
+        answer = [*self._ids(think(plan_of(piece, seconds, rng)) + sung), self.stop]
         return self._ids(head) + music + self._ids(tail), answer, 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:

@@ -128,10 +128,10 @@ def draw_curves(folder: Path) -> Path:
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.4 * rows), squeeze=False)
-    for axis, name in zip(axes.flat, names):
+    for axis, name in zip(axes.flat, names, strict=False):
         for label, style in ((name, "-"), (f"held_{name}", "--")):
             if label in curves:
-                axis.plot(*zip(*curves[label]), style, label=label, linewidth=1)
+                axis.plot(*zip(*curves[label], strict=True), style, label=label, linewidth=1)
         axis.set_title(name, fontsize=8)
         axis.tick_params(labelsize=7)
     for axis in list(axes.flat)[len(names) :]:

@@ -211,7 +211,7 @@ def export(codec: Codec, scale: LatentScale, posterior: float = 0.02) -> Autoenc
     weight = torch.zeros_like(encoder.block[0].conv1.weight_v)
     weight[:, :2] = codec.analysis.weight
     _put(encoder.block[0].conv1, weight, codec.analysis.bias)
-    for target, source in zip(encoder.block[1:], codec.encoder):
+    for target, source in zip(encoder.block[1:], codec.encoder, strict=True):
         for number in range(3):
             _put_residual(getattr(target, f"res_unit{number + 1}"), source[number])
         _put_snake(target.snake1, source[3])
@@ -228,7 +228,7 @@ def export(codec: Codec, scale: LatentScale, posterior: float = 0.02) -> Autoenc
         (1, 2)
     )
     _put(decoder.conv1, weight, bias)
-    for target, source in zip(decoder.block, codec.decoder):
+    for target, source in zip(decoder.block[:-1], codec.decoder, strict=True):
         _put_snake(target.snake1, source[0])
         _put(target.conv_t1, source[1].weight, source[1].bias)
         for number in range(3):

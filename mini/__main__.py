@@ -1,0 +1,142 @@
+"""Makes the embedded model from nothing: `python -m mini make`, then `python -m mini report`.
+
+Every stage keeps its state under the work folder and goes on where it stood.
+"""
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mini import gates, planner, planner_gates, train_generator, train_tokens, train_vae
+from mini.export import assemble, check_limits, write
+from mini.latents import Corpus, build_corpus, encode_silence
+from mini.model import FSQ_LEVELS, TINY, Sizes, silence_latent
+from mini.pictures import draw_spectrograms
+from mini.prompts import text_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE_COUNT = torch.Size(FSQ_LEVELS).numel()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much of everything: pieces of the corpus, steps of each training."""
+
+    pieces: int
+    held_out: int
+    codec_steps: int
+    token_steps: int
+    generator_steps: int
+    planner_steps: int
+    sizes: Sizes
+    codec_batch: int = 16
+    lengths: tuple[tuple[int, int], ...] = train_generator.LENGTHS
+    planner_batch: int = 16
+    compiled: bool = True
+
+
+FULL = Recipe(4000, 96, 1250, 1500, 8000, 1500, Sizes())
+SMALL = Recipe(6, 2, 2, 2, 2, 2, TINY, 4, ((64, 4),), 2, compiled=False)
+
+
+def make(work: Path, vendor: Path, recipe: Recipe, start: Path | None = None) -> None:
+    """All stages in turn; the finished checkpoint is written to `vendor`."""
+    codec = train_vae.train_vae(
+        work / "vae", recipe.codec_steps, recipe.codec_batch, start=start
+    ).eval()
+    for name, pieces, held_out in (
+        ("corpus", recipe.pieces, False),
+        ("held", recipe.held_out, True),
+    ):
+        if held_out:  # latents are scaled by the corpus' own spread
+            (work / name).mkdir(exist_ok=True)
+            shutil.copy(work / "corpus" / "scale.pt", work / name / "scale.pt")
+        build_corpus(work / "vae", work / name, pieces, held_out)
+    corpus, held = Corpus(work / "corpus"), Corpus(work / "held")
+    codes = train_tokens.train_tokens(
+        work / "tokens", corpus, held, recipe.token_steps, recipe.sizes
+    ).eval()
+    silence = silence_latent(encode_silence(codec, corpus.scale))
+    words = text_tokenizer(work / "text_tokenizer")
+    generator = train_generator.train_generator(
+        work / "generator", corpus, held, codes, words, silence, recipe.generator_steps, recipe.sizes,
+        recipe.compiled, recipe.lengths,
+    )  # fmt: skip
+    ids = tuple(
+        planner.encode_codes(codes, part, work / name)
+        for part, name in ((corpus, "corpus"), (held, "held"))
+    )
+    speech = planner.planner_tokenizer(work / "planner_tokenizer", CODE_COUNT)
+    planning = planner.train_planner(
+        work / "planner", corpus, held, ids, speech, recipe.planner_steps, recipe.planner_batch
+    )
+    finish(work, vendor, recipe, generator, planning)
+
+
+def finish(
+    work: Path, vendor: Path, recipe: Recipe, generator: object = None, planning: object = None
+) -> None:
+    """Writes the checkpoint from the stages' last states."""
+    corpus = Corpus(work / "corpus")
+    codec = train_vae.load_codec(work / "vae")
+    silence = silence_latent(encode_silence(codec, corpus.scale))
+    words, speech = text_tokenizer(work / "text_tokenizer"), None
+    generator = train_generator.load_generator(work / "generator", words, recipe.sizes, silence)
+    if (work / "planner" / "last.ckpt").exists():
+        speech = planner.planner_tokenizer(work / "planner_tokenizer", CODE_COUNT)
+        planning = planner.load_planner(work / "planner", speech)
+    codes = train_tokens.load_codes(work / "tokens", recipe.sizes)
+    write(vendor, assemble(codec, corpus.scale, codes, generator, words), planning, speech)
+    print("{} parameters, {} bytes".format(*check_limits(vendor)))
+
+
+def report(work: Path, vendor: Path, count: int, steps: int, guidance: float, shift: float) -> None:
+    """Measures every gate, writes `report.json`, `report.md` and the spectrograms of eight songs."""
+    results, sounds = gates.run(vendor, count, steps, guidance, shift)
+    if (vendor / "planner").exists() and (work / "held" / "codes.npy").exists():
+        import numpy as np
+        from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+        speech = PreTrainedTokenizerFast.from_pretrained(vendor / "planner")
+        model = AutoModelForCausalLM.from_pretrained(vendor / "planner", dtype=torch.float32).eval()
+        held = Corpus(work / "held")
+        results += planner_gates.planning_gates(model, speech, gates.held_out_pieces(count))
+        results += planner_gates.listening_gates(
+            model, speech, held, np.load(work / "held" / "codes.npy"), min(count, len(held))
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "report.json").write_text(json.dumps(gates.as_json(results), indent=1) + "\n")
+    (work / "report.md").write_text(gates.table(results) + "\n")
+    draw_spectrograms(sounds[:8], gates.held_out_pieces(8), work / "songs.png")
+    print(gates.table(results))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m mini", description=__doc__)
+    parser.add_argument("stage", choices=("make", "export", "report"))
+    parser.add_argument("--work", type=Path, default=ROOT / "work" / "mini")
+    parser.add_argument("--vendor", type=Path, default=ROOT / "vendor" / "ace-step-mini")
+    parser.add_argument(
+        "--small", action="store_true", help="a run of minutes that only proves the machinery"
+    )
+    parser.add_argument("--start", type=Path, help="weights of an earlier codec to begin from")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--shift", type=float, default=1.0)
+    asked = parser.parse_args()
+    recipe = SMALL if asked.small else FULL
+    if asked.stage == "make":
+        make(asked.work, asked.vendor, recipe, asked.start)
+    elif asked.stage == "export":
+        finish(asked.work, asked.vendor, recipe)
+    else:
+        report(asked.work, asked.vendor, asked.prompts, asked.steps, asked.guidance, asked.shift)
+
+
+if __name__ == "__main__":
+    main()

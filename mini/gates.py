@@ -1,0 +1,313 @@
+"""The gates: what the finished model must do on prompts held out, each a share with its confidence.
+
+Text-to-music goes through the studio's own engine; repaint and cover through the stock pipeline.
+Every prompt is reported, none is chosen.
+"""
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mini import measure
+from mini.compose import FRAMES_PER_SECOND, STYLES, Piece, compose
+from mini.measure import Key
+from mini.render import SAMPLE_RATE, render
+from mini.train_vae import HELD_OUT
+from mini.words import caption
+
+PROMPT_SEED = HELD_OUT + 500_000
+SECONDS = 12
+REPAINT_FROM, REPAINT_TO = 5.0, 11.0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A measured share (or a time) beside what was asked of it."""
+
+    what: str
+    asked: str
+    value: float
+    count: int = 0
+    low: float = 0.0
+    high: float = 0.0
+    note: str = ""
+    met: bool = False
+
+
+def share(what: str, least: float, passed: list[bool], note: str = "") -> Gate:
+    """A gate on the share of `passed`, with its 95 % confidence."""
+    low, high = measure.wilson(sum(passed), len(passed))
+    value = sum(passed) / max(1, len(passed))
+    return Gate(
+        what,
+        f">= {least}",
+        round(value, 3),
+        len(passed),
+        round(low, 3),
+        round(high, 3),
+        note,
+        value >= least,
+    )
+
+
+def held_out_pieces(count: int, seconds: float = 16.0) -> list[Piece]:
+    """Pieces of unseen seeds, the styles in turn; what they ask for is in the corpus' range."""
+    styles = tuple(STYLES)
+    return [
+        compose(PROMPT_SEED + i, seconds, style=styles[i % len(styles)], tagged=False)
+        for i in range(count)
+    ]
+
+
+def key_of(piece: Piece) -> Key:
+    return Key(piece.tonic, piece.mode)
+
+
+class StyleClassifier:
+    """Linear least squares from standardised descriptors to styles, trained on rendered pieces."""
+
+    def __init__(self, pieces: int = 240):
+        sample = [compose(i, 14.0) for i in range(pieces)]
+        features = np.array(
+            [self._features(render(p, 0, SECONDS * FRAMES_PER_SECOND), SAMPLE_RATE) for p in sample]
+        )
+        self.mean, self.spread = features.mean(0), features.std(0) + 1e-6
+        targets = np.array([[p.style == style for style in STYLES] for p in sample], float)
+        inputs = self._inputs(features)
+        ridge = 1e-2 * len(inputs) * np.eye(inputs.shape[1])
+        self.weights = np.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ targets)
+
+    @staticmethod
+    def _features(sound: np.ndarray, rate: int) -> np.ndarray:
+        return measure.descriptors(sound / (np.abs(sound).max() + 1e-9), rate)
+
+    def _inputs(self, features: np.ndarray) -> np.ndarray:
+        scaled = np.clip((features - self.mean) / self.spread, -4, 4)
+        return np.concatenate([scaled, scaled**2, np.ones((len(scaled), 1))], axis=1)
+
+    def style(self, sound: np.ndarray, rate: int) -> str:
+        scores = self._inputs(self._features(sound, rate)[None]) @ self.weights
+        return tuple(STYLES)[int(scores[0].argmax())]
+
+
+Sound = tuple[np.ndarray, int]  # samples (2, n) and their rate
+
+
+def music_gates(
+    pieces: list[Piece], sounds: list[Sound], classifier: StyleClassifier
+) -> list[Gate]:
+    """Tempo, key, style and beat of sounds made from the words of `pieces`."""
+    tempi = [measure.tempo(*sound) for sound in sounds]
+    keys = [measure.key(*sound) for sound in sounds]
+    styles = [classifier.style(*sound) for sound in sounds]
+    others = pieces[5:] + pieces[:5]
+    tempo_chance = np.mean(
+        [measure.tempo_right(t, p.bpm) for t, p in zip(tempi, others, strict=True)]
+    )
+    key_chance = np.mean(
+        [measure.key_right(k, key_of(p)) for k, p in zip(keys, others, strict=True)]
+    )
+    return [
+        share(
+            "tempo within 4 % (x2, /2 allowed)",
+            0.85,
+            [measure.tempo_right(t, p.bpm) for t, p in zip(tempi, pieces, strict=True)],
+            f"chance {tempo_chance:.2f}",
+        ),
+        share(
+            "key or relative right",
+            0.6,
+            [measure.key_right(k, key_of(p)) for k, p in zip(keys, pieces, strict=True)],
+            f"chance {key_chance:.2f}",
+        ),
+        share(
+            "style told by a plain classifier",
+            0.75,
+            [s == p.style for s, p in zip(styles, pieces, strict=True)],
+            "chance 0.25",
+        ),
+        share(
+            "asked beat beats other tempi",
+            0.9,
+            [measure.beat_wins(*sound, p.bpm) for sound, p in zip(sounds, pieces, strict=True)],
+        ),
+    ]
+
+
+class Studio:
+    """The studio's engine on a checkpoint, and the stock pipeline it is built on."""
+
+    def __init__(self, folder: Path, steps: int, guidance: float, shift: float):
+        sys.path.append(str(Path(__file__).resolve().parents[1]))
+        import checkpoints
+        from pipeline import Engine
+
+        model = checkpoints.choose(str(folder))
+        self.engine = drain(Engine.load(model, folder, "cpu", "float32"))
+        self.stock = self.engine.pipe
+        self.stock.set_progress_bar_config(disable=True)
+        self.sampling = {"num_inference_steps": steps, "guidance_scale": guidance, "shift": shift}
+
+    def song(self, piece: Piece, seconds: float, seed: int) -> Sound:
+        """Text-to-music by the engine from what a held-out piece asks for."""
+        from song import SAMPLE_RATE as STUDIO_RATE
+        from song import Generate
+
+        request = Generate(
+            prompt=caption(piece, random.Random(piece.seed), mention=0.0),
+            instrumental=True,
+            duration_s=seconds,
+            bpm=piece.bpm,
+            keyscale=piece.key,
+            timesignature=str(piece.beats_per_bar),
+            inference_steps=self.sampling["num_inference_steps"],
+            guidance_scale=self.sampling["guidance_scale"],
+            shift=self.sampling["shift"],
+        )
+        (made,) = drain(self.engine.text_to_music(request, [seed]))
+        return made.sound, STUDIO_RATE
+
+    def from_source(
+        self, piece: Piece, source: np.ndarray, task: str, seed: int, **extra: object
+    ) -> np.ndarray:
+        """Cover or repaint (2, n) at 24 kHz of a source by the stock pipeline."""
+        made = self.stock(
+            prompt=caption(piece, random.Random(piece.seed), mention=0.0),
+            lyrics="[Instrumental]",
+            task_type=task,
+            src_audio=torch.from_numpy(source),
+            audio_duration=source.shape[1] / SAMPLE_RATE,
+            bpm=piece.bpm,
+            keyscale=piece.key,
+            timesignature=str(piece.beats_per_bar),
+            generator=torch.Generator().manual_seed(seed),
+            **self.sampling,
+            **extra,
+        )
+        return made.audios[0].float().numpy()
+
+
+def drain(events: Iterator) -> object:
+    """Runs a generator of events to its end and hands back what it returns."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            return end.value
+
+
+def repaint_gate(studio: Studio, pieces: list[Piece]) -> Gate:
+    """The region painted anew differs from the source, and its tempo is the source's."""
+    begin, end = int(REPAINT_FROM * SAMPLE_RATE), int(REPAINT_TO * SAMPLE_RATE)
+    passed = []
+    for index, piece in enumerate(pieces):
+        source = render(piece, 0, 16 * FRAMES_PER_SECOND)
+        made = studio.from_source(
+            piece,
+            source,
+            "repaint",
+            index,
+            repainting_start=REPAINT_FROM,
+            repainting_end=REPAINT_TO,
+        )
+        inside = made[:, begin:end]
+        kept = render(piece, 0, 16 * FRAMES_PER_SECOND)[:, begin:end]
+        changed = np.corrcoef(measure.mono(inside), measure.mono(kept))[0, 1] < 0.9
+        passed.append(
+            bool(changed and measure.tempo_right(measure.tempo(inside, SAMPLE_RATE), piece.bpm))
+        )
+    return share("repaint: inside changes, tempo carried on", 0.8, passed)
+
+
+def likeness(a: np.ndarray, b: np.ndarray) -> float:
+    """Correlation of onset envelopes plus correlation of chroma over time, of two sounds."""
+    onsets = [measure.onset_envelope(x, SAMPLE_RATE) for x in (a, b)]
+    chroma = [measure.chroma_frames(x, SAMPLE_RATE, 0.2).ravel() for x in (a, b)]
+    length, size = min(map(len, onsets)), min(map(len, chroma))
+    return float(
+        np.corrcoef(onsets[0][:length], onsets[1][:length])[0, 1]
+        + np.corrcoef(chroma[0][:size], chroma[1][:size])[0, 1]
+    )
+
+
+def cover_gate(studio: Studio, pieces: list[Piece]) -> Gate:
+    """A cover is liker to its own source than to another source."""
+    sources = [render(piece, 0, SECONDS * FRAMES_PER_SECOND) for piece in pieces]
+    covers = [
+        studio.from_source(p, s, "cover", i)
+        for i, (p, s) in enumerate(zip(pieces, sources, strict=True))
+    ]
+    others = sources[1:] + sources[:1]
+    passed = [
+        likeness(c, own) > likeness(c, other)
+        for c, own, other in zip(covers, sources, others, strict=True)
+    ]
+    return share("cover: liker to its source than to another", 0.9, passed)
+
+
+def timing_gates(studio: Studio, piece: Piece) -> list[Gate]:
+    """Seconds for a 30 s song on two threads; level of a 240 s song."""
+    torch.set_num_threads(2)
+    began = time.monotonic()
+    studio.song(piece, 30, seed=1)
+    spent = time.monotonic() - began
+    sound, rate = studio.song(piece, 240, seed=1)
+    seconds = sound[:, : sound.shape[1] // rate * rate].reshape(2, -1, rate)
+    level = 20 * np.log10(seconds.std((0, 2)) + 1e-9)
+    blocks = level[: len(level) // 10 * 10].reshape(-1, 10).mean(1)
+    steady = bool(np.ptp(blocks[1:-1]) < 6 and (level[2:-3] > level.max() - 40).all())
+    note = (
+        f"10 s blocks within {np.ptp(blocks[1:-1]):.1f} dB, quietest second {level.min():.0f} dBFS"
+    )
+    return [
+        Gate(
+            "30 s song on two cores", "<= 10 s", round(spent, 1), 1, note="seconds", met=spent <= 10
+        ),
+        Gate(
+            "240 s: level steady, no silence over 1 s",
+            "yes",
+            float(steady),
+            1,
+            note=note,
+            met=steady,
+        ),
+    ]
+
+
+def run(
+    folder: Path, count: int, steps: int, guidance: float, shift: float
+) -> tuple[list[Gate], list[Sound]]:
+    """All gates of a checkpoint but the planner's, and the sounds of the text-to-music prompts."""
+    torch.set_num_threads(2)
+    studio, pieces = Studio(folder, steps, guidance, shift), held_out_pieces(count)
+    sounds = [studio.song(piece, SECONDS, seed=index) for index, piece in enumerate(pieces)]
+    gates = music_gates(pieces, sounds, StyleClassifier())
+    gates.append(repaint_gate(studio, pieces[: count // 2]))
+    gates.append(cover_gate(studio, pieces[: count // 2]))
+    gates += timing_gates(studio, pieces[1])
+    return gates, sounds
+
+
+def table(gates: list[Gate]) -> str:
+    """The gates as a Markdown table."""
+    lines = ["| what | asked | measured | n | 95 % | note |", "|---|---|---|---|---|---|"]
+    for gate in gates:
+        interval = f"{gate.low:.2f} to {gate.high:.2f}" if gate.count > 1 else ""
+        mark = "" if gate.met else " (not met)"
+        lines.append(
+            f"| {gate.what} | {gate.asked} | {gate.value}{mark} | {gate.count} | {interval} | {gate.note} |"
+        )
+    return "\n".join(lines)
+
+
+def as_json(gates: list[Gate]) -> list[dict]:
+    return [asdict(gate) for gate in gates]
+
+
+Measured = Callable[[], list[Gate]]
