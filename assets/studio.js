@@ -44,17 +44,18 @@
     for (const empty of document.querySelectorAll(".empty[aria-label]:not([role])")) {
       empty.setAttribute("role", "img");
     }
-    for (const result of document.querySelectorAll(".result:not([data-known])")) {
-      result.dataset.known = "";
-      reveal(result);
+    for (const status of document.querySelectorAll(".status[data-state=done]:not([data-seen])")) {
+      status.dataset.seen = "";
+      const panel = panelOf(status);
+      setTimeout(() => reveal(panel.querySelector(".result")), 100);
     }
   };
 
-  // On one column the first take appears below the form: bring it into view, but never pull the
-  // page away under somebody who is writing.
+  // On one column a new take appears below the form: bring it into view, but never pull the page
+  // away under somebody who is writing.
   const reveal = (result) => {
-    const box = result.getBoundingClientRect();
-    if (box.top < innerHeight * 0.7 || document.activeElement?.matches("textarea, input")) return;
+    if (!visible(result) || document.activeElement?.matches("textarea, input")) return;
+    if (result.getBoundingClientRect().top < innerHeight * 0.6) return;
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     result.scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
   };
