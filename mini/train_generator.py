@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.models.embeddings import apply_rotary_emb
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
+from mini.attention import use_grouped_attention
 from mini.latents import Corpus, Crop
 from mini.model import Generator, Sizes
 from mini.prompts import lyric_prompt, text_prompt
@@ -27,42 +27,6 @@ LENGTHS = ((256, 16), (256, 16), (256, 16), (512, 8))  # (frames, crops) of a ba
 REFERENCE_FRAMES, REFERENCES = 250, 2  # a batch carries two timbre references
 REPAINT, COVER, NULL = 0.2, 0.12, 0.12  # chances of the tasks
 KEPT_WEIGHT = 0.2  # of the loss where repaint keeps the source
-
-
-class GroupedAttention:
-    """Attention processor for training: plain matrix products, query heads folded by group.
-
-    On a CPU in bfloat16 the backward pass of the fused kernel takes four to eight times as long.
-    """
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __call__(
-        self,
-        attn: nn.Module,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        crossed = attn.is_cross_attention and encoder_hidden_states is not None
-        source = encoder_hidden_states if crossed else hidden_states
-        query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (attn.heads, attn.head_dim)))
-        key = attn.norm_k(attn.to_k(source).unflatten(-1, (attn.kv_heads, attn.head_dim)))
-        value = attn.to_v(source).unflatten(-1, (attn.kv_heads, attn.head_dim))
-        if not crossed and image_rotary_emb is not None:
-            rotary = {"use_real": True, "use_real_unbind_dim": -2, "sequence_dim": 1}
-            query = apply_rotary_emb(query, image_rotary_emb, **rotary)
-            key = apply_rotary_emb(key, image_rotary_emb, **rotary)
-        query, key, value = (x.to(value.dtype).transpose(1, 2) for x in (query, key, value))
-        groups, length = attn.heads // attn.kv_heads, query.shape[2]
-        folded = query.unflatten(1, (attn.kv_heads, groups)).flatten(2, 3)
-        scores = folded @ key.transpose(-1, -2) * attn.scaling
-        if attention_mask is not None:
-            scores = scores + attention_mask.repeat(1, 1, groups, 1).to(scores.dtype)
-        mixed = (scores.softmax(-1) @ value).unflatten(2, (groups, length)).flatten(1, 2)
-        return attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
 
 
 @dataclass
@@ -183,13 +147,11 @@ class TrainedGenerator(Trained):
     ):  # fmt: skip
         super().__init__(steps, rate, warmup=150, decay=0.01, average=0.998)
         self.model = Generator(tokenizer, sizes, silence)
-        for part in (self.model.condition_encoder, self.model.transformer):
-            for module in part.modules():
-                if hasattr(module, "set_processor"):
-                    module.set_processor(GroupedAttention())
+        use_grouped_attention(self.model.condition_encoder)
+        use_grouped_attention(self.model.transformer)
         self.start_average()
         if compiled:
-            self.model.transformer.compile(dynamic=False)
+            self.model.transformer.compile()
         self.silent: Tensor | None = None
 
     def _timbre(self, model: Generator, batch: Batch) -> Tensor:
@@ -211,9 +173,11 @@ class TrainedGenerator(Trained):
         conditions = model.conditions(batch.text, batch.lyric, self._timbre(model, batch))
         empty = model.condition_encoder.null_condition_emb.to(conditions.dtype)
         conditions = torch.where(null[:, None, None], empty, conditions)
-        torch._dynamo.maybe_mark_dynamic(conditions, 1)
         at = time[:, None, None]
         noisy = (1 - at) * batch.target + at * noise
+        torch._dynamo.maybe_mark_dynamic(conditions, 1)  # one compilation for every prompt's length
+        for fixed in (noisy, time, batch.context):
+            torch._dynamo.mark_static(fixed)
         made = model.velocity(noisy, time, conditions, batch.context)
         return (made - (noise - batch.target)).square()
 
@@ -261,7 +225,8 @@ def train_generator(
 ) -> Generator:  # fmt: skip
     module = TrainedGenerator(steps, tokenizer, sizes, silence, compiled=compiled)
     frames = silence[0]
-    train = Tasks(corpus, codes, tokenizer, frames, seed=7, lengths=lengths)
+    resumed = len(list(folder.glob("log*")))  # a run that goes on doesn't see the same batches again
+    train = Tasks(corpus, codes, tokenizer, frames, seed=7 + resumed, lengths=lengths)
     held = next(
         iter(
             Tasks(

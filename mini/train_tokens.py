@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from mini.attention import use_grouped_attention
 from mini.latents import Corpus
 from mini.model import WINDOW, Sizes, build_audio_tokenizer
 from mini.training import Trained, fit
@@ -54,6 +55,7 @@ class TrainedCodes(Trained):
     def __init__(self, steps: int, sizes: Sizes, rate: float = 2e-3):
         super().__init__(steps, rate, warmup=60, average=0.99)
         self.model = Codes(sizes)
+        use_grouped_attention(self.model)
         self.average = None
         self.codes = self.model
 
