@@ -13,17 +13,21 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import base64
 import inspect
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
+from fastapi import Request
+from fastapi.responses import JSONResponse
 from gradio.themes.utils.colors import Color
 from gradio.themes.utils.sizes import Size
 
 import tooltips as words
-from song import Card, Progress, Take
+from errors import StudioError
+from song import MODES, Card, Progress, Take
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
@@ -154,7 +158,7 @@ LOOK: dict[str, str] = {
 
 
 def launch_options() -> dict[str, Any]:
-    """Everything about the look and the manners of the page that `Blocks.launch` must be told."""
+    """All that `Blocks.launch` must be told about the look and the manners of the page."""
     return {
         "theme": _theme(),
         "js": (ASSETS / "studio.js").read_text(encoding="utf-8"),
@@ -164,9 +168,24 @@ def launch_options() -> dict[str, Any]:
         "run_history": False,
         "pwa": False,
         "ssr_mode": False,
+        "app_kwargs": {"exception_handlers": {TypeError: _misnamed}},
         "share": False,
         "enable_monitoring": False,
     }
+
+
+async def _misnamed(request: Request, error: TypeError) -> JSONResponse:
+    """Say which name is wrong when the API is called by names. Gradio would answer with a 500."""
+    wrong = re.search(r"Parameter `(.*)` is not a valid|required argument: (.*)", str(error))
+    mode = MODES.get(request.url.path.rsplit("/", 1)[-1])
+    if wrong is None or mode is None:
+        raise error
+    given = {} if wrong[1] is None else {"prompt": "-", wrong[1]: None}
+    try:
+        mode.of(given)
+    except StudioError as trouble:
+        return JSONResponse({"code": trouble.code, "error": str(trouble)}, status_code=422)
+    raise error
 
 
 def _theme() -> gr.themes.Base:

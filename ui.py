@@ -14,7 +14,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -79,8 +79,7 @@ class Studio(Protocol):
         """The visitor is gone: cancel and clean up."""
 
 
-Update = dict[Any, Any]
-"""What changes on the page, by component; the rest stays as it is."""
+Update = dict[Any, Any]  # by component; what is not in it stays as it is
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -100,7 +99,10 @@ def build(studio: Studio) -> gr.Blocks:
                 with gr.Tab(words.MODES[mode], id=mode, elem_id=f"t-{mode}"):
                     _Room(studio, card, request)
         for request in MODES.values():
-            gr.api(endpoint(studio, request), api_name=request.mode, concurrency_limit=None)
+            event = gr.api(endpoint(studio, request), api_name=request.mode, concurrency_limit=None)
+            for knob, box in zip(request.knobs(), demo.fns[event["id"]].inputs, strict=True):
+                box.label = words.label(knob)
+                box._api_info |= {"additional_description": _told(request.mode, knob)}
 
         def leave(caller: gr.Request) -> None:
             studio.leave(_visitor(caller))
@@ -185,9 +187,9 @@ def endpoint(studio: Studio, request: type[Request]) -> Callable[..., Any]:
                     if isinstance(event, Cancelled):
                         raise gr.Error(words.CANCELLED, print_exception=False)
                     if isinstance(event, Take):
-                        told = event.model_copy(update={"path": Path(event.path).name})
-                        file = gr.FileData(path=event.path, orig_name=told.path)
-                        yield file.model_dump(), told.model_dump(mode="json")
+                        file = gr.FileData(path=event.path, orig_name=Path(event.path).name)
+                        # A client takes whatever has a "path" for a file to fetch.
+                        yield file.model_dump(), event.model_dump(mode="json", exclude={"path"})
                     else:
                         yield None, event.model_dump(mode="json")
         finally:
@@ -262,9 +264,6 @@ class _Board:
     facts: gr.HTML
     shelf: gr.Radio
 
-    def parts(self) -> list[Any]:
-        return [getattr(self, field.name) for field in fields(self)]
-
     def running(self, on: bool) -> Update:
         """Lock what must not be pressed twice, and the other way round."""
         return {
@@ -290,13 +289,13 @@ class _Room:
         self._wire()
 
     def _wire(self) -> None:
-        board, parts = self.board, self.board.parts()
+        board, parts = self.board, [*vars(self.board).values()]
         glue = {"api_visibility": "private", "show_progress": "hidden"}
         quick = {**glue, "queue": False}
         # Raw values: the request checks them and names the knob, Gradio's widgets would not.
         work = {**glue, "preprocess": False, "concurrency_limit": None, "trigger_mode": "once"}
         inputs = [self.widgets[k.name] for k in self.asked]
-        board.run.click(self.generate, inputs, parts, **work)
+        board.run.click(self.start, inputs, parts, **work)
         board.again.click(self.retake, [board.shelf], parts, **work)
         board.stop.click(self.stop, None, [board.stop], **quick)
         board.shelf.input(self.pick, [board.shelf], parts, **work)
@@ -310,7 +309,7 @@ class _Room:
                 **quick,
             )
 
-    def generate(self, caller: gr.Request, *values: Any) -> Iterator[Update]:
+    def start(self, caller: gr.Request, *values: Any) -> Iterator[Update]:
         given = {
             k.name: None if k.optional and v == "" else v
             for k, v in zip(self.asked, values, strict=True)
