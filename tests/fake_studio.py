@@ -137,7 +137,9 @@ class FakeStudio:
                 licence="MIT",
                 may_sell=True,
             ),
-            device=DeviceUsed(kind="cpu", name="Pretended CPU", dtype="float32", threads=2, torch=""),
+            device=DeviceUsed(
+                kind="cpu", name="Pretended CPU", dtype="float32", threads=2, torch=""
+            ),
             sample_rate=48_000,
             samples=samples,
             peak_dbfs=-1.0,
