@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import audio
 import checkpoints
+import codec
 import sampler
 from errors import StudioError
 from song import SAMPLE_RATE, Generate, Progress
@@ -31,17 +32,8 @@ INSTRUMENTAL = "[Instrumental]"
 TEXT_TOKENS, LYRIC_TOKENS = 256, 2048
 """What the text encoder reads of the prompt and of the lyrics. Source: the authors' handler."""
 
-FRAME_RATE = 25
-"""Latent frames a second."""
-
-TIMBRE_FRAMES = 30 * FRAME_RATE
+TIMBRE_FRAMES = 30 * codec.FRAME_RATE
 """Length of the timbre reference; without one, this much of the silence latent stands for it."""
-
-TILE_FRAMES = 256
-"""Latent frames decoded at a time: what bounds memory, about 10 s of sound."""
-
-TILE_OVERLAP = 12
-"""Latent frames decoded on either side of a tile and thrown away (more if the VAE sees farther)."""
 
 
 @dataclass(frozen=True)
@@ -94,22 +86,8 @@ def lyric_text(lyrics: str, language: str) -> str:
 
 def frames_for(duration_s: float) -> int:
     """Latent frames that hold `duration_s`, rounded up to the transformer's patch of two."""
-    frames = math.ceil(round(duration_s * FRAME_RATE, 6))
+    frames = math.ceil(round(duration_s * codec.FRAME_RATE, 6))
     return frames + frames % 2
-
-
-def receptive_frames(config: Any) -> int:
-    """How many latent frames to either side one decoded sample depends on.
-
-    Counted from an Oobleck decoder's shape: convolutions of 7 before and after, in each block a
-    transposed convolution over twice its stride and residual units dilated by 1, 3 and 9.
-    """
-    reach, rate = 3.0, 1.0
-    for stride in reversed(config.downsampling_ratios):
-        reach += 1 / rate
-        rate *= stride
-        reach += 3 * (1 + 3 + 9) / rate
-    return math.ceil(reach + 3 / rate)
 
 
 class Engine:
@@ -122,7 +100,6 @@ class Engine:
         self.dtype = pipe.transformer.dtype
         self.rate = pipe.vae.config.sampling_rate
         self.channels = pipe.transformer.config.audio_acoustic_hidden_dim
-        self.overlap = max(TILE_OVERLAP, receptive_frames(pipe.vae.config))
 
     @classmethod
     def load(
@@ -169,7 +146,7 @@ class Engine:
                 ) from error
             yield Progress(stage="Loading", step=2, steps=3)
             _prove_whole(model, pipe, announced)
-            _drop_identities(pipe.vae)
+            codec.skip_zeros(pipe.vae)
             pipe.to(device)
         yield Progress(stage="Loading", step=3, steps=3)
         return cls(pipe, model, device)
@@ -195,7 +172,7 @@ class Engine:
                 began = time.monotonic()
                 latents = yield from self.denoise(conditions, song, seed)
                 sampled = time.monotonic()
-                wave = yield from self.decode(latents)
+                wave = yield from codec.decode(self.pipe.vae, latents)
                 piece = self._finish(wave, song, seed)
                 piece.timings_s |= {
                     "Reading the words": condition_s,
@@ -271,29 +248,6 @@ class Engine:
         if not sampler.is_finite(latents):
             raise StudioError("sound-not-finite", model=self.model.title)
         return latents
-
-    def decode(self, latents: torch.Tensor) -> Iterator[Progress]:
-        """Latents [1, frames, channels] to sound, float32 [2, samples] on the CPU (returned).
-
-        Works in tiles that overlap by what the decoder sees, so that the whole is the same as
-        decoded in one piece to rounding, in memory that does not grow with the song.
-        """
-        import torch
-
-        decoder, hop = self.pipe.vae.decoder, self.rate // FRAME_RATE
-        z = latents.transpose(1, 2).to(next(decoder.parameters()).dtype)
-        frames = z.shape[2]
-        sound = torch.empty(2, frames * hop)
-        tiles = range(0, frames, TILE_FRAMES)
-        yield Progress(stage="Decoding", step=0, steps=len(tiles))
-        for i, start in enumerate(tiles):
-            end = min(start + TILE_FRAMES, frames)
-            left = min(start, self.overlap)
-            wave = decoder(z[:, :, start - left : end + self.overlap])[0]
-            keep = wave[:, left * hop : (left + end - start) * hop]
-            sound[:, start * hop : end * hop] = keep.float().cpu()
-            yield Progress(stage="Decoding", step=i + 1, steps=len(tiles))
-        return sound
 
     def _model(self, conditions: Conditions) -> sampler.Model:
         """The transformer under `conditions`, as the sampler wants it."""
@@ -404,7 +358,7 @@ def _prove_whole(
         "text width": (text.hidden_size, cond.text_hidden_dim),
         "latent frames a second": (
             vae.sampling_rate / math.prod(vae.downsampling_ratios),
-            FRAME_RATE,
+            codec.FRAME_RATE,
         ),
     }
     for what, (one, other) in must_equal.items():
@@ -414,20 +368,6 @@ def _prove_whole(
         raise checkpoints.mismatch(
             model, f"{len(pipe.tokenizer)} words for {text.vocab_size} embeddings"
         )
-
-
-def _drop_identities(vae: torch.nn.Module) -> None:
-    """Skip residual units whose last convolution is exactly zero: they return their input.
-
-    The embedded model has such units at the full sample rate, where they would cost most.
-    """
-    import torch
-
-    for block in [*vae.encoder.block, *vae.decoder.block]:
-        for name in ("res_unit1", "res_unit2", "res_unit3"):
-            last = getattr(block, name).conv2
-            if not last.weight_g.any() and (last.bias is None or not last.bias.any()):
-                setattr(block, name, torch.nn.Identity())
 
 
 @contextmanager

@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
+import host  # noqa: E402 - as in the studio, before anything brings torch in
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 """The embedded model needs no hub; a test that wants one starts a process of its own."""
 
@@ -39,7 +41,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(own_cache):
     """The engine on the embedded model, in float32 on the CPU."""
     import checkpoints
-    import host
     import pipeline
 
     host.settle(host.find_place("cpu"))
@@ -52,7 +53,6 @@ def studio(own_cache):
     """A studio on the embedded model, as `python app.py` would make it."""
     import backend
     import checkpoints
-    import host
 
     made = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"))
     yield made

@@ -12,7 +12,7 @@ from conftest import ROOT
 FLOORS = [
     {"app", "ui", "theme"},
     {"backend", "host"},
-    {"pipeline", "sampler", "audio", "checkpoints"},
+    {"pipeline", "sampler", "codec", "audio", "checkpoints"},
     {"song", "tooltips", "errors"},
 ]
 SIDEWAYS = {
@@ -21,6 +21,7 @@ SIDEWAYS = {
     ("ui", "theme"),
     ("backend", "host"),
     ("pipeline", "sampler"),
+    ("pipeline", "codec"),
     ("pipeline", "audio"),
     ("pipeline", "checkpoints"),
     ("song", "errors"),
@@ -32,7 +33,7 @@ OUTSIDERS = {
     "diffusers": {"pipeline"},
     "transformers": {"pipeline"},
     "huggingface_hub": {"checkpoints"},
-    "torch": {"pipeline", "sampler", "host"},
+    "torch": {"pipeline", "sampler", "codec", "host"},
     "soundfile": {"audio"},
     "soxr": {"audio"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_ode_is_euler(shift):
     field = Field()
     got = drain(sampler.sample(field, x, Course(steps=6, shift=shift), g))
     want, t = x.numpy().astype(np.float64), times(6, shift)
-    for now, then in zip(t, t[1:], strict=False):
+    for now, then in itertools.pairwise(t):
         want = want - (now - then) * field.cond(want, now)
     assert close(got, want)
     assert [a for a, _ in field.asked] == pytest.approx(t[:-1])
@@ -134,7 +135,7 @@ def test_apg_follows_its_formula_and_keeps_momentum():
     field = Field()
     got = drain(sampler.sample(field, x, Course(steps=5, guidance=6.0), g))
     want, t, average = x.numpy().astype(np.float64), times(5, 1.0), 0.0
-    for now, then in zip(t, t[1:], strict=False):
+    for now, then in itertools.pairwise(t):
         v, average = apg64(field.cond(want, now), field.uncond(want, now), 6.0, average)
         want = want - (now - then) * v
     assert close(got, want, 1e-4)
@@ -160,7 +161,7 @@ def test_adg_follows_its_formula():
     field = Field()
     got = drain(sampler.sample(field, x, Course(steps=5, guidance=4.0, adg=True), g))
     want, t = x.numpy().astype(np.float64), times(5, 1.0)
-    for now, then in zip(t, t[1:], strict=False):
+    for now, then in itertools.pairwise(t):
         v = adg64(want, field.cond(want, now), field.uncond(want, now), now, 4.0)
         want = want - (now - then) * v
     assert close(got, want, 1e-4)

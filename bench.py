@@ -1,0 +1,199 @@
+"""What the studio costs, as ratios within one run: `make bench`.
+
+Seconds depend on the machine and on what else it does; compare the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import codec
+import host
+import pipeline
+import sampler
+from song import Generate
+
+ROOT = Path(__file__).parent
+
+
+def drain(steps: Iterator[Any]) -> Any:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def median_s(work: Callable[[], Any], times: int) -> float:
+    """Median seconds of `work`, after one run that warms up."""
+    work()
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def engine_against_stock(seconds: float, times: int) -> list[tuple[str, str]]:
+    """Our engine and diffusers' pipeline: same weights, float32, settings and noise."""
+    import torch
+    from diffusers import AceStepPipeline
+
+    place = host.find_place("cpu")
+    host.settle(place)
+    model = checkpoints.choose("mini")
+    engine = drain(pipeline.Engine.load(model, model.folder, "cpu", "float32"))
+    swift = drain(pipeline.Engine.load(model, model.folder, "cpu", place.dtype))
+    stock = AceStepPipeline.from_pretrained(model.folder, dtype=torch.float32)
+    stock.set_progress_bar_config(disable=True)
+    song = Generate.of(
+        {
+            "prompt": "warm lofi piano",
+            "instrumental": True,
+            "duration_s": seconds,
+            "inference_steps": model.steps,
+            "guidance_scale": model.guidance,
+            "shift": model.shift,
+            "seed": 7,
+        }
+    )
+    noise, _ = sampler.draw_noise(7, pipeline.frames_for(seconds), engine.channels)
+    given = {
+        "prompt": [song.prompt],
+        "lyrics": [pipeline.INSTRUMENTAL],
+        "vocal_language": "unknown",
+        "audio_duration": seconds,
+        "num_inference_steps": song.inference_steps,
+        "guidance_scale": song.guidance_scale,
+        "shift": song.shift,
+        "latents": noise,
+    }
+    with torch.inference_mode():
+        conditions, _ = engine.conditions(song)
+        quick, _ = swift.conditions(song)
+        latents = drain(engine.denoise(conditions, song, 7))
+        ours = {
+            "words": median_s(lambda: engine.conditions(song), times),
+            "denoise": median_s(lambda: drain(engine.denoise(conditions, song, 7)), times),
+            "decode": median_s(lambda: drain(codec.decode(engine.pipe.vae, latents)), times),
+        }
+        swift_s = median_s(lambda: drain(swift.denoise(quick, song, 7)), times)
+        whole = median_s(lambda: stock(**given, output_type="latent"), times)
+        theirs_decode = median_s(lambda: stock.vae.decode(latents.transpose(1, 2)), times)
+    total = sum(ours.values())
+    rows = [(f"{name} of {seconds:g} s", f"{taken:.2f} s") for name, taken in ours.items()]
+    denoise = ours["words"] + ours["denoise"]
+    return [
+        *rows,
+        ("words and denoising, ours / stock", f"{denoise / whole:.2f}"),
+        ("decoding, ours / stock", f"{ours['decode'] / theirs_decode:.2f}"),
+        ("all, ours / stock", f"{total / (whole + theirs_decode):.2f}"),
+        (f"denoising in {place.dtype} / float32", f"{swift_s / ours['denoise']:.2f}"),
+        ("seconds of sound a second", f"{seconds / total:.1f}"),
+    ]
+
+
+def imports() -> list[tuple[str, str]]:
+    """How long each front room takes to import in a fresh process, and whether torch came in."""
+    rows = []
+    code = (
+        "import time, sys; t = time.perf_counter(); import {0}; "
+        "print(round(time.perf_counter() - t, 2), 'torch' in sys.modules)"
+    )
+    for room in ("backend", "ui", "app", "torch"):
+        said = subprocess.run(
+            [sys.executable, "-c", code.format(room)], cwd=ROOT, capture_output=True, text=True
+        ).stdout.split()
+        rows.append(
+            (f"import {room}", f"{said[0]} s, torch {'in' if said[1] == 'True' else 'out'}")
+        )
+    return rows
+
+
+def start() -> list[tuple[str, str]]:
+    """From starting the process to the page, and to the first song's file."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    began = time.perf_counter()
+    page = subprocess.Popen(
+        [sys.executable, "app.py", "--model", "mini", "--port", str(port)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        while page.poll() is None and time.perf_counter() - began < 120:
+            with contextlib.suppress(OSError):
+                opener.open(f"http://127.0.0.1:{port}/", timeout=5).read()
+                break
+            time.sleep(0.05)
+        served = time.perf_counter() - began
+    finally:
+        page.terminate()
+        page.wait()
+    out = host.private_folder() / "bench.wav"
+    began = time.perf_counter()
+    said = subprocess.run(
+        [
+            sys.executable,
+            "app.py",
+            "generate",
+            "--model",
+            "mini",
+            "--prompt",
+            "lofi",
+            "--duration-s",
+            "30",
+            "--out",
+            str(out),
+            "--json",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    whole = time.perf_counter() - began
+    stages = json.loads(said.stdout)["timings_s"]
+    told = ", ".join(f"{re.sub(' .*', '', k).lower()} {v:.1f}" for k, v in stages.items())
+    return [
+        ("process start to page", f"{served:.1f} s"),
+        ("process start to a 30 s song on disk", f"{whole:.1f} s ({told})"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of the song")
+    parser.add_argument("--times", type=int, default=3, help="runs of which the median is told")
+    args = parser.parse_args()
+    for title, rows in (
+        ("imports", imports()),
+        ("start", start()),
+        ("engine", engine_against_stock(args.seconds, args.times)),
+    ):
+        print(f"\n{title}")
+        for name, value in rows:
+            print(f"  {name:<44} {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The VAE: latents to sound, in tiles that are exactly the whole.
+
+Latents are [1, frames, channels] at 25 frames a second, sound is [2, samples] at the VAE's rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from song import Progress
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderOobleck
+
+FRAME_RATE = 25
+"""Latent frames a second."""
+
+TILE_FRAMES = 256
+"""Latent frames decoded at a time: what bounds memory, about 10 s of sound."""
+
+TILE_OVERLAP = 12
+"""Latent frames decoded on either side of a tile and thrown away (more if the VAE sees farther)."""
+
+
+def decode(vae: AutoencoderOobleck, latents: torch.Tensor) -> Iterator[Progress]:
+    """Latents to sound, float32 on the CPU (returned).
+
+    Works in tiles that overlap by what the decoder sees, so that the whole is the same as decoded
+    in one piece to rounding, in memory that does not grow with the song.
+    """
+    import torch
+
+    decoder, hop = vae.decoder, math.prod(vae.config.downsampling_ratios)
+    overlap = max(TILE_OVERLAP, receptive_frames(vae.config))
+    z = latents.transpose(1, 2).to(next(decoder.parameters()).dtype)
+    frames = z.shape[2]
+    sound = torch.empty(2, frames * hop)
+    tiles = range(0, frames, TILE_FRAMES)
+    yield Progress(stage="Decoding", step=0, steps=len(tiles))
+    for i, start in enumerate(tiles):
+        end = min(start + TILE_FRAMES, frames)
+        left = min(start, overlap)
+        wave = decoder(z[:, :, start - left : end + overlap])[0]
+        keep = wave[:, left * hop : (left + end - start) * hop]
+        sound[:, start * hop : end * hop] = keep.float().cpu()
+        yield Progress(stage="Decoding", step=i + 1, steps=len(tiles))
+    return sound
+
+
+def receptive_frames(config: Any) -> int:
+    """How many latent frames to either side one decoded sample depends on.
+
+    Counted from an Oobleck decoder's shape: convolutions of 7 before and after, in each block a
+    transposed convolution over twice its stride and residual units dilated by 1, 3 and 9.
+    """
+    reach, rate = 3.0, 1.0
+    for stride in reversed(config.downsampling_ratios):
+        reach += 1 / rate
+        rate *= stride
+        reach += 3 * (1 + 3 + 9) / rate
+    return math.ceil(reach + 3 / rate)
+
+
+def skip_zeros(vae: AutoencoderOobleck) -> None:
+    """Leave out what a VAE computes only to multiply it by zero, at its full sample rate.
+
+    The embedded model's learned part runs at a sixtieth of it: its outermost residual units return
+    their input, and of its last filterbank's channels all but two are silent. Ten times faster
+    there; XL's VAE has no zeros and stays as it is.
+    """
+    import torch
+
+    for block in [*vae.encoder.block, *vae.decoder.block]:
+        for name in ("res_unit1", "res_unit2", "res_unit3"):
+            last = getattr(block, name).conv2
+            if not last.weight_g.any() and (last.bias is None or not last.bias.any()):
+                setattr(block, name, torch.nn.Identity())
+    decoder = vae.decoder
+    outer = decoder.block[-1]
+    bank = torch.nn.utils.remove_weight_norm(outer.conv_t1)
+    heard = (bank.weight != 0).any(2).any(0) | (bank.bias != 0)
+    units = (outer.res_unit1, outer.res_unit2, outer.res_unit3)
+    if int(heard.sum()) > len(heard) // 8 or not all(
+        isinstance(unit, torch.nn.Identity) for unit in units
+    ):
+        return
+    outer.conv_t1 = _filterbank(bank, heard)
+    for table in (decoder.snake1.alpha, decoder.snake1.beta):
+        table.data = table.data[:, heard]
+    last = torch.nn.utils.remove_weight_norm(decoder.conv2)
+    last.weight.data = last.weight.data[:, heard]
+    last.in_channels = int(heard.sum())
+
+
+def _filterbank(conv: torch.nn.ConvTranspose1d, heard: torch.Tensor) -> torch.nn.Module:
+    """The `heard` channels of a transposed convolution, as one matrix product and overlap-add."""
+    import torch
+
+    width, stride, left = conv.kernel_size[0], conv.stride[0], conv.padding[0]
+    kernels = conv.weight.data[:, heard]
+
+    class Filterbank(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("matrix", kernels.flatten(1).T.contiguous())
+            self.register_buffer("bias", conv.bias.data[heard].unsqueeze(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """[1, channels, frames] to [1, heard, frames * stride]."""
+            frames = x.shape[2]
+            added = torch.nn.functional.fold(
+                self.matrix @ x,
+                output_size=(1, (frames - 1) * stride + width),
+                kernel_size=(1, width),
+                stride=(1, stride),
+            )
+            return added[:, :, 0, left : left + frames * stride] + self.bias
+
+    return Filterbank()

@@ -1,0 +1,126 @@
+"""The command line as a real process: bytes, exit codes, Ctrl-C, nothing from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import ROOT, run_app
+
+SHORT = ("--duration-s", "10", "--inference-steps", "2", "--prompt", "lofi piano")
+
+
+def test_two_runs_with_one_seed_write_identical_bytes(tmp_path):
+    for name, seed in (("a", "7"), ("b", "7"), ("c", "8")):
+        done = run_app(
+            *("generate", "--prompt", "warm lofi piano", "--duration-s", "12.34"),
+            *("--inference-steps", "2", "--seed", seed, "--out", str(tmp_path / f"{name}.wav")),
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+    a, b, c = ((tmp_path / f"{n}.wav").read_bytes() for n in "abc")
+    assert a == b
+    assert a != c
+    sound, rate = soundfile.read(tmp_path / "a.wav", always_2d=True)
+    assert (rate, sound.shape) == (48000, (592320, 2))
+
+
+def test_json_on_stdout_progress_on_stderr_and_flac_is_the_wav(tmp_path):
+    wav, flac = tmp_path / "s.wav", tmp_path / "s.flac"
+    for out in (wav, flac):
+        done = run_app("generate", *SHORT, "--seed", "3", "--out", str(out), "--json")
+        assert done.returncode == 0, done.stderr
+        take = json.loads(done.stdout)
+        assert take["path"] == str(out)
+        assert take["request"]["seed"] == 3
+        assert take["model"]["name"] == "mini"
+        assert "step" in done.stderr
+    assert np.array_equal(soundfile.read(wav)[0], soundfile.read(flac)[0])
+
+
+def test_without_out_the_seed_names_the_file(tmp_path):
+    done = run_app("generate", *SHORT, "--seed", "42", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["song-42.wav"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--prompt", ""], "prompt-empty"),
+        (["--prompt", "x", "--duration-s", "999"], "Length runs from 10 to 240 s"),
+        (["--prompt", "x", "--duration-s", "nan"], "Length is a number"),
+        (["--prompt", "x", "--lyrics", "la " * 4000], "12,000 characters"),
+        (["--prompt", "x", "--stepz", "3"], "unrecognized arguments: --stepz"),
+        (["--prompt", "x", "--out", "song.ogg"], ".wav or .flac"),
+        (["--prompt", "x", "--out", "nowhere/song.wav"], "not-writable"),
+        (["--prompt", "x", "--model", "nobody"], "model-unknown"),
+        (["--prompt", "x", "--device", "cuda"], "device-missing"),
+    ],
+)
+def test_bad_usage_is_exit_2_with_a_sentence(args, says):
+    done = run_app("generate", *args)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_cancels_cleanly(tmp_path):
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "app.py"),
+            "generate",
+            "--prompt",
+            "x",
+            "--duration-s",
+            "120",
+            "--inference-steps",
+            "100",
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if "step" in line:
+            break
+    pressed = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert time.monotonic() - pressed < 10
+    assert "Cancelled" in process.stderr.read()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_proxies_and_a_dead_hub_do_not_matter_to_the_embedded_model(tmp_path):
+    """Every way out leads to a port nobody listens on: one request outside would fail."""
+    dead = "http://127.0.0.1:9"
+    done = run_app(
+        *("generate", *SHORT, "--out", str(tmp_path / "s.wav")),
+        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT"), dead),
+        HF_HUB_OFFLINE="0",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_made_from_the_knobs():
+    said = run_app("generate", "--help").stdout
+    from song import Generate
+
+    for knob in Generate.knobs():
+        assert "--" + knob.name.replace("_", "-") in said
+
+
+def test_the_model_may_be_chosen_by_environment(tmp_path):
+    env = {"ACE_MODEL": str(ROOT / "vendor" / "ace-step-mini")}
+    done = run_app("generate", *SHORT, "--out", str(tmp_path / "s.wav"), "--json", **env)
+    assert json.loads(done.stdout)["model"]["licence"] == "unknown"
+    assert os.listdir(tmp_path) == ["s.wav"]

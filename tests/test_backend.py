@@ -1,0 +1,290 @@
+"""One way to a song: events, stop, the queue, the shelf, and every failure by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import stat
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+from conftest import song
+
+import audio
+import backend
+import codec
+import host
+import pipeline
+import sampler
+from song import Cancelled, Failed, Generate, Progress, Take
+
+
+def end(studio, request, visitor="v"):
+    return list(studio.run(request, visitor))[-1]
+
+
+def files() -> set[str]:
+    return {p.name for p in host.private_folder().iterdir()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(studio):
+    """After every test: no half file, no flag, nobody in the queue."""
+    before = files()
+    yield
+    kept = {Path(t.path).stem for takes in studio._shelf.values() for t in takes}
+    left = {f for f in files() - before if Path(f).stem not in kept}
+    assert not left
+    assert not studio._running
+
+
+def test_a_song_is_progress_and_then_a_take(studio):
+    events = list(studio.run(song(duration_s=12.34), "v"))
+    assert all(isinstance(e, Progress) for e in events[:-1])
+    take = events[-1]
+    assert isinstance(take, Take)
+    sound, rate = soundfile.read(take.path, always_2d=True)
+    assert (rate, sound.shape) == (48000, (592320, 2))
+    assert soundfile.info(take.path).subtype == "PCM_24"
+    assert take.samples == 592320
+    assert take.peak_dbfs == -1.0
+    assert 20 * np.log10(np.abs(sound).max()) == pytest.approx(-1.0, abs=0.01)
+    assert stat.S_IMODE(os.stat(Path(take.path).parent).st_mode) == 0o700
+    stages = [e.stage for e in events[:-1] if e.stage in backend.STAGES]
+    assert sorted(set(stages), key=stages.index)[-4:] == list(backend.STAGES[1:])
+    elapsed = [e.elapsed_s for e in events[:-1]]
+    assert elapsed == sorted(elapsed)
+
+
+def test_a_take_tells_how_it_was_made_and_no_path(studio):
+    take = end(studio, Generate.of({"prompt": "lofi", "duration_s": 10, "inference_steps": 1}))
+    assert take.request["seed"] is not None
+    assert take.request["guidance_scale"] == studio.model.guidance
+    assert take.request["shift"] == studio.model.shift
+    assert len(take.model.sha256) == 64
+    assert take.device.threads == studio.place.threads
+    assert set(take.timings_s) == set(backend.STAGES)
+    told = json.loads(Path(take.path).with_suffix(".json").read_text())
+    assert told["path"] == f"{take.id}.wav"
+    assert str(host.private_folder()) not in json.dumps(told)
+    assert Take.model_validate(told).request == take.request
+    assert take.again() == Generate.of(take.request)
+    assert take.again(seed=5).seed == 5
+
+
+def test_one_seed_means_the_same_bytes_and_another_means_others(studio):
+    one, two = (Path(end(studio, song()).path).read_bytes() for _ in range(2))
+    assert one == two
+    assert Path(end(studio, song(seed=8)).path).read_bytes() != one
+
+
+def test_a_retake_of_a_resolved_request_is_the_same_song(studio):
+    first = end(studio, Generate.of({"prompt": "ambient pad", "duration_s": 10}))
+    again = end(studio, first.again())
+    assert Path(first.path).read_bytes() == Path(again.path).read_bytes()
+
+
+def stop_at(studio, request, stage, step, visitor="v"):
+    """Run, stop when `stage` has reached `step`; the events that came after that."""
+    after, stopped = [], False
+    for event in studio.run(request, visitor):
+        if stopped:
+            after.append(event)
+        elif isinstance(event, Progress) and event.stage == stage and event.step >= step:
+            studio.stop(visitor)
+            stopped = True
+    assert stopped
+    return after
+
+
+@pytest.mark.parametrize(("stage", "step"), [("Denoising", 2), ("Decoding", 1)])
+def test_stop_ends_within_one_step_and_leaves_nothing(studio, stage, step):
+    request = song(duration_s=30, inference_steps=8)
+    after = stop_at(studio, request, stage, step)
+    assert isinstance(after[-1], Cancelled)
+    assert after[-1].stage == stage
+    done = [e.step for e in after[:-1] if isinstance(e, Progress) and e.stage == stage]
+    assert all(s <= step + 1 for s in done)
+    assert not studio.takes("v")
+    began = time.monotonic()
+    running = studio.run(song(inference_steps=1), "v")
+    first = next(e for e in running if e.stage != "Waiting")
+    assert time.monotonic() - began < 2.0
+    assert first.stage == "Reading the words"
+    assert isinstance(list(running)[-1], Take)
+
+
+def test_closing_the_events_stops_the_work(studio):
+    running = studio.run(song(duration_s=60, inference_steps=50), "v")
+    for event in running:
+        if event.stage == "Denoising":
+            break
+    running.close()
+    began = time.monotonic()
+    assert isinstance(end(studio, song(inference_steps=1), "other"), Take)
+    assert time.monotonic() - began < 15
+
+
+def test_fifty_random_cancels_leave_the_studio_as_it_was(studio, monkeypatch):
+    monkeypatch.setattr(codec, "TILE_FRAMES", 64)  # more places to stop at
+    assert isinstance(end(studio, song(inference_steps=1)), Take)
+    me, dice, request = psutil.Process(), random.Random(50), song(inference_steps=6)
+    rss, cancelled, before = [], 0, files()
+    for _ in range(50):
+        timer = threading.Timer(dice.uniform(0.02, 0.5), studio.stop, ["c"])
+        timer.start()
+        ending = end(studio, request, "c")
+        timer.cancel()
+        assert isinstance(ending, Cancelled | Take)
+        cancelled += isinstance(ending, Cancelled)
+        studio.leave("c")
+        rss.append(me.memory_info().rss)
+    assert cancelled >= 40
+    assert files() == before
+    assert max(rss[25:]) <= max(rss[:25]) * 1.02
+    assert isinstance(end(studio, song(inference_steps=1)), Take)
+
+
+def test_jobs_wait_their_turn_and_a_waiting_one_can_be_stopped(studio):
+    order, endings = [], {}
+
+    def work(name, seen):
+        for event in studio.run(song(inference_steps=100 if name == "a" else 1), name):
+            if event.kind == "progress" and event.stage == "Denoising" and event.step == 1:
+                order.append(name)
+            if event.kind == "progress" and event.stage == (
+                "Denoising" if name == "a" else "Waiting"
+            ):
+                seen.set()
+        endings[name] = event
+
+    threads = []
+    for name in ("a", "b", "c"):
+        seen = threading.Event()
+        threads.append(threading.Thread(target=work, args=[name, seen]))
+        threads[-1].start()
+        assert seen.wait(30)
+    studio.stop("b")
+    for thread in threads:
+        thread.join(60)
+    assert order == ["a", "c"]
+    assert isinstance(endings["b"], Cancelled)
+    assert isinstance(endings["a"], Take)
+    assert isinstance(endings["c"], Take)
+
+
+def test_a_full_queue_says_so(studio, monkeypatch):
+    monkeypatch.setattr(backend, "LONGEST_QUEUE", 0)
+    held = studio.run(song(duration_s=60, inference_steps=50), "a")
+    next(e for e in held if e.stage == "Denoising")
+    ending = end(studio, song(), "b")
+    studio.stop("a")
+    assert isinstance(list(held)[-1], Cancelled)
+    assert isinstance(ending, Failed)
+    assert ending.code == "queue-full"
+
+
+def test_visitors_have_their_own_shelf_of_ten(studio, monkeypatch):
+    monkeypatch.setattr(backend, "SHELF", 2)
+    request = song(inference_steps=1)
+    mine = [end(studio, request, "me") for _ in range(3)]
+    theirs = end(studio, request, "they")
+    assert [t.id for t in studio.takes("me")] == [mine[2].id, mine[1].id]
+    assert [t.id for t in studio.takes("they")] == [theirs.id]
+    assert not Path(mine[0].path).exists()
+    studio.leave("me")
+    assert studio.takes("me") == ()
+    assert not Path(mine[2].path).exists()
+    assert not Path(mine[2].path).with_suffix(".json").exists()
+    assert Path(theirs.path).exists()
+
+
+def failure(studio, request=None, visitor="v"):
+    ending = end(studio, request or song(inference_steps=1), visitor)
+    assert isinstance(ending, Failed), ending
+    told = f"{ending.message} {ending.action}"
+    assert "Traceback" not in told
+    assert "/" not in told.replace("and/or", "")
+    return ending.code
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_no_file(studio, monkeypatch):
+    before = files()
+
+    def full(path, *_, **__):
+        Path(path).write_bytes(b"RIFF")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(soundfile, "write", full)
+    assert failure(studio) == "disk-full"
+    assert files() == before
+
+
+def test_a_full_disk_after_the_sound_leaves_no_file_either(studio, monkeypatch):
+    before = files()
+
+    def full(self, *_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert failure(studio) == "disk-full"
+    assert files() == before
+
+
+def test_failures_have_names(studio, monkeypatch):
+    assert failure(studio, song(lyrics="ą ć ę " * 600, instrumental=False)) == "lyrics-too-long"
+
+    def broken(*_, **__):
+        raise ZeroDivisionError("a bug")
+        yield
+
+    with monkeypatch.context() as m:
+        m.setattr(pipeline.Engine, "denoise", broken)
+        assert failure(studio) == "internal"
+    with monkeypatch.context() as m:
+        m.setattr(sampler, "is_finite", lambda _: False)
+        assert failure(studio) == "sound-not-finite"
+    assert isinstance(end(studio, song(inference_steps=1)), Take)
+
+
+def test_a_model_that_makes_shorter_songs_says_so(studio):
+    from dataclasses import replace
+
+    studio.model = replace(studio.model, longest_s=60)
+    assert failure(studio, song(duration_s=61)) == "song-too-long"
+
+
+def test_a_turbo_model_takes_no_guidance_and_the_take_says_so(studio):
+    from dataclasses import replace
+
+    studio.model = replace(studio.model, guidance=1.0)
+    take = end(studio, song(guidance_scale=7, inference_steps=1))
+    assert take.request["guidance_scale"] == 1.0
+    assert "guidance built in" in take.notes[0]
+
+
+def test_stop_wins_over_a_finished_song(studio, monkeypatch):
+    """Stopped while the file is written: no take, no file."""
+    before, write = files(), audio.write
+
+    def slow(*args):
+        studio.stop("v")
+        write(*args)
+
+    monkeypatch.setattr(audio, "write", slow)
+    assert isinstance(end(studio, song(inference_steps=1)), Cancelled)
+    assert files() == before
+
+
+def test_the_card_says_what_is_playing(studio):
+    card = studio.card()
+    assert card.title == "ACE-Step mini (embedded)"
+    assert studio.place.dtype in card.device
+    assert "python app.py --model xl-sft" in card.hint
+    assert card.takes_guidance

@@ -1,0 +1,197 @@
+"""A pretended ZeroGPU: the real `spaces` package, forked workers, a scheduler that takes notes.
+
+torch is hidden from the child process, since `spaces` would look for a CUDA device in it; the
+engine is a stand-in that yields steps. Everything between is real: pickling, forking, the flag
+file, durations, abortion.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlparse
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture
+def scheduler():
+    """ZeroGPU's device API, as far as `spaces` asks for it; notes what is scheduled."""
+    asked = []
+
+    class Api(BaseHTTPRequestHandler):
+        def do_POST(self):
+            url = urlparse(self.path)
+            asked.append((url.path, {k: v[0] for k, v in parse_qs(url.query).items()}))
+            body = b""
+            if url.path == "/schedule":
+                body = json.dumps(
+                    {"idle": True, "nvidiaIndex": 0, "nvidiaUUID": "MIG-none", "allowToken": "t"}
+                ).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json" if body else "text/plain")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.asked = asked
+    yield server
+    server.shutdown()
+
+
+CHILD = """
+import os, sys, time
+sys.modules["torch"] = None
+import backend, checkpoints, host
+import numpy as np
+from pipeline import Rendered
+from song import Generate, Progress
+
+MAIN, MARK, MINI = os.getpid(), {mark!r}, checkpoints.MODELS["mini"]
+assert host.ON_ZERO
+
+class Engine:
+    "The far wall: steps that take time, in the forked worker."
+    model = MINI
+
+    def text_to_music(self, song, seeds):
+        assert os.getpid() != MAIN
+        for i in range(song.inference_steps + 1):
+            yield Progress(stage="Denoising", step=i, steps=song.inference_steps)
+            time.sleep(0.05)
+            if song.seed == 13 or (song.seed == 14 and not os.path.exists(MARK)):
+                open(MARK, "w").close()
+                os._exit(1)
+        timings = {{"Reading the words": 0.1, "Denoising": 0.2, "Decoding": 0.1}}
+        return [Rendered(np.zeros((2, 480), np.float32), None, seeds[0], timings)]
+
+host.version = lambda _: "hidden"
+host.free = lambda _: None
+backend._engines[MINI.folder, host.find_place()] = Engine()
+backend._fingerprints[MINI.folder] = "0" * 64
+studio = backend.Studio(MINI, host.find_place())
+
+def ask(**given):
+    return Generate.of({{"prompt": "x", "duration_s": 10, **given}})
+"""
+
+
+def play(scheduler, tmp_path, body: str) -> str:
+    """Run `body` in a process that believes it is on ZeroGPU; what it printed."""
+    script = CHILD.format(mark=str(tmp_path / "mark"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script + textwrap.dedent(body)],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "SPACES_ZERO_GPU": "true",
+            "SPACES_ZERO_DEVICE_API_URL": f"http://127.0.0.1:{scheduler.server_port}",
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+            "GRADIO_ANALYTICS_ENABLED": "False",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # forked workers outlive their parent
+    assert process.returncode == 0, err[-3000:]
+    said = [line for line in out.splitlines() if not line.startswith("SPACES_ZERO_GPU_DEBUG")]
+    return "\n".join(said)
+
+
+def seconds(scheduler) -> list[int]:
+    return [int(q["durationSeconds"]) for path, q in scheduler.asked if path == "/schedule"]
+
+
+def test_a_song_is_made_in_a_worker_and_the_next_asks_for_what_was_used(scheduler, tmp_path):
+    out = play(
+        scheduler,
+        tmp_path,
+        """
+        for _ in range(2):
+            events = list(studio.run(ask(inference_steps=4, seed=1), "v"))
+            print(events[-1].kind, [e.step for e in events if getattr(e, "stage", "") == "Denoising"])
+        """,
+    )
+    first, second = out.strip().splitlines()
+    assert first.startswith("take")
+    assert second.startswith("take")
+    assert "4]" in first
+    asked = seconds(scheduler)
+    assert asked[0] == 60, "nothing was measured yet: the least that is asked then"
+    assert asked[1] < 5, "measured: what was used and a margin"
+
+
+def test_stop_crosses_the_process(scheduler, tmp_path):
+    out = play(
+        scheduler,
+        tmp_path,
+        """
+        began = None
+        for event in studio.run(ask(inference_steps=90, seed=1), "v"):
+            if event.kind == "progress" and event.stage == "Denoising" and event.step == 3:
+                studio.stop("v"); began = time.monotonic()
+        print(event.kind, round(time.monotonic() - began, 2), len(os.listdir(host.private_folder())))
+        """,
+    )
+    kind, took, left = out.split()
+    assert kind == "cancelled"
+    assert float(took) < 1.5
+    assert left == "0"
+
+
+def test_a_job_stopped_while_waiting_spends_no_quota(scheduler, tmp_path):
+    out = play(
+        scheduler,
+        tmp_path,
+        """
+        real = backend._Turn.__enter__
+        backend._Turn.__enter__ = lambda self: (studio.stop("v"), real(self))[1]
+        print(list(studio.run(ask(inference_steps=2, seed=1), "v"))[-1].kind)
+        """,
+    )
+    assert out.strip() == "cancelled"
+    assert seconds(scheduler) == []
+
+
+def test_an_aborted_task_is_retried_once_with_double_the_time(scheduler, tmp_path):
+    out = play(
+        scheduler,
+        tmp_path,
+        """
+        print(list(studio.run(ask(inference_steps=2, seed=14), "v"))[-1].kind)
+        """,
+    )
+    assert out.strip() == "take"
+    assert seconds(scheduler) == [60, 120]
+
+
+def test_aborted_twice_is_a_typed_error(scheduler, tmp_path):
+    out = play(
+        scheduler,
+        tmp_path,
+        """
+        ending = list(studio.run(ask(inference_steps=2, seed=13), "v"))[-1]
+        print(ending.kind, ending.code)
+        """,
+    )
+    assert out.strip() == "failed gpu-aborted"
+    assert seconds(scheduler) == [60, 120]
