@@ -117,7 +117,7 @@ STAGES: dict[str, str] = {
 """What a stage is called while it lasts. Others are called by their own name."""
 
 COUNTED: dict[str, str] = {"Denoising": "step", "Decoding": "part"}
-"""What one unit of a stage is called."""
+"""What one unit of a stage is called, where counting them tells a person something."""
 
 TITLE = "ACE Music Studio"
 SKIP = "Skip to the studio"
@@ -195,11 +195,11 @@ def count(event: Progress) -> str:
     """How far a stage is, such as "step 3 of 27", or nothing where there is nothing to count."""
     if event.stage == "Waiting":
         return f"{event.step} ahead of you" if event.step else ""
-    if event.steps < 2:
-        return ""
     if event.stage.startswith("Fetching"):
         return f"{event.step:,} of {event.steps:,} MB"
-    return f"{COUNTED.get(event.stage, 'part')} {event.step} of {event.steps}"
+    if event.steps < 2 or event.stage not in COUNTED:
+        return ""
+    return f"{COUNTED[event.stage]} {event.step} of {event.steps}"
 
 
 def clock(seconds: float) -> str:

@@ -25,7 +25,14 @@
       said.setAttribute("aria-live", "polite");
       said.setAttribute("aria-atomic", "true");
     }
-    for (const box of document.querySelectorAll(".digits input:not([inputmode])")) {
+    // A label holds its explanation too: the name is the label alone.
+    for (const box of document.querySelectorAll("label.container textarea:not([aria-label])")) {
+      const label = box.closest("label");
+      const told = label.querySelector(".info-text")?.textContent.trim();
+      box.setAttribute("aria-label", label.querySelector("span")?.textContent.trim() ?? "");
+      if (told) box.setAttribute("aria-description", told);
+    }
+    for (const box of document.querySelectorAll(".digits :is(input, textarea):not([inputmode])")) {
       box.inputMode = "decimal";
     }
     // Each radio has a group of its own (Gradio 6.31), which takes the arrow keys from them.

@@ -1,0 +1,370 @@
+"""The page in a real browser, on the real studio: a person's path at three widths."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import ROOT
+
+import tooltips as words
+from song import Generate
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+pytestmark = pytest.mark.browser
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--no-proxy-server",
+    "--mute-audio",
+]
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+WIDTHS = {1440: 900, 820: 1180, 390: 844}
+
+GREY = """() => {
+  const coloured = [];
+  for (const node of document.querySelectorAll("body, body *")) {
+    if (!node.getClientRects().length) continue;
+    const style = getComputedStyle(node);
+    for (const part of ["color", "backgroundColor", "borderTopColor", "outlineColor", "fill"]) {
+      const rgb = style[part].match(/^rgba?\\((\\d+), (\\d+), (\\d+)(?:, ([\\d.]+))?/);
+      if (!rgb || rgb[4] === "0") continue;
+      const [low, high] = [Math.min(...rgb.slice(1, 4)), Math.max(...rgb.slice(1, 4))];
+      if (high - low > 2) coloured.push(`${node.tagName}.${node.className} ${part} ${style[part]}`);
+    }
+  }
+  return coloured;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None or not importlib.util.find_spec("playwright"):
+        reason = "no Chromium (or no playwright) on this computer: the page was not tested"
+        if os.environ.get("ACE_REQUIRE_BROWSER") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`python app.py` as a person starts it, in a process group that ends with the tests."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("studio")
+    log = folder / "log"
+    with log.open("w") as out:
+        app = subprocess.Popen(
+            [sys.executable, str(ROOT / "app.py"), "--model", "mini", "--port", str(port)],
+            cwd=folder,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "XDG_CACHE_HOME": str(folder)},
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        _wait(lambda: app.poll() is not None or _answers(address), 120)
+        assert app.poll() is None, log.read_text()
+        yield address
+        assert "Traceback" not in log.read_text(), log.read_text()
+    finally:
+        os.killpg(app.pid, signal.SIGTERM)
+        try:
+            app.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(app.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def visit(browser: Browser, url: str) -> Iterator[Callable[..., Page]]:
+    """Open the page at a width. At the end nothing may have gone wrong or gone outside."""
+    wrong: list[str] = []
+    contexts = []
+
+    def open_page(width: int = 1440, query: str = "") -> Page:
+        context = browser.new_context(viewport={"width": width, "height": WIDTHS.get(width, 700)})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on(
+            "console", lambda m: wrong.append(f"console: {m.text}") if m.type == "error" else None
+        )
+        page.on("pageerror", lambda e: wrong.append(f"script: {e}"))
+        page.on(
+            "request",
+            lambda r: (
+                None
+                if r.url.startswith((url, "data:", "blob:"))
+                else wrong.append(f"outside: {r.url}")
+            ),
+        )
+        page.on(
+            "response", lambda r: wrong.append(f"{r.status}: {r.url}") if r.status >= 400 else None
+        )
+        page.goto(url + query)
+        page.locator("#generate-run").wait_for()
+        page.locator(".said[aria-live]").first.wait_for(state="attached")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def _answers(address: str) -> bool:
+    local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        return local.open(address, timeout=2).status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _wait(done: Callable[[], bool], timeout_s: float) -> None:
+    until = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.1)
+
+
+def _state(page: Page, state: str) -> Locator:
+    return page.locator(f"#generate-status [data-state={state}]")
+
+
+def _box(page: Page, knob: str) -> Locator:
+    return page.locator(f"#generate-{knob} textarea")
+
+
+def _ask(page: Page, style: str, length: float = 10) -> None:
+    _box(page, "prompt").fill(style)
+    box = page.locator("#generate-duration_s input[type=number]")
+    box.fill(str(length))
+    box.press("Tab")
+
+
+def _fits(page: Page) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def _takes(page: Page) -> Locator:
+    return page.locator("#generate-shelf label")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_persons_path(visit: Callable[..., Page], width: int):
+    page = visit(width)
+    run, stop = page.locator("#generate-run"), page.locator("#generate-stop")
+    assert page.get_by_role("heading", level=1).inner_text().lower() == words.TITLE.lower()
+    assert "mini" in page.locator("#masthead .badge").inner_text()
+    assert page.locator("#generate-empty").is_visible()
+    assert stop.is_disabled()
+    assert _fits(page)
+
+    _ask(page, "warm lofi piano, vinyl crackle")
+    run.click()
+    seen: list[str] = []
+    _state(page, "running").wait_for()
+    assert run.is_disabled()
+    while not _state(page, "done").count():
+        assert not _state(page, "failed").count(), page.locator("#generate-status").inner_text()
+        told = page.locator("#generate-status p").inner_text()
+        seen += [told] if told not in seen else []
+        page.wait_for_timeout(50)
+    assert len(seen) >= 3
+    assert any(re.search(r"step \d+ of \d+", told) for told in seen)
+    assert any("left" in told for told in seen)
+
+    sound = page.locator("#generate-player #waveform audio")
+    sound.wait_for(state="attached")
+    page.wait_for_function("e => e.duration > 0", arg=sound.element_handle())
+    assert sound.evaluate("e => e.duration") == pytest.approx(10, abs=0.01)
+    page.locator("#generate-player").get_by_label("Play", exact=True).click()
+    page.wait_for_function("e => e.currentTime > 0.2", arg=sound.element_handle())
+    page.locator("#generate-player").get_by_label("Pause").click()
+    assert _fits(page)
+
+    page.get_by_role("button", name=words.RETAKE).click()
+    page.wait_for_function("document.querySelectorAll('#generate-shelf label').length === 2")
+    first, second = (re.search(r"seed (\d+)", take.inner_text())[1] for take in _takes(page).all())
+    assert first != second
+    _takes(page).nth(1).click()
+    page.wait_for_function(
+        f"document.querySelector('#generate-facts').innerText.includes('{second}')"
+    )
+
+    _ask(page, "an endless drone", 240)
+    run.click()
+    page.wait_for_function(
+        "/step [1-9]/.test(document.querySelector('#generate-status').innerText)"
+    )
+    stop.click()
+    pressed = time.monotonic()
+    _state(page, "stopped").wait_for()
+    assert time.monotonic() - pressed < 10
+    assert words.CANCELLED in page.locator("#generate-status").inner_text()
+    assert run.is_enabled()
+    assert stop.is_disabled()
+    assert _takes(page).count() == 2
+    assert _box(page, "prompt").input_value() == "an endless drone"
+    assert _fits(page)
+
+
+@pytest.mark.parametrize("width", [320, *WIDTHS])
+def test_nothing_is_wider_than_the_page_even_with_every_knob_out(
+    visit: Callable[..., Page], width: int
+):
+    page = visit(width)
+    page.get_by_role("button", name=words.ADVANCED).click()
+    page.locator("#generate-vocal_language").wait_for()
+    assert _fits(page)
+    for knob in Generate.knobs():
+        box = page.locator(f"#generate-{knob.name}").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+    console = page.locator(".console").bounding_box()
+    assert console["y"] + console["height"] <= page.viewport_size["height"] + 1, "always in reach"
+
+
+@pytest.mark.parametrize(
+    ("width", "least", "most"), [(1440, 180, 220), (820, 48, 72), (390, 360, 390)]
+)
+def test_the_tabs_are_a_rail_an_icon_rail_or_a_strip(
+    visit: Callable[..., Page], width: int, least: int, most: int
+):
+    page = visit(width)
+    rail = page.locator("#studio > .tab-wrapper").bounding_box()
+    assert least <= rail["width"] <= most
+    tab = page.get_by_role("tab", name=words.MODES["generate"])
+    assert tab.get_attribute("aria-selected") == "true"
+    assert tab.bounding_box()["height"] >= 44
+
+
+def test_everything_goes_by_keyboard(visit: Callable[..., Page]):
+    page = visit()
+    _box(page, "prompt").focus()
+    _box(page, "prompt").press("Tab")
+    page.keyboard.press("ArrowRight")
+    page.locator("#generate-lyrics").wait_for(state="hidden")
+    page.keyboard.press("ArrowLeft")
+    page.locator("#generate-lyrics").wait_for()
+    assert page.get_by_role("textbox", name="Style", exact=True).count() == 1
+    reached = set()
+    page.locator("#masthead a.skip").focus()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.closest('[id^=generate-]')?.id"))
+        outlined = page.evaluate(
+            "(() => { const s = getComputedStyle(document.activeElement);"
+            "const p = document.activeElement.closest('label');"
+            "return s.outlineStyle !== 'none' || s.boxShadow !== 'none'"
+            " || s.borderColor === 'rgb(255, 255, 255)'"
+            " || (p && getComputedStyle(p).outlineStyle !== 'none'); })()"
+        )
+        assert outlined or page.evaluate("document.activeElement === document.body"), page.evaluate(
+            "document.activeElement.outerHTML"
+        )
+    assert {"generate-prompt", "generate-lyrics", "generate-duration_s", "generate-run"} <= reached
+    _ask(page, "a tune by keyboard")
+    _box(page, "prompt").press("Control+Enter")
+    _state(page, "done").wait_for()
+
+
+def test_an_empty_style_is_told_and_nothing_typed_is_lost(visit: Callable[..., Page]):
+    page = visit()
+    _box(page, "lyrics").fill("[verse]\nlines I would hate to lose")
+    page.get_by_role("button", name=words.ADVANCED).click()
+    _box(page, "bpm").fill("fast")
+    page.locator("#generate-run").click()
+    _state(page, "failed").wait_for()
+    assert "The style is empty." in page.locator("#generate-status").inner_text()
+    assert page.get_by_test_id("toast-text").inner_text().startswith("The style is empty.")
+    _box(page, "prompt").fill("a waltz")
+    page.locator("#generate-run").click()
+    page.wait_for_function(
+        "document.querySelector('#generate-status').innerText.includes('Tempo is a whole number')"
+    )
+    assert "hate to lose" in _box(page, "lyrics").input_value()
+    assert _box(page, "bpm").input_value() == "fast"
+    assert page.locator("#generate-run").is_enabled()
+    assert not page.evaluate(GREY), "not even an error has a colour"
+
+
+def test_an_unfolded_seed_and_tempo_stay_automatic(visit: Callable[..., Page]):
+    page = visit()
+    for _ in range(2):
+        page.get_by_role("button", name=words.ADVANCED).click()
+        page.wait_for_timeout(300)
+    _ask(page, "a waltz")
+    page.locator("#generate-run").click()
+    _state(page, "done").wait_for()
+    told = page.locator("#generate-facts").inner_text()
+    assert "Tempo" not in told
+    assert not re.search(r"Seed\s+0\b", told)
+
+
+def test_a_closed_tab_frees_the_device(visit: Callable[..., Page]):
+    gone, next_one = visit(), visit()
+    _ask(gone, "an endless drone", 240)
+    gone.locator("#generate-run").click()
+    gone.wait_for_function(
+        "/step [1-9]/.test(document.querySelector('#generate-status').innerText)"
+    )
+    gone.close()
+    _ask(next_one, "a waltz")
+    next_one.locator("#generate-run").click()
+    _state(next_one, "done").wait_for(timeout=30_000)
+    assert _takes(next_one).count() == 1
+
+
+def test_the_page_is_grey_speaks_english_and_asks_for_its_own_fonts(visit: Callable[..., Page]):
+    page = visit()
+    page.get_by_role("button", name=words.ADVANCED).click()
+    assert page.evaluate(GREY) == []
+    assert page.evaluate("document.documentElement.lang") == "en"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(10, 10, 10)"
+    faces = page.evaluate("document.fonts.ready.then(all => [...all].map(f => f.status))")
+    assert faces
+    assert "error" not in faces
+    assert page.evaluate("document.fonts.check('600 16px Inter')")
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_axe_finds_nothing(visit: Callable[..., Page], width: int):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page = visit(width)
+    page.get_by_role("button", name=words.ADVANCED).click()
+    _ask(page, "a waltz")
+    page.locator("#generate-run").click()
+    _state(page, "done").wait_for()
+    page.locator("#generate-player #waveform audio").wait_for(state="attached")
+    found = axe.Axe().run(page).response["violations"]
+    assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []
