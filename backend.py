@@ -255,7 +255,7 @@ class Studio:
                 folder = fetching.value
             work = self._work(job)
             usual = self._rates.usual(work)
-            guess = 40 + job.request.duration_s
+            guess = _cautious(work, self.model)
             for attempt in (1, 2):
                 asked = host.gpu_seconds(usual, guess, attempt)
                 try:
@@ -338,6 +338,16 @@ def work_of(request: Generate, loaded: bool) -> dict[str, float]:
         "Writing": request.duration_s,
     }
     return {stage: units for stage, units in work.items() if units}
+
+
+def _cautious(work: dict[str, float], model: checkpoints.Model) -> float:
+    """Seconds a job may need on a GPU nobody has measured: 20 s to get going, then by arithmetic.
+
+    XL computes 0.13 TFLOP a row and second of sound (27 guided steps of 240 s: 1.6 PFLOP), taken
+    at 42 TFLOP/s, far below what such a card reaches; other models by their size.
+    """
+    share = model.size_bytes / checkpoints.MODELS["xl-sft"].size_bytes or 1.0
+    return 20 + 0.003 * share * work["Denoising"] + 0.05 * work["Decoding"]
 
 
 @host.gpu(seconds=lambda job: job.gpu_seconds)

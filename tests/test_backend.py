@@ -288,3 +288,17 @@ def test_the_card_says_what_is_playing(studio):
     assert studio.place.dtype in card.device
     assert "python app.py --model xl-sft" in card.hint
     assert card.takes_guidance
+
+
+def test_gpu_time_follows_the_request_before_anything_was_measured():
+    import checkpoints
+
+    def asked(model="xl-sft", **given):
+        work = backend.work_of(song(**{"guidance_scale": 7.0, **given}), loaded=False)
+        return host.gpu_seconds(None, backend._cautious(work, checkpoints.MODELS[model]))
+
+    assert asked(duration_s=30, inference_steps=27) == 60
+    assert 60 < asked(duration_s=240, inference_steps=27) < 120
+    assert asked(duration_s=240, inference_steps=54) > asked(duration_s=240, inference_steps=27)
+    assert asked(duration_s=240, inference_steps=100, infer_method="heun") == 300
+    assert asked("mini", duration_s=240, inference_steps=100) == 60
