@@ -1,4 +1,4 @@
-"""The VAE: latents to sound, in tiles that are exactly the whole.
+"""The VAE: sound to latents and back, in tiles that are exactly the whole.
 
 Latents are [1, frames, channels] at 25 frames a second, sound is [2, samples] at the VAE's rate.
 """
@@ -48,6 +48,32 @@ def decode(vae: AutoencoderOobleck, latents: torch.Tensor) -> Iterator[Progress]
         sound[:, start * hop : end * hop] = keep.float().cpu()
         yield Progress(stage="Decoding", step=i + 1, steps=len(tiles))
     return sound
+
+
+def encode(vae: AutoencoderOobleck, sound: torch.Tensor) -> Iterator[Progress]:
+    """Sound [2, samples] at the VAE's rate to latents, float32 [1, frames, channels] (returned).
+
+    The posterior's mean, not a draw from it: the same sound always gives the same latents. The
+    last frame is filled up with silence. In overlapping tiles, as `decode`.
+    """
+    import torch
+
+    first = next(vae.encoder.parameters())
+    hop = math.prod(vae.config.downsampling_ratios)
+    overlap = max(TILE_OVERLAP, receptive_frames(vae.config))
+    frames = math.ceil(sound.shape[1] / hop)
+    sound = torch.nn.functional.pad(sound, (0, frames * hop - sound.shape[1]))
+    tiles = range(0, frames, TILE_FRAMES)
+    found = []
+    yield Progress(stage="Encoding", step=0, steps=len(tiles))
+    for i, start in enumerate(tiles):
+        end = min(start + TILE_FRAMES, frames)
+        left = min(start, overlap)
+        heard = sound[None, :, (start - left) * hop : (end + overlap) * hop]
+        mean = vae.encode(heard.to(first.device, first.dtype)).latent_dist.mean
+        found.append(mean[:, :, left : left + end - start].float())
+        yield Progress(stage="Encoding", step=i + 1, steps=len(tiles))
+    return torch.cat(found, dim=2).transpose(1, 2)
 
 
 def receptive_frames(config: Any) -> int:

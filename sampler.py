@@ -90,15 +90,27 @@ def draw_noise(seed: int, frames: int, channels: int) -> tuple[torch.Tensor, tor
     return torch.randn(1, frames, channels, generator=generator), generator
 
 
+Hold = Callable[["torch.Tensor", int, "torch.Tensor"], "torch.Tensor"]
+"""(x after a step, steps done, the time it is at) -> x to go on with."""
+
+
 def sample(
-    model: Model, noise: torch.Tensor, course: Course, generator: torch.Generator
+    model: Model,
+    noise: torch.Tensor,
+    course: Course,
+    generator: torch.Generator,
+    *,
+    first: int = 0,
+    hold: Hold | None = None,
 ) -> Iterator[int]:
-    """Walk from `noise` to latents. Yields the number of steps done, starting with 0.
+    """Walk from `noise` to latents. Yields the number of steps done, starting with `first`.
 
     Args:
         model: asked once a step; twice, but for the last, by Heun.
         noise: float32 [1, frames, channels] on the model's device.
         generator: CPU generator for what the SDE draws on the way.
+        first: the step to begin with; `noise` then stands at that step's time.
+        hold: may put known latents back after each step.
 
     Returns:
         The latents, float32, of the same shape (as the generator's return value).
@@ -109,18 +121,11 @@ def sample(
     apg = Apg()
 
     def velocity(x: torch.Tensor, i: int, remember: bool = True) -> torch.Tensor:
-        t = float(times[i])
-        guided = course.guided_at(t)
-        v = model(x, t, guided)
-        if not guided:
-            return v.cond
-        if course.adg:
-            return adg(x, v, t, course.guidance)
-        return apg(v, course.guidance, remember)
+        return guide(model, x, float(times[i]), course, apg, remember)
 
     x = noise
-    yield 0
-    for i in range(course.steps):
+    yield first
+    for i in range(first, course.steps):
         t, t_next = times[i].to(x.device), times[i + 1].to(x.device)
         v = velocity(x, i)
         if course.method == "sde":
@@ -132,8 +137,85 @@ def sample(
             if course.method == "heun" and i + 1 < course.steps:
                 ahead = x + (t_next - t) * (v + velocity(ahead, i + 1, remember=False)) / 2
             x = ahead
+        x = hold(x, i + 1, t_next) if hold else x
         yield i + 1
     return x
+
+
+def guide(
+    model: Model, x: torch.Tensor, t: float, course: Course, apg: Apg, remember: bool = True
+) -> torch.Tensor:
+    """The velocity at (x, t) with the guidance that `course` asks for there."""
+    guided = course.guided_at(t)
+    v = model(x, t, guided)
+    if not guided:
+        return v.cond
+    if course.adg:
+        return adg(x, v, t, course.guidance)
+    return apg(v, course.guidance, remember)
+
+
+def step_at(course: Course, t: float) -> int:
+    """The step of `course` whose time is nearest to `t`."""
+    times = schedule(course.steps, course.shift)[:-1]
+    return int((times - t).abs().argmin())
+
+
+def morph(
+    source: Model,
+    target: Model,
+    clean: torch.Tensor,
+    course: Course,
+    generator: torch.Generator,
+    *,
+    n_min: float,
+    n_max: float,
+    n_avg: int,
+) -> Iterator[int]:
+    """Flow editing: carry clean latents from one description to another without inverting them.
+
+    While n_min < t <= n_max the difference between both velocities, at equally noised points,
+    moves the edit; from n_min on the target alone finishes it. Always Euler. Yields steps done.
+    Source: Kulikov et al., FlowEdit, arXiv 2412.08629, as in ACE-Step 1.5's morph.
+
+    Args:
+        source, target: the model under the old and the new description.
+        clean: float32 [1, frames, channels], the source's latents.
+        n_avg: draws of noise averaged in each step.
+
+    Returns:
+        The edited latents; `clean` itself where n_max is 0 (as the generator's return value).
+    """
+    import torch
+
+    times = schedule(course.steps, course.shift)
+    apg_source, apg_target = Apg(), Apg()
+    edit = clean
+    path: torch.Tensor | None = None
+    yield 0
+    for i in range(course.steps):
+        t, t_next = times[i].to(clean.device), times[i + 1].to(clean.device)
+        now = float(times[i])
+        if now > n_max:
+            yield i + 1
+            continue
+        if now > n_min:
+            moved = torch.zeros_like(clean)
+            for draw in range(n_avg):
+                noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+                there = (1 - t) * clean + t * noise
+                last = draw + 1 == n_avg
+                v_target = guide(target, edit + there - clean, now, course, apg_target, last)
+                v_source = guide(source, there, now, course, apg_source, last)
+                moved = moved + (v_target - v_source) / n_avg
+            edit = edit + (t_next - t) * moved
+        else:
+            if path is None:
+                noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+                path = edit + t * (noise - clean)
+            path = path + (t_next - t) * guide(target, path, now, course, apg_target)
+        yield i + 1
+    return edit if path is None else path
 
 
 class Apg:

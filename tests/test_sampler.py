@@ -217,3 +217,81 @@ def test_each_step_is_announced_and_closing_stops_there():
     assert [next(steps) for _ in range(4)] == [0, 1, 2, 3]
     steps.close()
     assert len(field.asked) == 3
+
+
+def test_a_held_part_stays_and_later_starts_skip_steps():
+    x, g = noise()
+    known = torch.zeros_like(x)
+
+    def hold(now, done, t_next):
+        now = now.clone()
+        now[:, :10] = t_next * x[:, :10] + (1 - t_next) * known[:, :10]
+        return now
+
+    field = Field()
+    steps = sampler.sample(field, x, Course(steps=6), g, first=2, hold=hold)
+    seen = []
+    while True:
+        try:
+            seen.append(next(steps))
+        except StopIteration as end:
+            got = end.value
+            break
+    assert seen == [2, 3, 4, 5, 6]
+    assert [t for t, _ in field.asked] == pytest.approx(times(6, 1.0)[2:6])
+    assert torch.equal(got[:, :10], known[:, :10])
+    assert float(got[:, 10:].abs().mean()) > 0
+
+
+def test_the_step_nearest_to_a_noise_level_is_found():
+    course = Course(steps=10, shift=3.0)
+    for level in (1.0, 0.8, 0.33, 0.0):
+        i = sampler.step_at(course, level)
+        times_ = times(10, 3.0)[:-1]
+        assert abs(times_[i] - level) == min(abs(t - level) for t in times_)
+
+
+def morph64(source, target, clean, steps, draws, n_min, n_max, n_avg):
+    """Flow editing by its formulas, without guidance."""
+    t = times(steps, 1.0)
+    edit, path = clean.copy(), None
+    for i in range(steps):
+        if t[i] > n_max:
+            continue
+        if t[i] > n_min:
+            moved = np.zeros_like(clean)
+            for _ in range(n_avg):
+                there = (1 - t[i]) * clean + t[i] * next(draws)
+                moved += target(edit + there - clean, t[i]) - source(there, t[i])
+            edit = edit + (t[i + 1] - t[i]) * moved / n_avg
+        else:
+            if path is None:
+                path = edit + t[i] * (next(draws) - clean)
+            path = path + (t[i + 1] - t[i]) * target(path, t[i])
+    return edit if path is None else path
+
+
+@pytest.mark.parametrize(
+    ("n_min", "n_max", "n_avg"), [(0.0, 1.0, 1), (0.3, 0.8, 2), (0.0, 0.5, 3), (0.4, 0.4, 1)]
+)
+def test_morph_follows_the_flow_edit_formulas(n_min, n_max, n_avg):
+    clean, _ = sampler.draw_noise(21, FRAMES, CHANNELS)
+    one, other = Field(3), Field(4)
+    limits = {"n_min": n_min, "n_max": n_max, "n_avg": n_avg}
+    g = torch.Generator().manual_seed(9)
+    got = drain(sampler.morph(one, other, clean, Course(steps=8), g, **limits))
+    g = torch.Generator().manual_seed(9)
+    draws = (torch.randn(clean.shape, generator=g).numpy().astype(np.float64) for _ in range(99))
+    start = clean.numpy().astype(np.float64)
+    assert close(got, morph64(one.cond, other.cond, start, 8, draws, **limits))
+
+
+def test_morph_of_no_strength_or_to_the_same_words_is_the_source():
+    clean, _ = sampler.draw_noise(21, FRAMES, CHANNELS)
+    g = torch.Generator().manual_seed(9)
+    asked = Field()
+    none = sampler.morph(asked, asked, clean, Course(steps=8), g, n_min=0.0, n_max=0.0, n_avg=1)
+    assert torch.equal(drain(none), clean)
+    assert asked.asked == []
+    same = sampler.morph(Field(), Field(), clean, Course(8), g, n_min=0.0, n_max=1.0, n_avg=1)
+    assert torch.allclose(drain(same), clean, atol=1e-5)
