@@ -89,7 +89,7 @@ def build(studio: Studio) -> gr.Blocks:
         title=words.TITLE,
         fill_width=True,
         analytics_enabled=False,
-        delete_cache=(3600, 86400),
+        delete_cache=(1800, 6 * 3600),
     ) as demo:
         gr.HTML(theme.masthead(card), elem_id="masthead")
         if card.hint:
@@ -298,7 +298,9 @@ class _Room:
         board.run.click(self.start, inputs, parts, **work)
         board.again.click(self.retake, [board.shelf], parts, **work)
         board.stop.click(self.stop, None, [board.stop], **quick)
-        board.shelf.input(self.pick, [board.shelf], parts, **work)
+        board.shelf.input(
+            self.pick, [board.shelf], parts, **{**work, "trigger_mode": "always_last"}
+        )
         board.reuse.click(self.refill, [board.shelf], inputs, **work)
         if "instrumental" in self.widgets and "lyrics" in self.widgets:
             self.widgets["instrumental"].change(
