@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,3 +105,12 @@ def test_a_value_is_shown_as_a_person_would_write_it():
     assert words.shown(knobs["use_adg"], True) == "on"
     assert words.shown(knobs["instrumental"], True) == "Instrumental"
     assert words.shown(knobs["vocal_language"], "de") == "German (de)"
+
+
+def test_no_word_is_written_that_nobody_reads():
+    rooms = "".join(
+        (ROOT / f"{room}.py").read_text() for room in ("ui", "theme", "app", "tooltips")
+    )
+    for name in vars(words):
+        if name.isupper() and name != "TYPE_CHECKING":
+            assert len(re.findall(rf"\b{name}\b", rooms)) > 1, f"{name} is used nowhere"
