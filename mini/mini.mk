@@ -1,10 +1,9 @@
 # The embedded model. `make mini` makes it from nothing and goes on where it stood;
 # `make mini-report` measures every gate on prompts held out.
 .PHONY: mini mini-report
-PYTHON ?= .venv/bin/python
 
-mini:
-	$(PYTHON) -m mini make
+mini: install
+	$(BIN)/python -m mini make $(ARGS)
 
-mini-report:
-	$(PYTHON) -m mini report
+mini-report: install
+	$(BIN)/python -m mini report $(ARGS)

@@ -107,7 +107,7 @@ def build_condition_encoder(sizes: Sizes) -> AceStepConditionEncoder:
         **heads(sizes.condition),
     )
     encoder.null_condition_emb.mul_(0.5)
-    encoder.timbre_encoder.special_token.mul_(0.02)
+    encoder.timbre_encoder.special_token.mul_(0.02).requires_grad_(False)  # it is never read
     return encoder
 
 

@@ -30,7 +30,7 @@ from mini.prompts import (
     train_bpe,
 )
 from mini.train_tokens import Codes
-from mini.training import Trained, fit
+from mini.training import Trained, fit, rank
 from mini.words import caption, describe, lyrics
 
 GENERATE = "Generate audio semantic tokens based on the given conditions:"
@@ -198,7 +198,7 @@ class Conversations(IterableDataset):
         return self._ids(head) + music + self._ids(tail), answer, 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        rng = random.Random(self.seed)
+        rng = random.Random(self.seed + 1000 * rank())
         while True:
             rows = []
             for _ in range(self.batch):

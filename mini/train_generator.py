@@ -19,12 +19,12 @@ from mini.latents import Corpus, Crop
 from mini.model import Generator, Sizes
 from mini.prompts import lyric_prompt, text_prompt
 from mini.train_tokens import Codes
-from mini.training import Trained, fit
+from mini.training import Trained, fit, rank
 from mini.vae import LATENTS
 from mini.words import bpm_near, caption, lyrics, spell
 
-LENGTHS = ((256, 16), (256, 16), (256, 16), (512, 8))  # (frames, crops) of a batch
-REFERENCE_FRAMES, REFERENCES = 250, 2  # a batch carries two timbre references
+LENGTHS = ((256, 8), (256, 8), (256, 8), (512, 4))  # (frames, crops) of a batch and process
+REFERENCE_FRAMES, REFERENCES = 250, 1  # a batch carries one timbre reference
 REPAINT, COVER, NULL = 0.2, 0.12, 0.12  # chances of the tasks
 KEPT_WEIGHT = 0.2  # of the loss where repaint keeps the source
 
@@ -100,7 +100,7 @@ class Tasks(IterableDataset):
         return text, lyric_prompt(sung, rng.choice(("en", "en", "unknown")))
 
     def __iter__(self) -> Iterator[Batch]:
-        rng = random.Random(self.seed)
+        rng = random.Random(self.seed + 1000 * rank())
         while True:
             frames, count = rng.choice(self.lengths)
             targets, contexts, texts, sung, weights = [], [], [], [], []

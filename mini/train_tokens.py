@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from mini.attention import use_grouped_attention
 from mini.latents import Corpus
 from mini.model import WINDOW, Sizes, build_audio_tokenizer
-from mini.training import Trained, fit
+from mini.training import Trained, fit, rank
 
 
 class Codes(nn.Module):
@@ -84,7 +84,7 @@ class LatentBatches(IterableDataset):
         self.corpus, self.batch, self.frames, self.seed = corpus, batch, frames, seed
 
     def __iter__(self) -> Iterator[Tensor]:
-        rng = random.Random(self.seed)
+        rng = random.Random(self.seed + 1000 * rank())
         while True:
             crops = [
                 self.corpus.crop(self.frames, rng, aligned=rng.random() < 0.7)

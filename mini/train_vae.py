@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mini.compose import compose
 from mini.render import HIGHEST, HOP, LOWEST, piano_roll, render
-from mini.training import Trained, fit
+from mini.training import Trained, fit, rank
 from mini.vae import LATENTS, Codec, initialise
 
 HELD_OUT = 10_000_000  # seeds from here on are never trained on
@@ -27,7 +27,7 @@ class Crops(IterableDataset):
         self.batch, self.frames, self.seed = batch, frames, seed
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        rng = random.Random(self.seed)
+        rng = random.Random(self.seed + 1000 * rank())
         while True:
             sounds, rolls = [], []
             while len(sounds) < self.batch:

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-THREADS = 2
+PROCESSES = 2  # on a CPU: one thread each, averaging gradients, stall less than threads of one
 
 
 class Trained(pl.LightningModule):
@@ -65,6 +65,11 @@ class Trained(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def rank() -> int:
+    """Number of this process among those that train together."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
 def fit(
     module: Trained,
     train: object,
@@ -73,9 +78,12 @@ def fit(
     clip: float = 1.0,
     check_every: int = 250,
     progress: bool = True,
+    processes: int = PROCESSES,
 ) -> None:
     """Trains to `module.steps`, going on from the folder's last checkpoint where there is one."""
-    torch.set_num_threads(THREADS)
+    processes = 1 if torch.cuda.is_available() else processes
+    torch.set_num_threads(1)
+    torch._dynamo.config.optimize_ddp = False  # only a part is compiled: its graph stays whole
     folder.mkdir(parents=True, exist_ok=True)
     check_every = min(check_every, module.steps)
     keeper = ModelCheckpoint(
@@ -84,7 +92,8 @@ def fit(
     trainer = pl.Trainer(
         max_steps=module.steps,
         accelerator="auto",
-        devices=1,
+        devices=processes,
+        strategy="ddp_fork" if processes > 1 else "auto",
         precision="bf16-mixed",
         gradient_clip_val=clip,
         val_check_interval=check_every if held_out is not None else None,
