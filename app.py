@@ -102,7 +102,16 @@ def _serve(studio: backend.Studio, args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     demo = ui.build(studio)
     demo.queue(default_concurrency_limit=None, max_size=64)
-    demo.launch(server_name=args.host, server_port=args.port, **theme.launch_options())
+    demo.launch(
+        server_name=args.host,
+        server_port=args.port,
+        prevent_thread_lock=True,
+        quiet=True,
+        **theme.launch_options(),
+    )
+    card = studio.card()
+    print(f"ACE Music Studio: {demo.local_url}  {card.title} on {card.device}", flush=True)
+    demo.block_thread()
     return 0
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextvars
 import json
 import queue
+import re
 import secrets
+import shutil
 import sys
 import threading
 import time
@@ -63,25 +65,23 @@ class Job:
     model: checkpoints.Model
     source: Path
     place: host.Place
-    folder: Path
+    folder: Path  # the job's own, empty at first
     notes: tuple[str, ...]
     gpu_seconds: int
 
     @property
     def flag(self) -> Path:
         """The file whose existence means stop: the one signal that crosses processes."""
-        return self.folder / f"{self.id}.stop"
+        return self.folder / "stop"
 
     @property
     def wav(self) -> Path:
-        return self.folder / f"{self.id}.wav"
+        """Where the song goes, under a name that is worth downloading."""
+        words = "-".join(re.findall(r"\w+", self.request.prompt.lower()))[:40].strip("-_")
+        return self.folder / f"{words or self.request.mode}-{self.request.seed}.wav"
 
     def stopped(self) -> bool:
         return self.flag.exists()
-
-    def tidy(self) -> None:
-        """Remove whatever this job has left besides a finished take."""
-        self.flag.unlink(missing_ok=True)
 
 
 class Studio:
@@ -94,6 +94,7 @@ class Studio:
         self._turn = Turns()
         self._shelf: dict[str, deque[Take]] = defaultdict(deque)
         self._running: dict[str, set[Path]] = defaultdict(set)
+        self._orphans: set[Path] = set()
         self._guard = threading.Lock()
 
     def card(self) -> Card:
@@ -146,18 +147,17 @@ class Studio:
                 yield event
         finally:
             if not ended:
-                job.flag.touch()
+                self._flag(visitor, job.flag)
 
     def stop(self, visitor: str) -> None:
         """Let every running job of `visitor` end as `Cancelled`."""
-        with self._guard:
-            for flag in self._running.get(visitor, ()):
-                flag.touch()
+        self._flag(visitor)
 
     def leave(self, visitor: str) -> None:
         """The visitor is gone: stop their jobs, forget their takes and files."""
         self.stop(visitor)
         with self._guard:
+            self._orphans |= self._running.get(visitor, set())
             for take in self._shelf.pop(visitor, ()):
                 _discard(take)
 
@@ -198,16 +198,25 @@ class Studio:
                 "shift": _given(request.shift, model.shift),
             }
         )
+        name = secrets.token_hex(8)
+        folder = host.private_folder() / name
+        folder.mkdir(mode=0o700)
         return Job(
-            id=secrets.token_hex(8),
+            id=name,
             request=resolved,
             model=model,
             source=Path(),
             place=self.place,
-            folder=host.private_folder(),
+            folder=folder,
             notes=tuple(notes),
             gpu_seconds=0,
         )
+
+    def _flag(self, visitor: str, only: Path | None = None) -> None:
+        with self._guard:
+            for flag in self._running.get(visitor, ()):
+                if only in (None, flag):
+                    flag.touch()
 
     def _work(self, job: Job) -> dict[str, float]:
         """The stages this job will go through on the device, with the units each will cost."""
@@ -227,12 +236,15 @@ class Studio:
             self._running[visitor].discard(job.flag)
             if not self._running[visitor]:
                 del self._running[visitor]
-            if isinstance(ending, Take):
+            if job.flag in self._orphans or not isinstance(ending, Take):
+                self._orphans.discard(job.flag)
+                shutil.rmtree(job.folder, ignore_errors=True)
+            else:
+                job.flag.unlink(missing_ok=True)
                 shelf = self._shelf[visitor]
                 shelf.appendleft(ending)
                 while len(shelf) > SHELF:
                     _discard(shelf.pop())
-        job.tidy()
         tell(ending)
 
     def _perform(self, job: Job, tell) -> Event:
@@ -363,8 +375,6 @@ def perform(job: Job) -> Iterator[Event]:
             stage = event.stage if isinstance(event, Progress) else stage
             if job.stopped():
                 song.close()
-                job.wav.unlink(missing_ok=True)
-                job.wav.with_suffix(".json").unlink(missing_ok=True)
                 host.free(job.place.device)
                 yield Cancelled(stage=stage, elapsed_s=time.monotonic() - began)
                 return
@@ -413,11 +423,7 @@ def _song(job: Job) -> Iterator[Event]:
     )
     # The file tells its own name, not the folder of the machine that made it.
     told = take.model_copy(update={"path": job.wav.name}).model_dump(mode="json")
-    try:
-        audio.write_text(job.wav.with_suffix(".json"), json.dumps(told, indent=2) + "\n")
-    except StudioError:
-        job.wav.unlink(missing_ok=True)
-        raise
+    audio.write_text(job.wav.with_suffix(".json"), json.dumps(told, indent=2) + "\n")
     yield take
 
 
@@ -463,9 +469,7 @@ def _given(value, default):
 
 
 def _discard(take: Take) -> None:
-    path = Path(take.path)
-    path.unlink(missing_ok=True)
-    path.with_suffix(".json").unlink(missing_ok=True)
+    shutil.rmtree(Path(take.path).parent, ignore_errors=True)
 
 
 def _hint(model: checkpoints.Model, place: host.Place) -> str | None:

@@ -130,7 +130,7 @@ class Engine:
         transformers_logging.disable_progress_bar()
         wide = getattr(torch, dtype)
         rest = torch.float32 if device == "cpu" else wide
-        with _memory(device, model, 0.0):
+        with memory(device, model, 0.0):
             try:
                 pipe = AceStepPipeline.from_pretrained(
                     folder,
@@ -162,7 +162,7 @@ class Engine:
         """
         import torch
 
-        with torch.inference_mode(), _memory(self.device, self.model, song.duration_s):
+        with torch.inference_mode(), memory(self.device, self.model, song.duration_s):
             yield Progress(stage="Reading the words", step=0, steps=1)
             began = time.monotonic()
             conditions, notes = self.conditions(song)
@@ -173,7 +173,7 @@ class Engine:
                 latents = yield from self.denoise(conditions, song, seed)
                 sampled = time.monotonic()
                 wave = yield from codec.decode(self.pipe.vae, latents)
-                piece = self._finish(wave, song, seed)
+                piece = self.finish(wave, round(song.duration_s * SAMPLE_RATE), seed)
                 piece.timings_s |= {
                     "Reading the words": condition_s,
                     "Denoising": sampled - began,
@@ -183,8 +183,22 @@ class Engine:
                 pieces.append(piece)
             return pieces
 
-    def conditions(self, song: Generate) -> tuple[Conditions, list[str]]:
+    def conditions(
+        self,
+        song: Generate,
+        instruction: str = TEXT_TO_MUSIC,
+        *,
+        context: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        timbre: torch.Tensor | None = None,
+    ) -> tuple[Conditions, list[str]]:
         """Encode words and metadata. Also says what had to be changed for them to fit.
+
+        Args:
+            context: latents [1, frames, channels] the model is shown; silence of the song's length
+                where there are none.
+            mask: float [frames], 1 where something new is wanted; everywhere if None.
+            timbre: latents [1, frames, channels] whose sound is borrowed; silence for none.
 
         Raises:
             StudioError: `lyrics-too-long`.
@@ -192,7 +206,7 @@ class Engine:
         import torch
 
         pipe, notes = self.pipe, []
-        caption, cut = self._fit_caption(song)
+        caption, cut = self._fit_caption(song, instruction)
         if cut:
             notes.append(
                 f"The style was cut to its first {len(caption.split())} words: more would have "
@@ -203,7 +217,7 @@ class Engine:
             if lyrics.strip():
                 notes.append("Instrumental: the lyrics were left out.")
             lyrics = INSTRUMENTAL
-        text_ids = self._tokens(_prompt_of(song, caption))
+        text_ids = self._tokens(_prompt_of(song, caption, instruction))
         lyric_ids = self._tokens(lyric_text(lyrics, song.vocal_language))
         if lyric_ids.shape[1] > LYRIC_TOKENS:
             raise StudioError(
@@ -212,44 +226,73 @@ class Engine:
                 limit=LYRIC_TOKENS,
                 words=int(len(lyrics.split()) * 0.95 * LYRIC_TOKENS / lyric_ids.shape[1]),
             )
-        frames = frames_for(song.duration_s)
         encoder = pipe.condition_encoder
+        if context is None:
+            context = self.silence(frames_for(song.duration_s))
+        if mask is None:
+            mask = torch.ones(context.shape[1])
+        mask = mask.to(context)[None, :, None].expand(-1, -1, self.channels)
         cond, _ = encoder(
             text_hidden_states=pipe.text_encoder(input_ids=text_ids).last_hidden_state,
             text_attention_mask=torch.ones_like(text_ids, dtype=torch.bool),
             lyric_hidden_states=pipe.text_encoder.get_input_embeddings()(lyric_ids),
             lyric_attention_mask=torch.ones_like(lyric_ids, dtype=torch.bool),
-            refer_audio_acoustic_hidden_states_packed=self._silence(TIMBRE_FRAMES),
+            refer_audio_acoustic_hidden_states_packed=(
+                self.silence(TIMBRE_FRAMES) if timbre is None else timbre
+            ),
             refer_audio_order_mask=torch.zeros(1, dtype=torch.long, device=self.device),
-        )
-        context = torch.cat(
-            [self._silence(frames), torch.ones(1, frames, self.channels, device=self.device)], -1
         )
         return (
             Conditions(
                 cond=cond.to(self.dtype),
                 null=encoder.null_condition_emb.expand_as(cond).to(self.dtype),
-                context=context.to(self.dtype),
+                context=torch.cat([context, mask], -1).to(self.dtype),
             ),
             notes,
         )
 
-    def denoise(self, conditions: Conditions, song: Generate, seed: int) -> Iterator[Progress]:
+    def denoise(
+        self,
+        conditions: Conditions,
+        song: Generate,
+        seed: int,
+        *,
+        later: Conditions | None = None,
+        switch: int = 0,
+        hold: sampler.Hold | None = None,
+        start: tuple[torch.Tensor, float] | None = None,
+    ) -> Iterator[Progress]:
         """From the seed's noise to latents, float32 [1, frames, channels] (returned).
+
+        Args:
+            later, switch: conditions that take over after `switch` steps.
+            hold: puts known latents back after each step; see `sampler.sample`.
+            start: clean latents and the share of noise to begin with, instead of noise alone.
 
         Raises:
             StudioError: `sound-not-finite`.
         """
-        frames = conditions.context.shape[1]
-        noise, generator = sampler.draw_noise(seed, frames, self.channels)
         course = sampler.Course.of(song)
-        steps = sampler.sample(self._model(conditions), noise.to(self.device), course, generator)
-        latents = yield from _staged(steps, "Denoising", course.steps)
+        noise, generator = sampler.draw_noise(seed, conditions.context.shape[1], self.channels)
+        x, first = noise.to(self.device), 0
+        times = sampler.schedule(course.steps, course.shift)
+        if start is not None:
+            first = sampler.step_at(course, start[1])
+            x = times[first] * x + (1 - times[first]) * start[0]
+        model = self.model_under(conditions)
+        if later is not None:
+            before, after, until = model, self.model_under(later), float(times[switch])
+
+            def model(x: torch.Tensor, t: float, guided: bool) -> sampler.Velocity:
+                return (before if t > until else after)(x, t, guided)
+
+        steps = sampler.sample(model, x, course, generator, first=first, hold=hold)
+        latents = yield from staged(steps, "Denoising", course.steps)
         if not sampler.is_finite(latents):
             raise StudioError("sound-not-finite", model=self.model.title)
         return latents
 
-    def _model(self, conditions: Conditions) -> sampler.Model:
+    def model_under(self, conditions: Conditions) -> sampler.Model:
         """The transformer under `conditions`, as the sampler wants it."""
         import torch
 
@@ -270,18 +313,16 @@ class Engine:
 
         return ask
 
-    def _finish(self, wave: torch.Tensor, song: Generate, seed: int) -> Rendered:
-        """Cut to length, bring to 48 kHz, set the level."""
-        sound = audio.resample(
-            wave.numpy(), self.rate, SAMPLE_RATE, round(song.duration_s * SAMPLE_RATE)
-        )
+    def finish(self, wave: torch.Tensor, samples: int, seed: int) -> Rendered:
+        """Bring to 48 kHz, cut to `samples`, set the level."""
+        sound = audio.resample(wave.numpy(), self.rate, SAMPLE_RATE, samples)
         sound, peak = audio.level(sound)
         piece = Rendered(sound=sound, peak_dbfs=peak, seed=seed)
         if peak is None or peak < audio.SILENCE_DBFS:
             piece.notes.append("This take is almost silent; try another seed.")
         return piece
 
-    def _silence(self, frames: int) -> torch.Tensor:
+    def silence(self, frames: int) -> torch.Tensor:
         """The silence latent [1, frames, channels], tiled if the song outlasts it."""
         silence = self.pipe.condition_encoder.silence_latent
         if frames > silence.shape[1]:
@@ -291,11 +332,11 @@ class Engine:
     def _tokens(self, text: str) -> torch.Tensor:
         return self.pipe.tokenizer([text], return_tensors="pt").input_ids.to(self.device)
 
-    def _fit_caption(self, song: Generate) -> tuple[str, bool]:
+    def _fit_caption(self, song: Generate, instruction: str) -> tuple[str, bool]:
         """The longest beginning of the style, ending at a word, that leaves room for the metas."""
 
         def fits(caption: str) -> bool:
-            return self._tokens(_prompt_of(song, caption)).shape[1] <= TEXT_TOKENS
+            return self._tokens(_prompt_of(song, caption, instruction)).shape[1] <= TEXT_TOKENS
 
         caption = song.prompt.strip()
         if fits(caption):
@@ -311,9 +352,10 @@ class Engine:
         return kept.strip(), True
 
 
-def _prompt_of(song: Generate, caption: str) -> str:
+def _prompt_of(song: Generate, caption: str, instruction: str) -> str:
     return prompt_text(
         caption,
+        instruction=instruction,
         bpm=song.bpm,
         timesignature=song.timesignature,
         keyscale=song.keyscale,
@@ -321,7 +363,7 @@ def _prompt_of(song: Generate, caption: str) -> str:
     )
 
 
-def _staged(steps: Iterator[int], stage: str, total: int) -> Iterator[Progress]:
+def staged(steps: Iterator[int], stage: str, total: int) -> Iterator[Progress]:
     """Turn step numbers into progress, and hand on what the steps return."""
     while True:
         try:
@@ -371,7 +413,7 @@ def _prove_whole(
 
 
 @contextmanager
-def _memory(device: str, model: checkpoints.Model, seconds: float) -> Iterator[None]:
+def memory(device: str, model: checkpoints.Model, seconds: float) -> Iterator[None]:
     """Turn running out of memory into a sentence."""
     import torch
 

@@ -34,7 +34,7 @@ SAMPLE_RATE = 48_000
 
 MAX_SEED = 2**31 - 1
 
-NOTES = ("A", "B", "C", "D", "E", "F", "G")
+NOTES = ("C", "D", "E", "F", "G", "A", "B")
 KEYS = tuple(
     f"{note}{sign} {mode}"
     for mode in ("major", "minor")
@@ -52,7 +52,7 @@ LANGUAGES = tuple(
 
 def _no_switches(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("is a number, not a switch")
+        raise ValueError("a switch where a number belongs")
     return value
 
 
@@ -373,7 +373,8 @@ def _in_words(k: Knob, complaint: dict[str, Any]) -> tuple[str, str]:
             f"has {len(given):,} characters, and {k.max_length:,} fit",
             f"Shorten {k.label} by {len(given) - k.max_length:,} characters",
         )
-    if complaint["type"] == "value_error":
+    switched = isinstance(given, bool) and k.type is not bool
+    if complaint["type"] == "value_error" and not switched:
         return str(complaint["ctx"]["error"]), f"Set {k.label} anew"
     shown = repr(given) if isinstance(given, str) else str(given)
     shown = shown if len(shown) <= 40 else shown[:37] + "..."
@@ -385,7 +386,7 @@ def _in_words(k: Knob, complaint: dict[str, Any]) -> tuple[str, str]:
         return f"is a switch, not {shown}", f"Turn {k.label} on or off"
     if k.low is not None:
         word = "whole number" if k.type is int else "number"
-        span = f"{k.low:.10g} to {k.high:.10g}{unit}"
+        span = f"{k.low:,.10g} to {k.high:,.10g}{unit}"
         if complaint["type"] in ("greater_than_equal", "less_than_equal"):
             return f"runs from {span}, not {shown}", f"Set {k.label} to a value from {span}"
         return f"is a {word} from {span}, not {shown}", f"Set {k.label} to a {word} from {span}"

@@ -38,8 +38,8 @@ def nothing_stays(studio):
     """After every test: no half file, no flag, nobody in the queue."""
     before = files()
     yield
-    kept = {Path(t.path).stem for takes in studio._shelf.values() for t in takes}
-    left = {f for f in files() - before if Path(f).stem not in kept}
+    kept = {t.id for takes in studio._shelf.values() for t in takes}
+    left = files() - before - kept
     assert not left
     assert not studio._running
 
@@ -71,7 +71,11 @@ def test_a_take_tells_how_it_was_made_and_no_path(studio):
     assert take.device.threads == studio.place.threads
     assert set(take.timings_s) == set(backend.STAGES)
     told = json.loads(Path(take.path).with_suffix(".json").read_text())
-    assert told["path"] == f"{take.id}.wav"
+    assert told["path"] == f"lofi-{take.request['seed']}.wav"
+    assert sorted(os.listdir(Path(take.path).parent)) == [
+        told["path"].replace(".wav", ".json"),
+        told["path"],
+    ]
     assert str(host.private_folder()) not in json.dumps(told)
     assert Take.model_validate(told).request == take.request
     assert take.again() == Generate.of(take.request)
@@ -129,6 +133,21 @@ def test_closing_the_events_stops_the_work(studio):
     began = time.monotonic()
     assert isinstance(end(studio, song(inference_steps=1), "other"), Take)
     assert time.monotonic() - began < 15
+
+
+def test_a_song_that_ends_after_its_visitor_left_is_not_kept(studio, monkeypatch):
+    before, write = files(), audio.write_text
+
+    def leave_then_write(*args):
+        write(*args)
+        studio.leave("v")
+        for flag in host.private_folder().glob("*/stop"):
+            flag.unlink()  # too late to stop: the song is done
+
+    monkeypatch.setattr(audio, "write_text", leave_then_write)
+    assert isinstance(end(studio, song(inference_steps=1)), Take)
+    assert studio.takes("v") == ()
+    assert files() == before
 
 
 def test_fifty_random_cancels_leave_the_studio_as_it_was(studio, monkeypatch):

@@ -39,7 +39,11 @@ def test_the_twelve_advanced_knobs_are_here():
         ({"duration_s": 999}, "value-out-of-range", "Length runs from 10 to 240 s, not 999"),
         ({"duration_s": float("nan")}, "value-out-of-range", "Length is a number from 10"),
         ({"duration_s": float("inf")}, "value-out-of-range", "Length is a number from 10"),
-        ({"duration_s": True}, "value-out-of-range", "not a switch"),
+        (
+            {"duration_s": True},
+            "value-out-of-range",
+            "Length is a number from 10 to 240 s, not True",
+        ),
         ({"inference_steps": 7.5}, "value-out-of-range", "Steps is a whole number"),
         ({"inference_steps": -3}, "value-out-of-range", "Steps runs from 1 to 100, not -3"),
         ({"guidance_scale": 1e308}, "value-out-of-range", "Guidance runs from 1 to 15"),
