@@ -17,6 +17,7 @@ from mini.latents import Corpus, build_corpus, encode_silence
 from mini.model import FSQ_LEVELS, TINY, Sizes, silence_latent
 from mini.pictures import draw_spectrograms
 from mini.prompts import text_tokenizer
+from mini.training import PROCESSES, Run
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE_COUNT = torch.Size(FSQ_LEVELS).numel()
@@ -24,30 +25,31 @@ CODE_COUNT = torch.Size(FSQ_LEVELS).numel()
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much of everything: pieces of the corpus, steps of each training."""
+    """How much of everything: pieces of the corpus; steps and batch of each training."""
 
     pieces: int
     held_out: int
-    codec_steps: int
-    token_steps: int
-    generator_steps: int
-    planner_steps: int
+    codec: tuple[int, int]
+    tokens: tuple[int, int]
+    generator: tuple[int, int]
+    planner: tuple[int, int]
     sizes: Sizes
-    codec_batch: int = 16
-    lengths: tuple[tuple[int, int], ...] = train_generator.LENGTHS
-    planner_batch: int = 16
+    processes: int = PROCESSES
+    lengths: tuple[int, ...] = train_generator.LENGTHS
     compiled: bool = True
 
+    def run(self, work: Path, stage: str) -> Run:
+        steps, batch = getattr(self, stage)
+        return Run(work / stage, steps, batch, self.processes)
 
-FULL = Recipe(4000, 96, 1250, 1500, 8000, 1500, Sizes())
-SMALL = Recipe(6, 2, 2, 2, 2, 2, TINY, 4, ((64, 4),), 2, compiled=False)
+
+FULL = Recipe(4000, 96, (2500, 8), (700, 32), (8000, 8), (2000, 8), Sizes())
+SMALL = Recipe(6, 2, (2, 4), (2, 8), (2, 4), (2, 2), TINY, 1, (64,), compiled=False)
 
 
 def make(work: Path, vendor: Path, recipe: Recipe, start: Path | None = None) -> None:
     """All stages in turn; the finished checkpoint is written to `vendor`."""
-    codec = train_vae.train_vae(
-        work / "vae", recipe.codec_steps, recipe.codec_batch, start=start
-    ).eval()
+    codec = train_vae.train_vae(recipe.run(work, "codec"), start=start).eval()
     for name, pieces, held_out in (
         ("corpus", recipe.pieces, False),
         ("held", recipe.held_out, True),
@@ -55,15 +57,13 @@ def make(work: Path, vendor: Path, recipe: Recipe, start: Path | None = None) ->
         if held_out:  # latents are scaled by the corpus' own spread
             (work / name).mkdir(exist_ok=True)
             shutil.copy(work / "corpus" / "scale.pt", work / name / "scale.pt")
-        build_corpus(work / "vae", work / name, pieces, held_out)
+        build_corpus(work / "codec", work / name, pieces, held_out)
     corpus, held = Corpus(work / "corpus"), Corpus(work / "held")
-    codes = train_tokens.train_tokens(
-        work / "tokens", corpus, held, recipe.token_steps, recipe.sizes
-    ).eval()
-    silence = silence_latent(encode_silence(codec, corpus.scale))
+    codes = train_tokens.train_tokens(recipe.run(work, "tokens"), corpus, held, recipe.sizes).eval()
     words = text_tokenizer(work / "text_tokenizer")
-    generator = train_generator.train_generator(
-        work / "generator", corpus, held, codes, words, silence, recipe.generator_steps, recipe.sizes,
+    silence = silence_latent(encode_silence(codec, corpus.scale))
+    train_generator.train_generator(
+        recipe.run(work, "generator"), corpus, held, codes, words, silence, recipe.sizes,
         recipe.compiled, recipe.lengths,
     )  # fmt: skip
     ids = tuple(
@@ -71,25 +71,22 @@ def make(work: Path, vendor: Path, recipe: Recipe, start: Path | None = None) ->
         for part, name in ((corpus, "corpus"), (held, "held"))
     )
     speech = planner.planner_tokenizer(work / "planner_tokenizer", CODE_COUNT)
-    planning = planner.train_planner(
-        work / "planner", corpus, held, ids, speech, recipe.planner_steps, recipe.planner_batch
-    )
-    finish(work, vendor, recipe, generator, planning)
+    planner.train_planner(recipe.run(work, "planner"), corpus, held, ids, speech)
+    finish(work, vendor, recipe)
 
 
-def finish(
-    work: Path, vendor: Path, recipe: Recipe, generator: object = None, planning: object = None
-) -> None:
-    """Writes the checkpoint from the stages' last states."""
+def finish(work: Path, vendor: Path, recipe: Recipe) -> None:
+    """Writes the checkpoint from the stages' last states; the planner may still be missing."""
     corpus = Corpus(work / "corpus")
-    codec = train_vae.load_codec(work / "vae")
+    codec = train_vae.load_codec(work / "codec")
     silence = silence_latent(encode_silence(codec, corpus.scale))
-    words, speech = text_tokenizer(work / "text_tokenizer"), None
+    words = text_tokenizer(work / "text_tokenizer")
     generator = train_generator.load_generator(work / "generator", words, recipe.sizes, silence)
+    codes = train_tokens.load_codes(work / "tokens", recipe.sizes)
+    planning = speech = None
     if (work / "planner" / "last.ckpt").exists():
         speech = planner.planner_tokenizer(work / "planner_tokenizer", CODE_COUNT)
         planning = planner.load_planner(work / "planner", speech)
-    codes = train_tokens.load_codes(work / "tokens", recipe.sizes)
     write(vendor, assemble(codec, corpus.scale, codes, generator, words), planning, speech)
     print("{} parameters, {} bytes".format(*check_limits(vendor)))
 
@@ -115,9 +112,27 @@ def report(work: Path, vendor: Path, count: int, steps: int, guidance: float, sh
     print(gates.table(results))
 
 
+def write_card(work: Path, vendor: Path) -> None:
+    """The model card: what stays the same, the measured gates, and the pictures."""
+    parameters, size = check_limits(vendor)
+    card = (Path(__file__).parent / "card.md").read_text()
+    numbers = f"## Measured\n{parameters / 1e6:.1f} M parameters, {size / 1e6:.0f} MB.\n\n"
+    pictures = ["\n## Pictures\n"]
+    for name, source, title in (
+        ("songs.png", work / "songs.png", "The first eight of the prompts above, as asked"),
+        ("curves.png", work / "generator" / "curves.png", "Training of the DiT (held out: dashed)"),
+    ):
+        if source.exists():
+            shutil.copy(source, vendor / name)
+            pictures.append(f"![{title}]({name})\n")
+    (vendor / "README.md").write_text(
+        card + numbers + (work / "report.md").read_text() + "\n".join(pictures)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mini", description=__doc__)
-    parser.add_argument("stage", choices=("make", "export", "report"))
+    parser.add_argument("stage", choices=("make", "export", "report", "card"))
     parser.add_argument("--work", type=Path, default=ROOT / "work" / "mini")
     parser.add_argument("--vendor", type=Path, default=ROOT / "vendor" / "ace-step-mini")
     parser.add_argument(
@@ -134,6 +149,8 @@ def main() -> None:
         make(asked.work, asked.vendor, recipe, asked.start)
     elif asked.stage == "export":
         finish(asked.work, asked.vendor, recipe)
+    elif asked.stage == "card":
+        write_card(asked.work, asked.vendor)
     else:
         report(asked.work, asked.vendor, asked.prompts, asked.steps, asked.guidance, asked.shift)
 

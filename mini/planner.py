@@ -30,7 +30,7 @@ from mini.prompts import (
     train_bpe,
 )
 from mini.train_tokens import Codes
-from mini.training import Trained, fit, rank
+from mini.training import Run, Trained, fit, rank
 from mini.words import caption, describe, lyrics
 
 GENERATE = "Generate audio semantic tokens based on the given conditions:"
@@ -264,16 +264,16 @@ class TrainedPlanner(Trained):
 
 
 def train_planner(
-    folder: Path, corpus: Corpus, held_out: Corpus, code_ids: tuple[np.ndarray, np.ndarray],
-    tokenizer: PreTrainedTokenizerFast, steps: int, batch: int = 16, width: int = WIDTH, layers: int = LAYERS,
+    run: Run, corpus: Corpus, held_out: Corpus, code_ids: tuple[np.ndarray, np.ndarray],
+    tokenizer: PreTrainedTokenizerFast, width: int = WIDTH, layers: int = LAYERS,
 ) -> Qwen3ForCausalLM:  # fmt: skip
     planner = build_planner(tokenizer, width, layers)
-    module = TrainedPlanner(steps, planner, tokenizer.convert_tokens_to_ids(code_token(0)))
+    module = TrainedPlanner(run.steps, planner, tokenizer.convert_tokens_to_ids(code_token(0)))
     train = DataLoader(
-        Conversations(corpus, code_ids[0], tokenizer, batch, seed=11), batch_size=None
+        Conversations(corpus, code_ids[0], tokenizer, run.batch, seed=11), batch_size=None
     )
     held = [next(iter(Conversations(held_out, code_ids[1], tokenizer, 48, seed=12)))]
-    fit(module, train, DataLoader(held, batch_size=None), folder)
+    fit(module, train, DataLoader(held, batch_size=None), run)
     return module.average.module
 
 

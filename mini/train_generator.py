@@ -19,11 +19,11 @@ from mini.latents import Corpus, Crop
 from mini.model import Generator, Sizes
 from mini.prompts import lyric_prompt, text_prompt
 from mini.train_tokens import Codes
-from mini.training import Trained, fit, rank
+from mini.training import Run, Trained, fit, rank
 from mini.vae import LATENTS
 from mini.words import bpm_near, caption, lyrics, spell
 
-LENGTHS = ((256, 8), (256, 8), (256, 8), (512, 4))  # (frames, crops) of a batch and process
+LENGTHS = (256, 256, 256, 512)  # latent frames of a batch; one of the longest has half the crops
 REFERENCE_FRAMES, REFERENCES = 250, 1  # a batch carries one timbre reference
 REPAINT, COVER, NULL = 0.2, 0.12, 0.12  # chances of the tasks
 KEPT_WEIGHT = 0.2  # of the loss where repaint keeps the source
@@ -59,10 +59,10 @@ class Tasks(IterableDataset):
 
     def __init__(
         self, corpus: Corpus, codes: Codes, tokenizer: PreTrainedTokenizerFast, silence: Tensor, seed: int,
-        lengths: tuple[tuple[int, int], ...] = LENGTHS, only: str | None = None,
+        batch: int, lengths: tuple[int, ...] = LENGTHS, only: str | None = None,
     ):  # fmt: skip
         self.corpus, self.codes, self.tokenizer, self.silence = corpus, codes, tokenizer, silence
-        self.seed, self.lengths, self.only = seed, lengths, only
+        self.seed, self.batch, self.lengths, self.only = seed, batch, lengths, only
 
     def _task(self, rng: random.Random) -> str:
         if self.only:
@@ -102,7 +102,8 @@ class Tasks(IterableDataset):
     def __iter__(self) -> Iterator[Batch]:
         rng = random.Random(self.seed + 1000 * rank())
         while True:
-            frames, count = rng.choice(self.lengths)
+            frames = rng.choice(self.lengths)
+            count = max(2, self.batch * min(self.lengths) // frames)
             targets, contexts, texts, sung, weights = [], [], [], [], []
             references = []
             for index in range(count):
@@ -219,26 +220,21 @@ class TrainedGenerator(Trained):
 
 
 def train_generator(
-    folder: Path, corpus: Corpus, held_out: Corpus, codes: Codes, tokenizer: PreTrainedTokenizerFast,
-    silence: Tensor, steps: int, sizes: Sizes, compiled: bool = True,
-    lengths: tuple[tuple[int, int], ...] = LENGTHS,
+    run: Run, corpus: Corpus, held_out: Corpus, codes: Codes, tokenizer: PreTrainedTokenizerFast,
+    silence: Tensor, sizes: Sizes, compiled: bool = True, lengths: tuple[int, ...] = LENGTHS,
 ) -> Generator:  # fmt: skip
-    module = TrainedGenerator(steps, tokenizer, sizes, silence, compiled=compiled)
+    module = TrainedGenerator(run.steps, tokenizer, sizes, silence, compiled=compiled)
     frames = silence[0]
-    resumed = len(list(folder.glob("log*")))  # a run that goes on doesn't see the same batches again
-    train = Tasks(corpus, codes, tokenizer, frames, seed=7 + resumed, lengths=lengths)
-    held = next(
-        iter(
-            Tasks(
-                held_out, codes, tokenizer, frames, seed=8, lengths=((256, 16),), only="text2music"
-            )
-        )
-    )
+    resumed = len(
+        list(run.folder.glob("log*"))
+    )  # a run that goes on doesn't see the same batches again
+    train = Tasks(corpus, codes, tokenizer, frames, 7 + resumed, run.batch, lengths)
+    held = Tasks(held_out, codes, tokenizer, frames, 8, 2 * run.batch, lengths[:1], "text2music")
     loaders = (
         DataLoader(train, batch_size=None),
-        DataLoader([held], batch_size=None, collate_fn=lambda b: b),
+        DataLoader([next(iter(held))], batch_size=None, collate_fn=lambda b: b),
     )
-    fit(module, *loaders, folder, check_every=500)
+    fit(module, *loaders, run, check_every=500)
     return module.average.module
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from mini.attention import use_grouped_attention
 from mini.latents import Corpus
 from mini.model import WINDOW, Sizes, build_audio_tokenizer
-from mini.training import Trained, fit, rank
+from mini.training import Run, Trained, fit, rank
 
 
 class Codes(nn.Module):
@@ -93,13 +93,11 @@ class LatentBatches(IterableDataset):
             yield torch.stack([crop.latents for crop in crops])
 
 
-def train_tokens(
-    folder: Path, corpus: Corpus, held_out: Corpus, steps: int, sizes: Sizes, batch: int = 64
-) -> Codes:
-    module = TrainedCodes(steps, sizes)
-    train = DataLoader(LatentBatches(corpus, batch, 40, seed=3), batch_size=None)
+def train_tokens(run: Run, corpus: Corpus, held_out: Corpus, sizes: Sizes) -> Codes:
+    module = TrainedCodes(run.steps, sizes)
+    train = DataLoader(LatentBatches(corpus, run.batch, 40, seed=3), batch_size=None)
     held = [next(iter(LatentBatches(held_out, 16, 200, seed=4)))]
-    fit(module, train, DataLoader(held, batch_size=None), folder)
+    fit(module, train, DataLoader(held, batch_size=None), run)
     return module.model
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mini.compose import compose
 from mini.render import HIGHEST, HOP, LOWEST, piano_roll, render
-from mini.training import Trained, fit, rank
+from mini.training import Run, Trained, fit, rank
 from mini.vae import LATENTS, Codec, initialise
 
 HELD_OUT = 10_000_000  # seeds from here on are never trained on
@@ -111,20 +111,18 @@ class TrainedCodec(Trained):
         return loss, {"spectrum": spectrum.detach(), "wave": wave.detach(), "roll": notes.detach()}
 
 
-def train_vae(
-    folder: Path, steps: int, batch: int = 16, frames: int = 32, start: Path | None = None
-) -> Codec:
-    """Trains (or goes on training) in `folder`; `start` names a codec's weights to begin from."""
-    module = TrainedCodec(steps)
-    if not (folder / "last.ckpt").exists():
+def train_vae(run: Run, frames: int = 32, start: Path | None = None) -> Codec:
+    """Trains, or goes on training; `start` names a codec's weights to begin from."""
+    module = TrainedCodec(run.steps)
+    if not (run.folder / "last.ckpt").exists():
         if start is None:
             initialise(module.model.codec, next(iter(Crops(32, 128, seed=1)))[0])
         else:
             module.model.codec.load_state_dict(torch.load(start, weights_only=True))
         module.start_average()
     held_out = [next(iter(Crops(24, 100, seed=HELD_OUT)))]
-    crops = DataLoader(Crops(batch, frames, seed=steps), batch_size=None)
-    fit(module, crops, DataLoader(held_out, batch_size=None), folder, clip=0.5)
+    crops = DataLoader(Crops(run.batch, frames, seed=run.steps), batch_size=None)
+    fit(module, crops, DataLoader(held_out, batch_size=None), run, clip=0.5)
     return module.average.module.codec
 
 

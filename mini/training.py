@@ -1,6 +1,7 @@
 """One way to run every training here: Lightning, resumable from its folder, curves as a picture."""
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -65,6 +66,16 @@ class Trained(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+@dataclass(frozen=True)
+class Run:
+    """One training: the folder of its state, its steps, samples a batch in each process."""
+
+    folder: Path
+    steps: int
+    batch: int
+    processes: int = PROCESSES
+
+
 def rank() -> int:
     """Number of this process among those that train together."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
@@ -73,15 +84,13 @@ def rank() -> int:
 def fit(
     module: Trained,
     train: object,
-    held_out: object | None,
-    folder: Path,
+    held_out: object,
+    run: Run,
     clip: float = 1.0,
     check_every: int = 250,
-    progress: bool = True,
-    processes: int = PROCESSES,
 ) -> None:
     """Trains to `module.steps`, going on from the folder's last checkpoint where there is one."""
-    processes = 1 if torch.cuda.is_available() else processes
+    folder, processes = run.folder, 1 if torch.cuda.is_available() else run.processes
     torch.set_num_threads(1)
     torch._dynamo.config.optimize_ddp = False  # only a part is compiled: its graph stays whole
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,14 +105,12 @@ def fit(
         strategy="ddp_fork" if processes > 1 else "auto",
         precision="bf16-mixed",
         gradient_clip_val=clip,
-        val_check_interval=check_every if held_out is not None else None,
+        val_check_interval=check_every,
         check_val_every_n_epoch=None,
-        limit_val_batches=1.0 if held_out is not None else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=min(50, module.steps),
         logger=CSVLogger(folder, name="", version=f"log{len(list(folder.glob('log*')))}"),
-        callbacks=[keeper, *([TQDMProgressBar(refresh_rate=50)] if progress else [])],
-        enable_progress_bar=progress,
+        callbacks=[keeper, TQDMProgressBar(refresh_rate=50)],
         enable_model_summary=False,
     )
     last = folder / "last.ckpt"

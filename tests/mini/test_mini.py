@@ -45,7 +45,9 @@ def test_rendered_music_has_the_tempo_and_key_it_was_composed_in():
     for piece in pieces:
         sound = render(piece, 0, 300)
         tempi.append(measure.tempo_right(measure.tempo(sound, SAMPLE_RATE), piece.bpm))
-        keys.append(measure.key_right(measure.key(sound, SAMPLE_RATE), Key(piece.tonic, piece.mode)))
+        keys.append(
+            measure.key_right(measure.key(sound, SAMPLE_RATE), Key(piece.tonic, piece.mode))
+        )
     assert np.mean(tempi) > 0.9
     assert np.mean(keys) > 0.8
 
@@ -111,13 +113,22 @@ def test_the_small_mode_makes_a_whole_checkpoint(tmp_path):
     pipe = AceStepPipeline.from_pretrained(vendor)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.audio_tokenizer.quantizer.codebook_size == 4096
-    sampling = {"num_inference_steps": 2, "guidance_scale": 3.0, "shift": 1.0, "audio_duration": 2.0}
-    song = pipe(prompt="lofi", lyrics="[Instrumental]", bpm=83, keyscale="C major", **sampling).audios[0]
+    sampling = {
+        "num_inference_steps": 2,
+        "guidance_scale": 3.0,
+        "shift": 1.0,
+        "audio_duration": 2.0,
+    }
+    song = pipe(
+        prompt="lofi", lyrics="[Instrumental]", bpm=83, keyscale="C major", **sampling
+    ).audios[0]
     assert song.shape == (2, 2 * SAMPLE_RATE)
     assert torch.isfinite(song).all()
     source = torch.from_numpy(render(compose(5), 0, 50))
     for task in ("cover", "repaint"):
-        made = pipe(prompt="house", lyrics="", task_type=task, src_audio=source, **sampling).audios[0]
+        made = pipe(prompt="house", lyrics="", task_type=task, src_audio=source, **sampling).audios[
+            0
+        ]
         assert made.shape == source.shape
 
     tokenizer = AutoTokenizer.from_pretrained(vendor / "planner")
