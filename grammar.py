@@ -292,8 +292,8 @@ class Words:
         """Sort all tokens into where they may stand.
 
         `opening`: in a caption's line before anything visible; `inside`: after that, line ends
-        included (also those glued to a full stop); `going_on`: beginning a further line; `free`:
-        in lyrics. Audio codes and marks in angle brackets may stand in none of them.
+        included (also those glued to a full stop); `going_on`: beginning a further line, or what
+        is written after the caption, by that token; `free`: in lyrics. Audio codes and marks in angle brackets may stand in none of them.
         """
         marks = {
             token
@@ -311,13 +311,13 @@ class Words:
             if not re.search("[`\r]|\n.", text, re.DOTALL)
         }
         self.ending = frozenset(token for token, text in tame.items() if text.endswith("\n"))
-        self.blank = frozenset(token for token, text in tame.items() if not text.strip())
+        self.blank = frozenset(token for token, text in tame.items() if not capped(text))
         self.opening = tuple(token for token in tame if token not in self.ending)
         self.inside = tuple(tame)
-        self.going_on = tuple(
-            token for token in self.opening if tame[token].startswith((" ", "\t"))
-        )
         self.free = (*said, self.stop)
+        going_on = [token for token in self.opening if tame[token].startswith((" ", "\t"))]
+        after = [self.ids(f"{field}:")[0] for field in FIELDS] + [self.ids(THOUGHT)[0]]
+        self.going_on = {token: (*going_on, token) for token in after}
 
 
 def _legal(field: str, longest_s: int) -> Iterable[Any]:
@@ -415,7 +415,7 @@ class Thought:
         words, visible, line_starts = self.words, False, False
         for _ in range(CAPTION_TOKENS):
             if line_starts:
-                token = yield Ask((*words.going_on, after), greedy=True)
+                token = yield Ask(words.going_on[after], greedy=True)
                 if token == after:
                     return
             else:

@@ -94,14 +94,21 @@ def pick(logits: torch.Tensor, draw: torch.Tensor, dice: Dice) -> torch.Tensor:
         values, order = logits, None
     if dice.top_p < 1:
         shares = values.softmax(0)
-        before = shares.cumsum(0) - shares
+        before = _summed(shares) - shares
         values = values.masked_fill(before > dice.top_p, -torch.inf)
-    heights = (values / dice.temperature).softmax(0).cumsum(0)
+    heights = _summed((values / dice.temperature).softmax(0))
     # The first place where the sum exceeds the draw; never one of share 0, however sums round.
-    at = torch.searchsorted(heights, draw * heights[-1], right=True)
-    last = torch.searchsorted(heights, heights[-1])
-    at = torch.minimum(at, last)
+    at = (heights <= draw * heights[-1]).sum()
+    at = torch.minimum(at, (heights < heights[-1]).sum())
     return at if order is None else order[at]
+
+
+def _summed(shares: torch.Tensor) -> torch.Tensor:
+    """Running sums, in float64 where the device has it: a GPU adds in no fixed order, and must not
+    come to another token by that."""
+    import torch
+
+    return shares.cumsum(0, dtype=torch.float32 if shares.device.type == "mps" else torch.float64)
 
 
 class Planner:
@@ -112,6 +119,7 @@ class Planner:
         self.qwen = qwen.Qwen(model)
         self.words = words
         self.device = device
+        self._sets: dict[int, tuple[tuple[int, ...], torch.Tensor]] = {}
         self.table = model.get_output_embeddings().weight.detach()
         self.codes = self.table[words.first_code : words.first_code + words.codebook]
 
@@ -262,7 +270,8 @@ class Planner:
         """Listen to a piece: tempo, key, metre, language, length and a caption.
 
         Args:
-            codes: of the source, five a second.
+            codes: of the source, five a second; of what is longer than the model can count (the
+                embedded one 580 s, the large ones two hours) the beginning is heard.
             lyrics: also write down the words, which takes much longer.
 
         Returns:
@@ -275,7 +284,8 @@ class Planner:
             raise ValueError(f"codes run from 0 to {self.words.codebook - 1}")
         room = grammar.LYRIC_TOKENS if lyrics else 0
         thought = Thought(self.words, grammar.FIELDS, {}, lyrics=room)
-        prompt = grammar.understand_prompt(codes)
+        fitting = self.model.config.max_position_embeddings - 2 * grammar.CAPTION_TOKENS - 160
+        prompt = grammar.understand_prompt(codes[: max(0, fitting)])
         return (yield from self._write("Listening", prompt, thought, dice, seed))
 
     def inspire(
@@ -324,15 +334,19 @@ class Planner:
     ) -> Iterator[Progress]:
         """Let the model fill a thought. Steps are fields; one more stands for free text.
 
-        Forced text is read in one piece with the token before it.
+        Forced text is read in one piece with the token before it. Where the prompt is long, free
+        text gets what is left of the places that the model can count.
         """
         import torch
 
+        ids, room = self.words.ids(prompt), 2 * grammar.CAPTION_TOKENS
+        spare = self.model.config.max_position_embeddings - len(ids) - room
+        thought.lyrics = max(0, min(thought.lyrics, spare))
+        room += thought.lyrics
         steps = len(thought.fields) + bool(thought.lyrics)
         yield Progress(stage=stage, step=0, steps=steps)
-        room = 2 * grammar.CAPTION_TOKENS + thought.lyrics
-        track, asks = self._track([self.words.ids(prompt)], room, lyrics), thought.asks()
-        draws = self._draws(seed, room).to(self.device)
+        track, asks = self._track([ids], room, lyrics), thought.asks()
+        draws = self._draws(seed, room)
         hidden, read, told, chosen = track.begin(), 0, time.monotonic(), None
         for draw in draws:
             try:
@@ -355,13 +369,21 @@ class Planner:
         import torch
 
         with torch.inference_mode():
-            legal = torch.tensor(ask.legal, device=self.device)
-            if len(legal) <= FEW:
-                logits = torch.nn.functional.linear(hidden, self.table[legal])
+            if len(ask.legal) <= FEW:
+                few = torch.tensor(ask.legal, device=self.device)
+                logits = torch.nn.functional.linear(hidden, self.table[few])
             else:
-                logits = torch.nn.functional.linear(hidden, self.table)[legal]
+                logits = torch.nn.functional.linear(hidden, self.table)[self._many(ask.legal)]
             sure = Dice(0, 1, 0) if ask.greedy else dice
             return ask.legal[int(pick(logits.float(), draw, sure))]
+
+    def _many(self, legal: tuple[int, ...]) -> torch.Tensor:
+        """The ids of a large set on the device. There are a handful, each one object for good."""
+        import torch
+
+        if id(legal) not in self._sets:
+            self._sets[id(legal)] = (legal, torch.tensor(legal, device=self.device))
+        return self._sets[id(legal)][1]
 
     def _code(
         self, hidden: torch.Tensor, guidance: float, draw: torch.Tensor, dice: Dice

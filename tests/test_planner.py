@@ -175,7 +175,9 @@ def hold_to_the_law(thought, wanted, given):
     for field, value in given.items():
         assert f"\n{field}: {value}\n" in text
     said = plan.said()
-    assert set(begun) - set(said) <= {"caption"}
+    assert set(begun) - set(said) <= (
+        {"caption"} if re.search(r"\ncaption:[\s'\"]+\n", text) else set()
+    )
     assert {k: said[k] for k in given} == {
         k: int(v) if k == "timesignature" else v for k, v in given.items()
     }
@@ -195,7 +197,7 @@ def test_any_logits_make_a_legal_plan(words):
     nasty = [
         t for text in (":", " #", "'", '"', ".\n", "\n", " ", "-", "[") for t in words.ids(text)
     ]
-    for seed in range(3000):
+    for seed in range(2000):
         rng = random.Random(seed)
         wanted = [field for field in FIELDS if rng.random() < 0.8]
         given = {field: value for field, value in values.items() if rng.random() < 0.2}
@@ -463,6 +465,14 @@ def test_codes_are_those_of_transformers_with_two_whole_passes(tiny, guidance, n
     assert compose(tiny, seconds=4, dice=SURE, guidance=guidance, negative=negative) == [expected]
 
 
+def test_bfloat16_composes_and_listens(folder):
+    half = drain(Planner.load(folder, CODEBOOK, "cpu", "bfloat16"))
+    assert half.table.dtype == torch.bfloat16
+    (codes,) = compose(half, guidance=2.0)
+    assert len(codes) == 30
+    assert drain(half.understand(codes, DICE, 1, lyrics=False))[0].keyscale in KEYS
+
+
 def test_progress_runs_up_to_the_end_and_closing_stops(tiny, monkeypatch):
     monkeypatch.setattr(planner, "PULSE_S", 0.0)
     steps = tiny.compose("piano", "la", WHOLE, 4, DICE, (1, 2))
@@ -498,15 +508,17 @@ def test_a_plan_is_legal_repeatable_and_leaves_what_is_given(tiny):
     def plan(seed, wanted=FIELDS, dice=DICE):
         return drain(tiny.plan("piano", "la", wanted, given, dice, seed, 240))
 
-    plans = [plan(seed) for seed in range(8)]
+    plans = [plan(seed) for seed in (1, 2)]
     for made in plans:
         assert (made.bpm, made.duration_s) == (121, 30)
         assert None not in (made.keyscale, made.language, made.timesignature)
-    assert plans == [plan(seed) for seed in range(8)]
-    assert len({made.keyscale for made in plans}) > 1
-    assert plan(1, wanted=("keyscale",)).said().keys() == {"bpm", "duration", "keyscale"}
-    assert plan(1, dice=SURE) == plan(2, dice=SURE)
-    assert plan(1, dice=Dice(5.0, 1.0, 0)) != plan(1)
+    assert plans == [plan(seed) for seed in (1, 2)]
+    assert plans[0] != plans[1]
+    few = ("keyscale", "timesignature")
+    assert plan(1, few).said().keys() == {"bpm", "duration", *few}
+    assert len({plan(seed, few) for seed in range(6)}) > 1
+    assert plan(1, few, SURE) == plan(2, few, SURE)
+    assert len({plan(1, few, Dice(t, 1.0, 0)) for t in (0.0, 0.5, 1.0, 2.0, 4.0)}) > 1
 
 
 def test_a_greedy_plan_is_the_likeliest_of_the_legal(tiny):
@@ -521,6 +533,15 @@ def test_a_greedy_plan_is_the_likeliest_of_the_legal(tiny):
         tree = tree[chosen[-1]]
     made = drain(tiny.plan("piano", "la", ("keyscale",), {}, SURE, 1))
     assert made.keyscale == tiny.words.text(chosen).strip()
+
+
+def test_large_sets_are_chosen_from_like_small_ones(tiny, monkeypatch):
+    def write():
+        return drain(tiny.plan("piano", "la", FIELDS, {}, DICE, 3))
+
+    small = write()
+    monkeypatch.setattr(planner, "FEW", 0)
+    assert write() == small
 
 
 def test_a_plan_with_nothing_to_find_computes_nothing(tiny, monkeypatch):
@@ -544,6 +565,8 @@ def test_listening_hears_a_whole_plan(tiny, monkeypatch):
     assert texts[0] == grammar.understand_prompt([1, 2, 3])
     assert None not in (plan.bpm, plan.duration_s, plan.keyscale, plan.language)
     assert lyrics == ""
+    long = [*range(CODEBOOK)] * 120  # more than the model can count, and still it hears
+    assert drain(tiny.understand(long, DICE, 1))[0].bpm
     other, _ = drain(tiny.understand([9, 9, 9, 9], DICE, 1, lyrics=False))
     assert other != plan
     with pytest.raises(ValueError, match="0 to 39"):
