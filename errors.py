@@ -71,6 +71,17 @@ KINDS: dict[str, Kind] = {
     "queue-full": Kind(
         "{waiting} songs are already waiting.", "Try again when one of them has finished."
     ),
+    "source-missing": Kind("{name} is not there any more.", "Choose the file again."),
+    "source-unreadable": Kind(
+        "{name} cannot be read as music: {problem}.",
+        "Save it as WAV, FLAC or MP3 with another program, and choose that file.",
+    ),
+    "source-too-long": Kind(
+        "{name} is longer than {limit:g} s.", "Cut it to {limit:g} s or less, and choose it again."
+    ),
+    "source-too-short": Kind(
+        "{name} lasts only {seconds:.2g} s.", "Choose a file of at least {limit:g} s."
+    ),
     "take-gone": Kind("That take is no longer on the shelf.", "Generate it again from its JSON."),
     "internal": Kind(
         "Something broke inside the studio ({kind}).",
