@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PULSE_S = 0.1
 """Seconds between two signs of life, at least: a token may take a millisecond."""
 
+PIECE = 256
+"""Tokens of a prompt that are read at a time: on a CPU a large planner takes a minute for all."""
+
 FEW = 4096
 """Up to this many legal tokens, only their rows of the vocabulary are computed."""
 
@@ -241,9 +244,9 @@ class Planner:
             texts.append(self.words.ids(grammar.plain_prompt(negative)))
         count = int(duration_s * grammar.CODE_RATE)
         total = count * len(seeds)
-        yield Progress(stage="Composing codes", step=0, steps=total)
         track = self._track(texts, count, lyrics)
-        start, told = track.begin(), time.monotonic()
+        start = yield from _begin(track, "Composing codes", total)
+        told = time.monotonic()
         length, pieces = track.length, []
         for seed in seeds:
             hidden, track.length = start, length
@@ -344,10 +347,10 @@ class Planner:
         thought.lyrics = max(0, min(thought.lyrics, spare))
         room += thought.lyrics
         steps = len(thought.fields) + bool(thought.lyrics)
-        yield Progress(stage=stage, step=0, steps=steps)
         track, asks = self._track([ids], room, lyrics), thought.asks()
+        hidden = yield from _begin(track, stage, steps)
         draws = self._draws(seed, room)
-        hidden, read, told, chosen = track.begin(), 0, time.monotonic(), None
+        read, told, chosen = 0, time.monotonic(), None
         for draw in draws:
             try:
                 ask = asks.send(chosen)
@@ -413,6 +416,15 @@ class Planner:
 
         draws = torch.rand(count, generator=torch.Generator("cpu").manual_seed(seed))
         return draws.to(self.device)
+
+
+def _begin(track: qwen.Track, stage: str, steps: int) -> Iterator[Progress]:
+    """Read the prompts piece by piece, and return the hidden states behind them."""
+    hidden = None
+    for piece in track.texts.split(PIECE, 1):
+        yield Progress(stage=stage, step=0, steps=steps)
+        hidden = track.read(piece)
+    return hidden
 
 
 def _prove_whole(

@@ -71,10 +71,11 @@ class Qwen:
 class Track:
     """What a model has read: the keys and values of one sequence, or of several side by side.
 
-    Laid out once and written in place. Setting `length` back forgets what came after.
+    Laid out once and written in place. Setting `length` back forgets what came after. `texts`,
+    [rows, longest], are to be read first, at once or in pieces.
 
     Args:
-        texts: token ids; read first, by `begin`, padded on the left to the same length.
+        texts: token ids; padded on the left to the same length.
         more: how many tokens may follow.
     """
 
@@ -90,7 +91,7 @@ class Track:
         with torch.inference_mode():
             padding = [longest - len(text) for text in texts]
             ids = [[0] * n + [*text] for n, text in zip(padding, texts, strict=True)]
-            self._begin = torch.tensor(ids, device=device)
+            self.texts = torch.tensor(ids, device=device)
             self._places = torch.arange(room, device=device)
             since = self._places - torch.tensor(padding, device=device)[:, None]
             self._real = (since >= 0)[:, None, None]
@@ -107,10 +108,6 @@ class Track:
                 [torch.zeros(shape, dtype=dtype, device=device) for _ in qwen.layers]
                 for _ in range(2)
             )
-
-    def begin(self) -> torch.Tensor:
-        """Read the texts. Returns the hidden states behind their last tokens, [rows, width]."""
-        return self.read(self._begin)
 
     def read(self, ids: torch.Tensor) -> torch.Tensor:
         """Read on: ids [rows, new] to the hidden states behind the last of them, [rows, width]."""

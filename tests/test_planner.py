@@ -252,6 +252,15 @@ def test_the_tree_holds_each_legal_value_and_no_other(words, field):
     assert sorted(found) == sorted(f" {value}" for value in legal)
 
 
+def test_what_is_forced_is_what_the_tokenizer_makes_of_the_whole(words):
+    given = {"bpm": 121, "caption": "A calm piano", "duration": 31, "keyscale": "Bb major"}
+    given |= {"language": "en", "timesignature": "4"}
+    thought = Thought(words, [], given)
+    assert [*thought.asks()] == []
+    whole = "".join(f"{field}: {value}\n" for field, value in given.items())
+    assert thought.tokens == words.ids(f"<think>\n{whole}</think>")
+
+
 def test_only_the_language_and_line_ends_are_chosen_greedily(words):
     asks = Thought(words, ["language"], {}).asks()
     assert next(asks).greedy
@@ -369,7 +378,7 @@ def test_reading_on_equals_transformers_reading_all(tiny):
     more = torch.randint(0, 300, (2, 6), generator=torch.Generator().manual_seed(0))
     for rows in ([0, 1], [1, 0], [0]):
         track = qwen.Track(tiny.qwen, [texts[row] for row in rows], 6)
-        seen = [track.begin(), *(track.read(more[rows, i : i + 1]) for i in range(3))]
+        seen = [track.read(track.texts), *(track.read(more[rows, i : i + 1]) for i in range(3))]
         seen.append(track.read(more[rows, 3:]))
         for place, row in enumerate(rows):
             whole = torch.tensor([[*texts[row], *more[row].tolist()]])
@@ -378,6 +387,15 @@ def test_reading_on_equals_transformers_reading_all(tiny):
                 theirs = tiny.model.model(whole).last_hidden_state[0]
             at = [len(texts[row]) - 1 + i for i in (0, 1, 2, 3, 6)]
             assert torch.allclose(ours, theirs[at], atol=1e-4), (rows, row)
+
+
+def test_a_prompt_read_in_pieces_is_the_same(tiny):
+    texts = [[*range(20)], [*range(7)]]
+    whole, pieces = (qwen.Track(tiny.qwen, texts, 0) for _ in range(2))
+    expected = whole.read(whole.texts)
+    for piece in pieces.texts.split(3, 1):
+        found = pieces.read(piece)
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_the_norm_by_hand_is_torchs():
@@ -480,6 +498,11 @@ def test_progress_runs_up_to_the_end_and_closing_stops(tiny, monkeypatch):
     assert all(isinstance(p, Progress) and p.stage == "Composing codes" for p in seen)
     assert [p.step for p in seen] == [0, *range(1, 41), 40]
     assert {p.steps for p in seen} == {40}
+    assert [p.step for p in tiny.compose("piano", "la " * 300, WHOLE, 1, DICE, (1,))][:3] == [
+        0,
+        0,
+        0,
+    ]
     reads, read = [], qwen.Track.read
     monkeypatch.setattr(qwen.Track, "read", lambda *a: reads.append(1) or read(*a))
     stopped = tiny.compose("piano", "la", WHOLE, 4, DICE, (1, 2))
@@ -518,6 +541,8 @@ def test_a_plan_is_legal_repeatable_and_leaves_what_is_given(tiny):
     assert plan(1, few).said().keys() == {"bpm", "duration", *few}
     assert len({plan(seed, few) for seed in range(6)}) > 1
     assert plan(1, few, SURE) == plan(2, few, SURE)
+    hot = Dice(5.0, 1.0, 0)
+    assert len({plan(seed, ("language",), hot).language for seed in range(6)}) == 1
     assert len({plan(1, few, Dice(t, 1.0, 0)) for t in (0.0, 0.5, 1.0, 2.0, 4.0)}) > 1
 
 
