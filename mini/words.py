@@ -1,5 +1,6 @@
 """Words for a piece: captions, lyrics with section tags, and the metadata the prompts carry."""
 
+import math
 import random
 
 from mini.compose import BEAT_FRAMES, FRAMES_PER_SECOND, STYLES, Piece, bpm_of
@@ -39,7 +40,7 @@ def bpm_near(piece: Piece, rng: random.Random) -> int:
     """Any whole tempo that lies nearest to the piece's own among the tempi of the grid."""
     low, high = piece.beat_frames + 0.5, piece.beat_frames - 0.5
     slowest, fastest = 60 * FRAMES_PER_SECOND / low, 60 * FRAMES_PER_SECOND / high
-    return rng.randint(int(slowest) + 1, int(fastest))
+    return rng.randint(math.ceil(slowest), math.ceil(fastest) - 1)
 
 
 def describe(piece: Piece) -> str:
