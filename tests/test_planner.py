@@ -319,6 +319,21 @@ def test_the_original_layout_loads_with_nothing_missing(folder, tiny):
     assert tiny.table.data_ptr() == tiny.model.model.embed_tokens.weight.data_ptr()
 
 
+def test_a_config_as_the_authors_saved_it_means_the_same(tmp_path):
+    """Before transformers 5 the base of the positions stood alone, and the dtype had a prefix."""
+    folder = tiny_planner.write(tmp_path)
+    described = json.loads((folder / "config.json").read_text())
+    for name in ("rope_parameters", "layer_types", "dtype"):
+        described.pop(name)
+    described |= {"rope_theta": 1e6, "rope_scaling": None, "torch_dtype": "bfloat16"}
+    described |= {"sliding_window": None, "use_sliding_window": False, "max_window_layers": 2}
+    (folder / "config.json").write_text(json.dumps(described))
+    old = drain(Planner.load(folder, CODEBOOK, "cpu", "float32"))
+    expected = 1e6 ** -(torch.arange(0, 16, 2) / 16)
+    assert torch.allclose(old.model.model.rotary_emb.inv_freq, expected)
+    assert old.table.dtype == torch.float32
+
+
 def test_a_planner_saved_with_prefixes_is_the_same(tmp_path, tiny):
     other = tiny_planner.write(tmp_path, prefix="model.")
     prefixed = drain(Planner.load(other, CODEBOOK, "cpu", "float32"))
@@ -619,7 +634,7 @@ EMBEDDED = ROOT / "vendor" / "ace-step-mini" / "planner"
 def test_the_embedded_planner_follows_words_and_hears_codes():
     tokenizer = json.loads((EMBEDDED.parent / "audio_tokenizer" / "config.json").read_text())
     codebook = 1
-    for level in tokenizer["fsq_input_levels"]:
+    for level in tokenizer["fsq_input_levels"] or (8, 8, 8, 5, 5, 5):
         codebook *= level
     mini = drain(Planner.load(EMBEDDED, codebook, "cpu", "float32"))
     plans = [
