@@ -4,8 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PAGES := app.py backend.py pipeline.py sampler.py codec.py checkpoints.py audio.py host.py song.py errors.py \
-	tooltips.py theme.py ui.py bench.py mini tests
+PAGES := $(wildcard *.py) mini tests
 
 .PHONY: install run test check format bench clean
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -132,6 +133,7 @@ class Engine:
         rest = torch.float32 if device == "cpu" else wide
         with memory(device, model, 0.0):
             try:
+                warnings.filterwarnings("ignore", ".*weight_norm.* is deprecated", FutureWarning)
                 pipe = AceStepPipeline.from_pretrained(
                     folder,
                     dtype={"transformer": wide, "default": rest},

@@ -12,7 +12,10 @@ from conftest import ROOT
 FLOORS = [
     {"app", "ui", "theme"},
     {"backend", "host"},
-    {"pipeline", "sampler", "codec", "audio", "checkpoints"},
+    {
+        *("edits", "pipeline", "planner", "grammar", "qwen", "sampler", "codec", "audio"),
+        *("decoding", "checkpoints"),
+    },
     {"song", "tooltips", "errors"},
 ]
 SIDEWAYS = {
@@ -20,6 +23,12 @@ SIDEWAYS = {
     ("app", "theme"),
     ("ui", "theme"),
     ("backend", "host"),
+    ("edits", "pipeline"),
+    ("edits", "sampler"),
+    ("edits", "codec"),
+    ("edits", "audio"),
+    ("planner", "grammar"),
+    ("planner", "qwen"),
     ("pipeline", "sampler"),
     ("pipeline", "codec"),
     ("pipeline", "audio"),
@@ -31,11 +40,12 @@ OUTSIDERS = {
     "gradio": {"ui", "theme"},
     "spaces": {"host"},
     "diffusers": {"pipeline"},
-    "transformers": {"pipeline"},
+    "transformers": {"pipeline", "planner"},
     "huggingface_hub": {"checkpoints"},
-    "torch": {"pipeline", "sampler", "codec", "host"},
+    "torch": {"edits", "pipeline", "planner", "qwen", "sampler", "codec", "host"},
     "soundfile": {"audio"},
-    "soxr": {"audio"},
+    "soxr": {"audio", "decoding"},
+    "av": {"decoding"},
 }
 ROOMS = sorted(set().union(*FLOORS))
 LONGEST_ROOM = 500

@@ -1,0 +1,265 @@
+"""Songs that start from somebody's sound: extend, repaint, cover, morph.
+
+Each operation takes the source as float32 [2, samples] at 48 kHz and is a generator like the
+engine's own: progress, then the piece as its return value.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import audio
+import codec
+import pipeline
+import sampler
+from song import SAMPLE_RATE, Generate, Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+REPAINT = "Repaint the mask area based on the given conditions:"
+FROM_CODES = "Generate audio semantic tokens based on the given conditions:"
+"""Instructions the transformer was trained on. Source: the authors' task table."""
+
+
+@dataclass(frozen=True)
+class Grip:
+    """How tightly a repaint holds on to what lies outside the region.
+
+    Attributes:
+        injection: share of the steps after which the outside is put back, noised as far as due.
+        ramp_frames: latent frames outside the region over which both versions are blended.
+        fade_s: seconds over which the waveforms are crossfaded at each edge.
+    """
+
+    injection: float
+    ramp_frames: int
+    fade_s: float
+
+    @classmethod
+    def of(cls, mode: str, strength: float) -> Grip:
+        """The authors' numbers for "conservative", "balanced" and "aggressive".
+
+        `strength` in 0..1 loosens "balanced" from conservative to aggressive. A crossfade of
+        10 ms stays even there, since the outside comes back untouched in every mode.
+        """
+        loose = {"conservative": 0.0, "balanced": strength, "aggressive": 1.0}[mode]
+        hold = 1.0 - loose
+        return cls(hold, round(codec.FRAME_RATE * hold), max(0.01, 0.05 * hold))
+
+
+def extend(
+    engine: pipeline.Engine,
+    song: Generate,
+    source: np.ndarray,
+    *,
+    before_s: float = 0.0,
+    after_s: float = 0.0,
+) -> Iterator[Progress]:
+    """Go on after the end of `source`, before its beginning, or both.
+
+    The result is longer by exactly what was asked; the source's samples come back bit for bit but
+    for a crossfade at its edges.
+    """
+    import numpy as np
+
+    before, after = (round(s * SAMPLE_RATE) for s in (before_s, after_s))
+    padded = np.pad(source, ((0, 0), (before, after)))
+    total = padded.shape[1]
+    regions = [(0, before), (total - after, total)]
+    return repaint(
+        engine,
+        song,
+        padded,
+        [(a, b) for a, b in regions if b > a],
+        Grip.of("conservative", 0.0),
+    )
+
+
+def repaint(
+    engine: pipeline.Engine,
+    song: Generate,
+    source: np.ndarray,
+    regions: list[tuple[int, int]],
+    grip: Grip,
+) -> Iterator[Progress]:
+    """Make what lies inside `regions` (start and end in samples) anew.
+
+    Outside of them, and of the crossfade that lies there, not one sample changes.
+    """
+    import torch
+
+    with torch.inference_mode(), pipeline.memory(engine.device, engine.model, song.duration_s):
+        began = time.monotonic()
+        clean = yield from encode(engine, source)
+        frames = clean.shape[1]
+        inside = torch.zeros(frames, device=engine.device)
+        for start, end in regions:
+            first, last = _frames_of(start, end, frames)
+            inside[first:last] = 1.0
+        shown = torch.where(inside[None, :, None] > 0, engine.silence(frames), clean)
+        conditions, notes = engine.conditions(song, REPAINT, context=shown, mask=inside)
+        read = time.monotonic()
+        noise, _ = sampler.draw_noise(song.seed, frames, engine.channels)
+        noise = noise.to(engine.device)
+        until = round(grip.injection * song.inference_steps)
+
+        def hold(x: torch.Tensor, done: int, t: torch.Tensor) -> torch.Tensor:
+            if done > until:
+                return x
+            due = t * noise + (1 - t) * clean
+            return torch.where(inside[None, :, None] > 0, x, due)
+
+        made = yield from engine.denoise(conditions, song, song.seed, hold=hold)
+        mine = _outside(inside, grip.ramp_frames)[None, :, None]
+        made = mine * clean + (1 - mine) * made
+        sampled = time.monotonic()
+        wave = yield from codec.decode(engine.pipe.vae, made)
+        made_sound = audio.resample(wave.numpy(), engine.rate, SAMPLE_RATE, source.shape[1])
+        sound = source
+        for start, end in regions:
+            fade = round(grip.fade_s * SAMPLE_RATE)
+            sound = audio.splice(sound, made_sound, start, end, fade)
+        peak = float(abs(sound).max(initial=0.0))
+        piece = pipeline.Rendered(
+            sound=sound, peak_dbfs=20 * math.log10(peak) if peak else None, seed=song.seed
+        )
+        piece.notes += notes
+        piece.timings_s |= {
+            "Reading the words": read - began,
+            "Denoising": sampled - read,
+            "Decoding": time.monotonic() - sampled,
+        }
+        return piece
+
+
+def cover(
+    engine: pipeline.Engine,
+    song: Generate,
+    source: np.ndarray,
+    *,
+    strength: float = 1.0,
+    noise: float = 0.0,
+    reference: np.ndarray | None = None,
+) -> Iterator[Progress]:
+    """The song of `source` in another style, and with the sound of `reference` if there is one.
+
+    Args:
+        strength: share of the steps that follow the source's 5 Hz sketch; then the model is free.
+        noise: how much of the source itself to start from, 0 (noise alone) to 1.
+    """
+    import torch
+
+    with torch.inference_mode(), pipeline.memory(engine.device, engine.model, song.duration_s):
+        clean = yield from encode(engine, source)
+        sketch = hints(engine, clean)
+        timbre = None
+        if reference is not None:
+            timbre = yield from timbre_of(engine, reference)
+        conditions, notes = engine.conditions(song, FROM_CODES, context=sketch, timbre=timbre)
+        switch, later = int(song.inference_steps * strength), None
+        if switch < song.inference_steps:
+            silence = engine.silence(clean.shape[1])
+            later, _ = engine.conditions(song, context=silence, timbre=timbre)
+        start = (clean, 1.0 - noise) if noise else None
+        latents = yield from engine.denoise(
+            conditions, song, song.seed, later=later, switch=switch, start=start
+        )
+        wave = yield from codec.decode(engine.pipe.vae, latents)
+        piece = engine.finish(wave, source.shape[1], song.seed)
+        piece.notes[:0] = notes
+        return piece
+
+
+def morph(
+    engine: pipeline.Engine,
+    song: Generate,
+    source: np.ndarray,
+    told: Generate,
+    *,
+    n_min: float,
+    n_max: float,
+    n_avg: int,
+) -> Iterator[Progress]:
+    """Carry `source`, described by `told`, to what `song` describes. See `sampler.morph`."""
+    import torch
+
+    with torch.inference_mode(), pipeline.memory(engine.device, engine.model, song.duration_s):
+        clean = yield from encode(engine, source)
+        silence = engine.silence(clean.shape[1])
+        was, _ = engine.conditions(told, context=silence)
+        becomes, notes = engine.conditions(song, context=silence)
+        generator = torch.Generator("cpu").manual_seed(song.seed)
+        course = sampler.Course.of(song)
+        steps = sampler.morph(
+            engine.model_under(was),
+            engine.model_under(becomes),
+            clean,
+            course,
+            generator,
+            n_min=n_min,
+            n_max=n_max,
+            n_avg=n_avg,
+        )
+        latents = yield from pipeline.staged(steps, "Denoising", course.steps)
+        wave = yield from codec.decode(engine.pipe.vae, latents)
+        piece = engine.finish(wave, source.shape[1], song.seed)
+        piece.notes[:0] = notes
+        return piece
+
+
+def encode(engine: pipeline.Engine, sound: np.ndarray) -> Iterator[Progress]:
+    """Sound to latents [1, frames, channels] on the engine's device (returned)."""
+    import torch
+
+    samples = math.ceil(sound.shape[1] * engine.rate / SAMPLE_RATE)
+    heard = audio.resample(sound, SAMPLE_RATE, engine.rate, samples)
+    latents = yield from codec.encode(engine.pipe.vae, torch.from_numpy(heard))
+    return latents.to(engine.device)
+
+
+def hints(engine: pipeline.Engine, latents: torch.Tensor) -> torch.Tensor:
+    """The lossy 5 Hz sketch of `latents`: what a cover keeps of a song. Same shape."""
+    tokenizer = engine.pipe.audio_tokenizer
+    quantized, _ = tokenizer.tokenize(latents.to(tokenizer.dtype), engine.silence(5))
+    return engine.pipe.audio_token_detokenizer(quantized)[:, : latents.shape[1]].float()
+
+
+def timbre_of(engine: pipeline.Engine, reference: np.ndarray) -> Iterator[Progress]:
+    """Thirty seconds of latents that stand for the sound of `reference`; None if it is silent.
+
+    Three windows of 10 s from its beginning, middle and end; a shorter one is repeated. Source:
+    the authors' handler, with the middle of each third in place of a random position.
+    """
+    import numpy as np
+
+    if np.abs(reference).max(initial=0.0) < 10 ** (audio.SILENCE_DBFS / 20):
+        return None
+    whole, part = 30 * SAMPLE_RATE, 10 * SAMPLE_RATE
+    sound = np.tile(reference, (1, math.ceil(whole / reference.shape[1])))
+    third = sound.shape[1] // 3
+    starts = [i * third + (third - part) // 2 for i in range(3)]
+    windows = np.concatenate([sound[:, s : s + part] for s in starts], axis=1)
+    return (yield from encode(engine, windows))
+
+
+def _frames_of(start: int, end: int, frames: int) -> tuple[int, int]:
+    """The latent frames that samples start..end touch, at least one, counted in whole numbers."""
+    hop = SAMPLE_RATE // codec.FRAME_RATE
+    first = min(start // hop, frames - 1)
+    return first, max(first + 1, min(-(-end // hop), frames))
+
+
+def _outside(inside: torch.Tensor, ramp: int) -> torch.Tensor:
+    """How much of the source each frame keeps: 0 inside, rising over `ramp` frames, then 1."""
+    import torch
+
+    frames = torch.arange(len(inside), device=inside.device)
+    marked = frames[inside > 0]
+    away = (frames[:, None] - marked[None]).abs().min(dim=1).values
+    return (away / (ramp + 1)).clamp(max=1.0)
