@@ -245,7 +245,7 @@ class Words:
     def __init__(self, tokenizer: Tokenizer, codebook: int) -> None:
         self.tokenizer = tokenizer
         self.codebook = codebook
-        self.size = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         first = tokenizer.token_to_id(code_token(0))
         for code in range(codebook):
             if first is None or tokenizer.token_to_id(code_token(code)) != first + code:
