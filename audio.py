@@ -228,7 +228,7 @@ def write(path: Path, sound: np.ndarray, rate: int) -> None:
         soundfile.write(half, frames, rate, subtype="PCM_24", format=kind)
         os.replace(half, path)
     except (OSError, soundfile.LibsndfileError) as error:
-        raise _no_room(path, error, sound.size * 3) from error
+        raise no_room(path, error, sound.size * 3) from error
     finally:
         half.unlink(missing_ok=True)
 
@@ -241,7 +241,7 @@ def hand_over(source: Path, target: Path) -> None:
             shutil.copyfile(source, half)
             os.replace(half, target)
         except OSError as error:
-            raise _no_room(target, error, source.stat().st_size) from error
+            raise no_room(target, error, source.stat().st_size) from error
         finally:
             half.unlink(missing_ok=True)
         return
@@ -258,12 +258,12 @@ def write_text(path: Path, text: str) -> None:
         half.write_text(text, encoding="utf-8")
         os.replace(half, path)
     except OSError as error:
-        raise _no_room(path, error, len(text)) from error
+        raise no_room(path, error, len(text)) from error
     finally:
         half.unlink(missing_ok=True)
 
 
-def _no_room(path: Path, error: Exception, needed: int) -> StudioError:
+def no_room(path: Path, error: Exception, needed: int) -> StudioError:
     """What a failed write means: a full disk, or a place that takes no files."""
     import errno
 

@@ -16,7 +16,8 @@ import threading
 import time
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -54,6 +55,9 @@ HEARTBEAT_S = 1.0
 
 STAGES = ("Loading", "Reading the words", "Denoising", "Decoding", "Writing")
 """What a song goes through once its turn has come and its model is on disk."""
+
+
+Tell = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,9 @@ class Studio:
             job = self._accept(request)
         except StudioError as error:
             yield Failed.by(error)
+            return
+        except OSError as error:
+            yield Failed.by(audio.no_room(host.cache_folder(), error, 1 << 20))
             return
         clock = host.Clock(self._rates, self._work(job), time.monotonic)
         with self._guard:
@@ -222,7 +229,7 @@ class Studio:
         """The stages this job will go through on the device, with the units each will cost."""
         return work_of(job.request, loaded=_is_loaded(self.model))
 
-    def _serve(self, job: Job, visitor: str, tell) -> None:
+    def _serve(self, job: Job, visitor: str, tell: Tell) -> None:
         """The job's own thread: wait, fetch, perform, put on the shelf."""
         ending: Event
         try:
@@ -247,7 +254,7 @@ class Studio:
                     _discard(shelf.pop())
         tell(ending)
 
-    def _perform(self, job: Job, tell) -> Event:
+    def _perform(self, job: Job, tell: Tell) -> Event:
         began = time.monotonic()
 
         def stopped_at(stage: str) -> Cancelled:
@@ -286,7 +293,7 @@ class Studio:
                 return ending
             raise StudioError("gpu-aborted")
 
-    def _listen(self, job: Job, tell) -> Event:
+    def _listen(self, job: Job, tell: Tell) -> Event:
         for event in perform(job):
             if not isinstance(event, Progress):
                 return event
@@ -301,37 +308,31 @@ class Turns:
         self._line: deque[object] = deque()
         self._moved = threading.Condition()
 
-    def wait(self, stopped, tell):
-        """A context that is entered when it is one's turn; its value is False if stopped first.
+    @contextmanager
+    def wait(self, stopped: Callable[[], bool], tell: Tell) -> Iterator[bool]:
+        """Entered when it is one's turn; False if `stopped` came first.
 
         Raises:
             StudioError: `queue-full`.
         """
-        return _Turn(self, stopped, tell)
-
-
-class _Turn:
-    def __init__(self, turns: Turns, stopped, tell) -> None:
-        self._turns, self._stopped, self._tell = turns, stopped, tell
-
-    def __enter__(self) -> bool:
         if host.ON_ZERO:
-            return not self._stopped()
-        line, moved = self._turns._line, self._turns._moved
-        with moved:
-            if len(line) > LONGEST_QUEUE:
-                raise StudioError("queue-full", waiting=len(line) - 1)
-            line.append(self)
-            while line[0] is not self and not self._stopped():
-                self._tell(Progress(stage="Waiting", step=line.index(self)))
-                moved.wait(timeout=0.2)
-        return not self._stopped()
-
-    def __exit__(self, *_: object) -> None:
-        with self._turns._moved:
-            if self in self._turns._line:
-                self._turns._line.remove(self)
-                self._turns._moved.notify_all()
+            yield not stopped()
+            return
+        me = object()
+        with self._moved:
+            if len(self._line) > LONGEST_QUEUE:
+                raise StudioError("queue-full", waiting=len(self._line) - 1)
+            self._line.append(me)
+        try:
+            with self._moved:
+                while self._line[0] is not me and not stopped():
+                    tell(Progress(stage="Waiting", step=self._line.index(me)))
+                    self._moved.wait(timeout=0.2)
+            yield not stopped()
+        finally:
+            with self._moved:
+                self._line.remove(me)
+                self._moved.notify_all()
 
 
 def work_of(request: Generate, loaded: bool) -> dict[str, float]:

@@ -256,6 +256,15 @@ def test_a_full_disk_after_the_sound_leaves_no_file_either(studio, monkeypatch):
     assert files() == before
 
 
+def test_no_room_for_a_job_at_all_is_a_sentence(studio, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr(Path, "mkdir", full)
+        assert failure(studio) == "disk-full"
+
+
 def test_failures_have_names(studio, monkeypatch):
     assert failure(studio, song(lyrics="ą ć ę " * 600, instrumental=False)) == "lyrics-too-long"
 

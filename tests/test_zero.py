@@ -163,8 +163,8 @@ def test_a_job_stopped_while_waiting_spends_no_quota(scheduler, tmp_path):
         scheduler,
         tmp_path,
         """
-        real = backend._Turn.__enter__
-        backend._Turn.__enter__ = lambda self: (studio.stop("v"), real(self))[1]
+        wait = backend.Turns.wait
+        backend.Turns.wait = lambda *given: (studio.stop("v"), wait(*given))[1]
         print(list(studio.run(ask(inference_steps=2, seed=1), "v"))[-1].kind)
         """,
     )
