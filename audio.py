@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -267,7 +268,8 @@ def no_room(path: Path, error: Exception, needed: int) -> StudioError:
     """What a failed write means: a full disk, or a place that takes no files."""
     import errno
 
-    place = path.parent.name or str(path.parent)
+    temporary = Path(tempfile.gettempdir()) in path.resolve().parents
+    place = "the temporary folder" if temporary else path.parent.name or "this folder"
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     try:
         full = full or shutil.disk_usage(path.parent).free < needed

@@ -57,9 +57,12 @@ KINDS: dict[str, Kind] = {
         "{model} produced numbers that are not sound.", "Lower Guidance, or try another seed."
     ),
     "disk-full": Kind(
-        "The disk under {place} is full.", "Free at least {needed} and generate again."
+        "The disk that holds {place} is full.", "Free at least {needed} and generate again."
     ),
-    "not-writable": Kind("{place} cannot be written.", "Choose another folder with --out."),
+    "not-writable": Kind(
+        "Files cannot be written to {place}.",
+        "Choose another place, on the command line with --out.",
+    ),
     "gpu-aborted": Kind(
         "The GPU was taken away before the song was finished, twice.",
         "Shorten the song or lower Steps, and generate again.",
