@@ -100,9 +100,9 @@ def pick(logits: torch.Tensor, draw: torch.Tensor, dice: Dice) -> torch.Tensor:
         before = _summed(shares) - shares
         values = values.masked_fill(before > dice.top_p, -torch.inf)
     heights = _summed((values / dice.temperature).softmax(0))
-    # The first place where the sum exceeds the draw; never one of share 0, however sums round.
+    # The first place where the sum exceeds the draw. A draw is below 1 by more than the product
+    # rounds, so that is never a place of share 0.
     at = (heights <= draw * heights[-1]).sum()
-    at = torch.minimum(at, (heights < heights[-1]).sum())
     return at if order is None else order[at]
 
 

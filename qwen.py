@@ -118,7 +118,7 @@ class Track:
         with torch.inference_mode():
             begin, end = self.length, self.length + ids.shape[1]
             if ids.shape[1] > 1:
-                # Padding sees itself: a row that sees nothing would be NaN.
+                # Padding sees itself: in some kernels a row that sees nothing is NaN.
                 seen, here = self._places[:end], self._places[begin:end, None]
                 mask = (seen <= here) & (self._real[..., :end] | (seen == here))
             else:

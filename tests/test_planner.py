@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
 import tiny_planner
@@ -513,6 +514,12 @@ def test_progress_runs_up_to_the_end_and_closing_stops(tiny, monkeypatch):
     assert all(isinstance(p, Progress) and p.stage == "Composing codes" for p in seen)
     assert [p.step for p in seen] == [0, *range(1, 41), 40]
     assert {p.steps for p in seen} == {40}
+    clock = iter(range(1000))
+    with monkeypatch.context() as slow:
+        slow.setattr(planner, "PULSE_S", 4.5)
+        slow.setattr(planner, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        few = [p.step for p in tiny.compose("piano", "la", WHOLE, 4, DICE, (1,))]
+    assert 5 <= len(few) <= 8
     assert [p.step for p in tiny.compose("piano", "la " * 300, WHOLE, 1, DICE, (1,))][:3] == [
         0,
         0,
