@@ -100,6 +100,25 @@ def test_ctrl_c_cancels_cleanly(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_studio_tells_where_it_is_and_ends_without_a_trace(tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py"), "--model", "mini"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    told = process.stdout.readline()
+    assert told.startswith("ACE Music Studio: http://127.0.0.1:")
+    assert "ACE-Step mini (embedded) on" in told
+    assert list(tmp_path.glob("ace-studio-*"))
+    process.send_signal(number)
+    assert process.wait(20) in (0, 130)
+    assert "Traceback" not in process.stderr.read()
+    assert not list(tmp_path.glob("ace-studio-*"))
+
+
 def test_proxies_and_a_dead_hub_do_not_matter_to_the_embedded_model(tmp_path):
     """Every way out leads to a port nobody listens on: one request outside would fail."""
     dead = "http://127.0.0.1:9"
