@@ -25,7 +25,7 @@ import codec
 import host
 import pipeline
 import sampler
-from song import Generate
+from song import INSTRUMENTAL, Generate
 
 ROOT = Path(__file__).parent
 
@@ -75,7 +75,7 @@ def engine_against_stock(seconds: float, times: int) -> list[tuple[str, str]]:
     noise, _ = sampler.draw_noise(7, pipeline.frames_for(seconds), engine.channels)
     given = {
         "prompt": [song.prompt],
-        "lyrics": [pipeline.INSTRUMENTAL],
+        "lyrics": [INSTRUMENTAL],
         "vocal_language": "unknown",
         "audio_duration": seconds,
         "num_inference_steps": song.inference_steps,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from song import KEYS, LANGUAGES, METRES
+from song import INSTRUMENTAL, KEYS, LANGUAGES, METRES
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,7 +25,6 @@ UNDERSTAND = "Understand the given musical conditions and describe the audio sem
 INSPIRE = "Expand the user's input into a more detailed and specific musical description:"
 REWRITE = "Format the user's input into a more detailed and specific musical description:"
 NOTHING = "NO USER INPUT"
-INSTRUMENTAL = "[Instrumental]"
 
 THINK, THOUGHT, START, STOP = "<think>", "</think>", "<|im_start|>", "<|im_end|>"
 

@@ -21,7 +21,7 @@ import checkpoints
 import codec
 import sampler
 from errors import StudioError
-from song import SAMPLE_RATE, Generate, Progress
+from song import INSTRUMENTAL, SAMPLE_RATE, Generate, Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from diffusers import AceStepPipeline
 
 TEXT_TO_MUSIC = "Fill the audio semantic mask based on the given conditions:"
-INSTRUMENTAL = "[Instrumental]"
 TEXT_TOKENS, LYRIC_TOKENS = 256, 2048
 """What the text encoder reads of the prompt and of the lyrics. Source: the authors' handler."""
 

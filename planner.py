@@ -16,7 +16,7 @@ import grammar
 import qwen
 from errors import StudioError
 from grammar import Plan, Thought, Words
-from song import Progress
+from song import INSTRUMENTAL, Progress
 
 if TYPE_CHECKING:
     import torch
@@ -309,7 +309,7 @@ class Planner:
         thought = Thought(self.words, grammar.FIELDS, given, longest_s, grammar.LYRIC_TOKENS)
         prompt = grammar.inspire_prompt(query, instrumental)
         plan, lyrics = yield from self._write("Thinking of a song", prompt, thought, dice, seed)
-        return plan, (grammar.INSTRUMENTAL if instrumental and not lyrics else lyrics)
+        return plan, (INSTRUMENTAL if instrumental and not lyrics else lyrics)
 
     def rewrite(
         self,

@@ -44,6 +44,9 @@ KEYS = tuple(
 METRES = ("2", "3", "4", "6")
 """Beats a bar: 2/4, 3/4, 4/4 and 6/8."""
 
+INSTRUMENTAL = "[Instrumental]"
+"""Lyrics that mean: nobody sings. The spelling the models were trained on."""
+
 LANGUAGES = tuple(
     "ar az bg bn ca cs da de el en es fa fi fr he hi hr ht hu id is it ja ko la lt ms ne nl no pa pl"
     " pt ro ru sa sk sr sv sw ta te th tl tr uk ur vi yue zh unknown".split()
