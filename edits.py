@@ -7,7 +7,6 @@ engine's own: progress, then the piece as its return value.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -95,8 +94,9 @@ def repaint(
     import torch
 
     with torch.inference_mode(), pipeline.memory(engine.device, engine.model, song.duration_s):
-        began = time.monotonic()
+        lap = pipeline.Laps()
         clean = yield from encode(engine, source)
+        lap("Encoding")
         frames = clean.shape[1]
         inside = torch.zeros(frames, device=engine.device)
         for start, end in regions:
@@ -104,7 +104,7 @@ def repaint(
             inside[first:last] = 1.0
         shown = torch.where(inside[None, :, None] > 0, engine.silence(frames), clean)
         conditions, notes = engine.conditions(song, REPAINT, context=shown, mask=inside)
-        read = time.monotonic()
+        lap("Reading the words")
         noise, _ = sampler.draw_noise(song.seed, frames, engine.channels)
         noise = noise.to(engine.device)
         until = round(grip.injection * song.inference_steps)
@@ -118,7 +118,7 @@ def repaint(
         made = yield from engine.denoise(conditions, song, song.seed, hold=hold)
         mine = _outside(inside, grip.ramp_frames)[None, :, None]
         made = mine * clean + (1 - mine) * made
-        sampled = time.monotonic()
+        lap("Denoising")
         wave = yield from codec.decode(engine.pipe.vae, made)
         made_sound = audio.resample(wave.numpy(), engine.rate, SAMPLE_RATE, source.shape[1])
         sound = source
@@ -129,12 +129,8 @@ def repaint(
         piece = pipeline.Rendered(
             sound=sound, peak_dbfs=20 * math.log10(peak) if peak else None, seed=song.seed
         )
-        piece.notes += notes
-        piece.timings_s |= {
-            "Reading the words": read - began,
-            "Denoising": sampled - read,
-            "Decoding": time.monotonic() - sampled,
-        }
+        lap("Decoding")
+        piece.notes, piece.timings_s = notes, lap.seconds
         return piece
 
 
@@ -156,24 +152,24 @@ def cover(
     import torch
 
     with torch.inference_mode(), pipeline.memory(engine.device, engine.model, song.duration_s):
+        lap = pipeline.Laps()
         clean = yield from encode(engine, source)
         sketch = hints(engine, clean)
         timbre = None
         if reference is not None:
             timbre = yield from timbre_of(engine, reference)
+        lap("Encoding")
         conditions, notes = engine.conditions(song, FROM_CODES, context=sketch, timbre=timbre)
         switch, later = int(song.inference_steps * strength), None
         if switch < song.inference_steps:
             silence = engine.silence(clean.shape[1])
             later, _ = engine.conditions(song, context=silence, timbre=timbre)
+        lap("Reading the words")
         start = (clean, 1.0 - noise) if noise else None
         latents = yield from engine.denoise(
             conditions, song, song.seed, later=later, switch=switch, start=start
         )
-        wave = yield from codec.decode(engine.pipe.vae, latents)
-        piece = engine.finish(wave, source.shape[1], song.seed)
-        piece.notes[:0] = notes
-        return piece
+        return (yield from _heard(engine, latents, source, song.seed, notes, lap))
 
 
 def morph(
@@ -190,10 +186,13 @@ def morph(
     import torch
 
     with torch.inference_mode(), pipeline.memory(engine.device, engine.model, song.duration_s):
+        lap = pipeline.Laps()
         clean = yield from encode(engine, source)
+        lap("Encoding")
         silence = engine.silence(clean.shape[1])
         was, _ = engine.conditions(told, context=silence)
         becomes, notes = engine.conditions(song, context=silence)
+        lap("Reading the words")
         generator = torch.Generator("cpu").manual_seed(song.seed)
         course = sampler.Course.of(song)
         steps = sampler.morph(
@@ -207,10 +206,25 @@ def morph(
             n_avg=n_avg,
         )
         latents = yield from pipeline.staged(steps, "Denoising", course.steps)
-        wave = yield from codec.decode(engine.pipe.vae, latents)
-        piece = engine.finish(wave, source.shape[1], song.seed)
-        piece.notes[:0] = notes
-        return piece
+        return (yield from _heard(engine, latents, source, song.seed, notes, lap))
+
+
+def _heard(
+    engine: pipeline.Engine,
+    latents: torch.Tensor,
+    source: np.ndarray,
+    seed: int,
+    notes: list[str],
+    lap: pipeline.Laps,
+) -> Iterator[Progress]:
+    """Latents to a finished piece as long as `source` (returned)."""
+    lap("Denoising")
+    wave = yield from codec.decode(engine.pipe.vae, latents)
+    piece = engine.finish(wave, source.shape[1], seed)
+    lap("Decoding")
+    piece.notes[:0] = notes
+    piece.timings_s = lap.seconds
+    return piece
 
 
 def encode(engine: pipeline.Engine, sound: np.ndarray) -> Iterator[Progress]:

@@ -59,6 +59,19 @@ class Rendered:
     notes: list[str] = field(default_factory=list)
 
 
+class Laps:
+    """Seconds spent in each stage, told at its end."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def __call__(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage] = now - self._since
+        self._since = now
+
+
 def prompt_text(
     caption: str,
     *,
@@ -165,21 +178,18 @@ class Engine:
 
         with torch.inference_mode(), memory(self.device, self.model, song.duration_s):
             yield Progress(stage="Reading the words", step=0, steps=1)
-            began = time.monotonic()
+            reading = Laps()
             conditions, notes = self.conditions(song)
-            condition_s = time.monotonic() - began
+            reading("Reading the words")
             pieces = []
             for seed in seeds:
-                began = time.monotonic()
+                lap = Laps()
                 latents = yield from self.denoise(conditions, song, seed)
-                sampled = time.monotonic()
+                lap("Denoising")
                 wave = yield from codec.decode(self.pipe.vae, latents)
                 piece = self.finish(wave, round(song.duration_s * SAMPLE_RATE), seed)
-                piece.timings_s |= {
-                    "Reading the words": condition_s,
-                    "Denoising": sampled - began,
-                    "Decoding": time.monotonic() - sampled,
-                }
+                lap("Decoding")
+                piece.timings_s = reading.seconds | lap.seconds
                 piece.notes[:0] = notes
                 pieces.append(piece)
             return pieces

@@ -148,6 +148,7 @@ def test_a_cover_at_full_strength_never_lets_go_and_may_start_from_the_source(
     piece = drain(edits.cover(engine, ask(guidance_scale=1.0), source, noise=0.5))
     assert len(read) == 1
     assert [float(c["timestep"][0]) for c in heard] == [0.5, 0.25]
+    assert list(piece.timings_s) == ["Encoding", "Reading the words", "Denoising", "Decoding"]
     assert piece.sound.shape == source.shape
 
 
