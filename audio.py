@@ -169,7 +169,9 @@ def seam(sound: np.ndarray, at: int, half_width: int, rate: int) -> Seam:
     """
     import numpy as np
 
-    mono = sound.mean(0, dtype=np.float64)
+    first = max(0, at - half_width - rate)
+    mono = sound[:, first : at + half_width + rate].mean(0, dtype=np.float64)
+    at -= first
     ms = rate / 1000
 
     bend = np.zeros(len(mono))

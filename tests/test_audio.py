@@ -472,7 +472,10 @@ def test_length_is_judged_before_decoding_and_again_while_decoding(
 ):
     """Either alone refuses two hours, without room for them in memory."""
     (tmp_path / "long.wav").write_bytes(two_hours("wav"))
-    pretend(monkeypatch, f"decoding.{broken}; decoding._be_the_decoder(48000, 20.0)")
+    program = (
+        f"decoding.ADDRESSES = 1 << 30; decoding.{broken}; decoding._be_the_decoder(48000, 20)"
+    )
+    pretend(monkeypatch, program)
     assert refusal(tmp_path / "long.wav", private).code == "source-too-long"
     (tmp_path / "long.wav").unlink()
 
