@@ -36,7 +36,6 @@ class Recipe:
     sizes: Sizes
     processes: int = PROCESSES
     lengths: tuple[int, ...] = train_generator.LENGTHS
-    compiled: bool = True
 
     def run(self, work: Path, stage: str) -> Run:
         steps, batch = getattr(self, stage)
@@ -44,7 +43,7 @@ class Recipe:
 
 
 FULL = Recipe(4000, 96, (2500, 8), (700, 32), (8000, 8), (2000, 8), Sizes())
-SMALL = Recipe(6, 2, (2, 4), (2, 8), (2, 4), (2, 2), TINY, 1, (64,), compiled=False)
+SMALL = Recipe(6, 2, (2, 4), (2, 8), (2, 4), (2, 2), TINY, 1, (64,))
 
 
 def make(work: Path, vendor: Path, recipe: Recipe, start: Path | None = None) -> None:
@@ -64,7 +63,7 @@ def make(work: Path, vendor: Path, recipe: Recipe, start: Path | None = None) ->
     silence = silence_latent(encode_silence(codec, corpus.scale))
     train_generator.train_generator(
         recipe.run(work, "generator"), corpus, held, codes, words, silence, recipe.sizes,
-        recipe.compiled, recipe.lengths,
+        recipe.lengths,
     )  # fmt: skip
     ids = tuple(
         planner.encode_codes(codes, part, work / name)

@@ -26,6 +26,7 @@ from mini.words import bpm_near, caption, lyrics, spell
 LENGTHS = (256, 256, 256, 512)  # latent frames of a batch; one of the longest has half the crops
 REFERENCE_FRAMES, REFERENCES = 250, 1  # a batch carries one timbre reference
 REPAINT, COVER, NULL = 0.2, 0.12, 0.12  # chances of the tasks
+TIME_SHIFT = 2.5  # pushes training times towards noise: there tempo, key and form are decided
 KEPT_WEIGHT = 0.2  # of the loss where repaint keeps the source
 
 
@@ -144,15 +145,13 @@ class TrainedGenerator(Trained):
 
     def __init__(
         self, steps: int, tokenizer: PreTrainedTokenizerFast, sizes: Sizes, silence: Tensor,
-        rate: float = 1e-3, compiled: bool = True,
+        rate: float = 1e-3,
     ):  # fmt: skip
         super().__init__(steps, rate, warmup=150, decay=0.01, average=0.998)
         self.model = Generator(tokenizer, sizes, silence)
         use_grouped_attention(self.model.condition_encoder)
         use_grouped_attention(self.model.transformer)
         self.start_average()
-        if compiled:
-            self.model.transformer.compile()
         self.silent: Tensor | None = None
 
     def _timbre(self, model: Generator, batch: Batch) -> Tensor:
@@ -176,17 +175,18 @@ class TrainedGenerator(Trained):
         conditions = torch.where(null[:, None, None], empty, conditions)
         at = time[:, None, None]
         noisy = (1 - at) * batch.target + at * noise
-        torch._dynamo.maybe_mark_dynamic(conditions, 1)  # one compilation for every prompt's length
-        for fixed in (noisy, time, batch.context):
-            torch._dynamo.mark_static(fixed)
         made = model.velocity(noisy, time, conditions, batch.context)
         return (made - (noise - batch.target)).square()
 
     def loss(self, model: Generator, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         count = len(batch.target)
-        time = torch.sigmoid(1.1 * torch.randn(count) + 0.4)
+        time = torch.where(
+            torch.rand(count) < 0.25,
+            torch.rand(count),
+            torch.sigmoid(1.1 * torch.randn(count) + 0.4),
+        )
         time = (
-            torch.where(torch.rand(count) < 0.25, torch.rand(count), time)
+            (TIME_SHIFT * time / (1 + (TIME_SHIFT - 1) * time))
             .clamp(1e-3, 1)
             .to(batch.target.device)
         )
@@ -221,9 +221,9 @@ class TrainedGenerator(Trained):
 
 def train_generator(
     run: Run, corpus: Corpus, held_out: Corpus, codes: Codes, tokenizer: PreTrainedTokenizerFast,
-    silence: Tensor, sizes: Sizes, compiled: bool = True, lengths: tuple[int, ...] = LENGTHS,
+    silence: Tensor, sizes: Sizes, lengths: tuple[int, ...] = LENGTHS,
 ) -> Generator:  # fmt: skip
-    module = TrainedGenerator(run.steps, tokenizer, sizes, silence, compiled=compiled)
+    module = TrainedGenerator(run.steps, tokenizer, sizes, silence)
     frames = silence[0]
     resumed = len(
         list(run.folder.glob("log*"))
@@ -234,7 +234,7 @@ def train_generator(
         DataLoader(train, batch_size=None),
         DataLoader([next(iter(held))], batch_size=None, collate_fn=lambda b: b),
     )
-    fit(module, *loaders, run, check_every=500)
+    fit(module, *loaders, run)
     return module.average.module
 
 

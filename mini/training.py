@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 PROCESSES = 2  # on a CPU: one thread each, averaging gradients, stall less than threads of one
 
@@ -28,10 +28,14 @@ class Trained(pl.LightningModule):
         self.average_decay = average
 
     def start_average(self) -> None:
-        self.average = AveragedModel(
-            self.model, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay)
-        )
+        self.average = AveragedModel(self.model, multi_avg_fn=self._mix)
         self.average.requires_grad_(False)
+
+    def _mix(self, averages: list, weights: list, count: int) -> None:
+        """Moves the averages towards the weights; the memory grows with the steps averaged."""
+        done = int(count)
+        decay = min(self.average_decay, (1 + done) / (10 + done))
+        torch._foreach_lerp_(averages, weights, 1 - decay)
 
     def training_step(self, batch: object, _: int) -> torch.Tensor:
         loss, numbers = self.loss(self.model, batch)
@@ -92,11 +96,15 @@ def fit(
     """Trains to `module.steps`, going on from the folder's last checkpoint where there is one."""
     folder, processes = run.folder, 1 if torch.cuda.is_available() else run.processes
     torch.set_num_threads(1)
-    torch._dynamo.config.optimize_ddp = False  # only a part is compiled: its graph stays whole
     folder.mkdir(parents=True, exist_ok=True)
     check_every = min(check_every, module.steps)
     keeper = ModelCheckpoint(
-        folder, "{step}", save_last=True, save_top_k=1, every_n_train_steps=check_every
+        folder,
+        "{step}",
+        save_last=True,
+        enable_version_counter=False,
+        save_top_k=1,
+        every_n_train_steps=check_every,
     )
     trainer = pl.Trainer(
         max_steps=module.steps,
