@@ -42,13 +42,14 @@ class Recipe:
         return Run(work / stage, steps, batch, self.processes)
 
 
-FULL = Recipe(4000, 96, (2500, 8), (700, 32), (8000, 8), (2000, 8), Sizes())
+FULL = Recipe(4000, 96, (1250, 16), (700, 64), (8000, 8), (2000, 8), Sizes())
 SMALL = Recipe(6, 2, (2, 4), (2, 8), (2, 4), (2, 2), TINY, 1, (64,))
 
 
 def make(work: Path, vendor: Path, recipe: Recipe, start: Path | None = None) -> None:
     """All stages in turn; the finished checkpoint is written to `vendor`."""
-    codec = train_vae.train_vae(recipe.run(work, "codec"), start=start).eval()
+    train_vae.train_vae(recipe.run(work, "codec"), start=start)
+    codec = train_vae.load_codec(work / "codec")
     for name, pieces, held_out in (
         ("corpus", recipe.pieces, False),
         ("held", recipe.held_out, True),
@@ -58,7 +59,8 @@ def make(work: Path, vendor: Path, recipe: Recipe, start: Path | None = None) ->
             shutil.copy(work / "corpus" / "scale.pt", work / name / "scale.pt")
         build_corpus(work / "codec", work / name, pieces, held_out)
     corpus, held = Corpus(work / "corpus"), Corpus(work / "held")
-    codes = train_tokens.train_tokens(recipe.run(work, "tokens"), corpus, held, recipe.sizes).eval()
+    train_tokens.train_tokens(recipe.run(work, "tokens"), corpus, held, recipe.sizes)
+    codes = train_tokens.load_codes(work / "tokens", recipe.sizes)
     words = text_tokenizer(work / "text_tokenizer")
     silence = silence_latent(encode_silence(codec, corpus.scale))
     train_generator.train_generator(

@@ -288,8 +288,8 @@ def run(
     studio, pieces = Studio(folder, steps, guidance, shift), held_out_pieces(count)
     sounds = [studio.song(piece, SECONDS, seed=index) for index, piece in enumerate(pieces)]
     gates = music_gates(pieces, sounds, StyleClassifier())
-    gates.append(repaint_gate(studio, pieces[: count // 2]))
-    gates.append(cover_gate(studio, pieces[: count // 2]))
+    gates.append(repaint_gate(studio, pieces[: count // 4]))
+    gates.append(cover_gate(studio, pieces[: count // 4]))
     gates += timing_gates(studio, pieces[1])
     return gates, sounds
 

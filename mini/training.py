@@ -47,6 +47,10 @@ class Trained(pl.LightningModule):
             self.average.n_averaged.zero_()
         self.average.update_parameters(self.model)
 
+    def on_train_end(self) -> None:
+        keeper = self.trainer.checkpoint_callback
+        self.trainer.save_checkpoint(Path(keeper.dirpath) / "last.ckpt")
+
     def validation_step(self, batch: object, _: int) -> None:
         _, numbers = self.loss(self.average.module, batch)
         self.log_dict({f"held_{name}": value for name, value in numbers.items()}, batch_size=1)
