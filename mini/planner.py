@@ -278,7 +278,7 @@ def train_planner(
 
 
 def load_planner(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    state = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=False)["state_dict"]
+    state = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     prefix = "average.module."
     weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     table = weights["model.embed_tokens.weight"]

@@ -242,7 +242,7 @@ def load_generator(
     folder: Path, tokenizer: PreTrainedTokenizerFast, sizes: Sizes, silence: Tensor
 ) -> Generator:
     """The averaged generator of a run's last checkpoint, with the stock attention."""
-    state = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=False)["state_dict"]
+    state = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     generator, prefix = Generator(tokenizer, sizes, silence), "average.module."
     generator.load_state_dict(
         {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

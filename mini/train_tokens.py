@@ -102,7 +102,7 @@ def train_tokens(run: Run, corpus: Corpus, held_out: Corpus, sizes: Sizes) -> Co
 
 
 def load_codes(folder: Path, sizes: Sizes) -> Codes:
-    state = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=False)["state_dict"]
+    state = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     codes = Codes(sizes)
     codes.load_state_dict(
         {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}

@@ -128,7 +128,7 @@ def train_vae(run: Run, frames: int = 32, start: Path | None = None) -> Codec:
 
 def load_codec(folder: Path) -> Codec:
     """The averaged codec of a run's last checkpoint."""
-    state = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=False)["state_dict"]
+    state = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     prefix = "average.module.codec."
     codec = Codec()
     codec.load_state_dict(

@@ -351,9 +351,16 @@ def test_what_is_not_music_is_refused_in_one_sentence(heard, place, name):
     assert str(place) not in str(error)
 
 
+@pytest.fixture(autouse=True)
+def no_process_stays():
+    """Whoever decodes is gone afterwards. Other tests may have left children of their own."""
+    before = {child.pid for child in psutil.Process().children()}
+    yield
+    assert not {child.pid for child in psutil.Process().children()} - before
+
+
 def test_nothing_stays_behind(heard, private):
     assert not list(private.iterdir())
-    assert not psutil.Process().children()
 
 
 def test_the_original_shape_is_told(heard):
@@ -525,7 +532,6 @@ def test_a_decoder_that_dies_or_hangs_is_an_error_and_nothing_more(
     assert error.code == "source-unreadable"
     assert problem in error.message
     assert time.monotonic() - start < 20
-    assert not psutil.Process().children()
 
 
 def test_the_decoder_may_not_take_all_memory(tmp_path, private, monkeypatch):

@@ -414,7 +414,7 @@ def test_an_api_call_returns_the_song_and_its_take(served: Any, client: Client):
         ({"duration_s": "NaN"}, "Length is a number from 10 to 240 s"),
         ({"seed": 1.5}, "Seed is a whole number"),
         ({"keyscale": "H minor"}, "Key cannot be 'H minor'. Choose one of"),
-        ({"inference_steps": True}, "Steps is a number, not a switch."),
+        ({"inference_steps": True}, "Steps is a whole number from 1 to 100, not True."),
         ({"prompt": "fail"}, "There was not enough memory on the CPU"),
     ],
 )

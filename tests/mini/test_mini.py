@@ -64,7 +64,7 @@ def test_any_asked_tempo_falls_to_its_nearest_on_the_grid():
 def test_the_exported_codec_is_the_codec():
     torch.manual_seed(0)
     codec = Codec().eval()
-    sound = torch.from_numpy(render(compose(1), 0, 20))[None]
+    sound = torch.from_numpy(render(compose(1), 0, 80))[None]
     initialise(codec, sound)
     scale = LatentScale(torch.randn(LATENTS) * 0.1, torch.rand(LATENTS) + 0.5)
     vae = prune_identity(export(codec, scale))
@@ -72,7 +72,10 @@ def test_the_exported_codec_is_the_codec():
         latents = codec.encode(sound)
         exported = vae.encode(sound).latent_dist.mean
         assert torch.allclose(exported, scale.normalise(latents), atol=1e-4)
-        assert torch.allclose(vae.decode(exported).sample, codec.decode(latents), atol=1e-4)
+        # At its ends a decoder sees zeros, which mean another latent once the scale is folded in.
+        inner = slice(25 * HOP, -25 * HOP)
+        played, wanted = vae.decode(exported).sample, codec.decode(latents)
+        assert torch.allclose(played[..., inner], wanted[..., inner], atol=1e-4)
 
 
 def test_prompts_are_the_pipelines_to_the_byte():
