@@ -54,7 +54,8 @@ def level(sound: np.ndarray) -> tuple[np.ndarray, float | None]:
     if peak > 1.0:
         sound = sound / peak
         peak = np.float32(np.abs(sound).max())
-    return sound * (np.float32(10 ** (PEAK_DBFS / 20)) / peak), PEAK_DBFS
+    # Reciprocal first, as torch divides a number by a tensor: the stock pipeline's very bits.
+    return sound * (np.float32(1) / peak * np.float32(10 ** (PEAK_DBFS / 20))), PEAK_DBFS
 
 
 def resample(sound: np.ndarray, rate: int, to_rate: int, samples: int) -> np.ndarray:
