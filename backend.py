@@ -478,7 +478,7 @@ def _hint(model: checkpoints.Model, place: host.Place) -> str | None:
     big = checkpoints.MODELS["xl-sft"]
     if model.name == "mini":
         return (
-            "You hear the small embedded model, which makes simple music in seconds on any "
+            "You hear the small embedded model: simple instrumental sketches in seconds, on any "
             f"machine; for full songs with vocals run {big.title} ({big.size}) on a GPU: "
             "python app.py --model xl-sft."
         )
