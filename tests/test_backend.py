@@ -153,7 +153,8 @@ def test_a_song_that_ends_after_its_visitor_left_is_not_kept(studio, monkeypatch
 def test_fifty_random_cancels_leave_the_studio_as_it_was(studio, monkeypatch):
     monkeypatch.setattr(codec, "TILE_FRAMES", 64)  # more places to stop at
     assert isinstance(end(studio, song(inference_steps=1)), Take)
-    me, dice, request = psutil.Process(), random.Random(50), song(inference_steps=6)
+    me, dice = psutil.Process(), random.Random(50)
+    request = song(duration_s=30, inference_steps=40)  # longer than the longest wait below
     rss, cancelled, before = [], 0, files()
     for _ in range(50):
         timer = threading.Timer(dice.uniform(0.02, 0.5), studio.stop, ["c"])
