@@ -17,7 +17,8 @@ import checkpoints
 import host  # first: it brings `spaces`, which ZeroGPU wants before anything touches CUDA
 import tooltips
 from errors import StudioError
-from song import MODES, Cancelled, Failed, Knob, Progress, Request, Take
+from knobs import Knob, Request
+from song import MODES, Cancelled, Failed, Progress, Take
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 """Exit codes beside 0."""

@@ -85,6 +85,33 @@ KINDS: dict[str, Kind] = {
     "source-too-short": Kind(
         "{name} lasts only {seconds:.2g} s.", "Choose a file of at least {limit:g} s."
     ),
+    "source-needed": Kind("No file was chosen for {label}.", "Choose a song from your disk."),
+    "noise-needs-source": Kind(
+        "There is no song to start from.", "Choose a song, or set Start from the song to 0."
+    ),
+    "nothing-to-add": Kind(
+        "Nothing is to be added to the song.", "Set Before or After to at least 1 s."
+    ),
+    "extended-too-long": Kind(
+        "{model} makes up to {limit:g} s, and the song with its additions would last {asked:.4g} s.",
+        "Take {over:.4g} s off Before or After.",
+    ),
+    "region-empty": Kind(
+        "The region from {start:g} to {end:g} s holds nothing.", "Set To to a later time than From."
+    ),
+    "region-outside": Kind(
+        "The region begins at {start:g} s and the song ends at {end:.4g} s.",
+        "Move the region into the song.",
+    ),
+    "morph-backwards": Kind(
+        "How far ({high:g}) is below Let go at ({low:g}).",
+        "Set How far to the larger of the two.",
+    ),
+    "planner-missing": Kind("No planner can think first here: {reason}.", "Turn Think first off."),
+    "brief-empty": Kind(
+        "Nothing says what the words are to be about.",
+        "Write a line, such as: leaving a small town.",
+    ),
     "take-gone": Kind("That take is no longer on the shelf.", "Generate it again from its JSON."),
     "internal": Kind(
         "Something broke inside the studio ({kind}).",

@@ -1,33 +1,21 @@
 """The nouns: what a musician asks for, what comes back, and what is said in between.
 
-A request is a frozen pydantic model. Each field declares its label, range, step, group and unit
-once, with `knob`; widgets, checks, API names, command-line flags and the metadata in a take are
-made from that declaration.
+Five requests, each a frozen model of knobs (see `knobs`); a `Take` or a `Draft` that comes of one;
+and the events on the way there.
 """
 
 from __future__ import annotations
 
-import inspect
-import types
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-)
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator, model_validator
 
 from errors import StudioError
+from knobs import DIFFUSION, MUSIC, PLANNER, SCHEDULE, File, Real, Request, Whole, knob
 
-SONG, DIFFUSION, SCHEDULE, MUSIC = "Song", "Diffusion", "Schedule", "Music"
-"""Groups of knobs, in the order a form shows them. The first is the form itself."""
+WRITING = "Writing"
+"""The group of knobs of the songwriter."""
 
 SAMPLE_RATE = 48_000
 """Hz. What leaves the studio is always 48 kHz stereo."""
@@ -53,107 +41,21 @@ LANGUAGES = tuple(
 )
 
 
-def _no_switches(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a switch where a number belongs")
-    return value
-
-
 def _plain_key(value: Any) -> Any:
     if isinstance(value, str):
         return value.strip().replace("\u266f", "#").replace("\u266d", "b")
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_no_switches)]
-Real = Annotated[float, BeforeValidator(_no_switches)]
 Key = Annotated[Literal[("", *KEYS)], BeforeValidator(_plain_key)]
 
 
-def knob(
-    default: Any,
-    label: str,
-    low: float | None = None,
-    high: float | None = None,
-    step: float | None = None,
-    *,
-    group: str = SONG,
-    unit: str = "",
-    lines: int = 1,
-    max_length: int | None = None,
-) -> Any:
-    """Declare one value a musician may turn. `...` as default makes it required.
-
-    Args:
-        low, high: the range, both ends included.
-        step: what one press of an arrow key changes.
-        unit: shown after the label and in messages, such as "s" or "bpm".
-        lines: height of a text box in lines.
-        max_length: characters.
-    """
-    return Field(
-        default,
-        title=label,
-        ge=low,
-        le=high,
-        max_length=max_length,
-        json_schema_extra={"group": group, "step": step, "unit": unit, "lines": lines},
-    )
-
-
-@dataclass(frozen=True)
-class Knob:
-    """A field of a request with everything that was declared about it."""
-
-    name: str
-    label: str
-    type: type
-    optional: bool
-    required: bool
-    default: Any
-    low: float | None
-    high: float | None
-    step: float | None
-    max_length: int | None
-    choices: tuple[Any, ...]
-    group: str
-    unit: str
-    lines: int
-
-
-class Request(BaseModel):
-    """What every mode shares: frozen, strict about names, built with `of`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    mode: ClassVar[str]
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Self:
-        """Check `given` and make a request, or raise the `StudioError` that names the culprit."""
-        try:
-            return cls.model_validate(dict(given))
-        except ValidationError as error:
-            raise _as_studio_error(cls, error) from error
-
-    @classmethod
-    def knobs(cls) -> tuple[Knob, ...]:
-        """The fields as knobs: required first, then the mode's own, then what it shares."""
-        own = inspect.get_annotations(cls)
-        found = [_knob(name, info) for name, info in cls.model_fields.items()]
-        return tuple(sorted(found, key=lambda k: (not k.required, k.name not in own)))
-
-    def turned(self) -> dict[str, Any]:
-        """Only the values that differ from their defaults: a take's caption."""
-        return {
-            k.name: getattr(self, k.name)
-            for k in self.knobs()
-            if k.required or getattr(self, k.name) != k.default
-        }
-
-
 class Sound(Request):
-    """The knobs that every song mode has."""
+    """The words and the knobs that every song mode has."""
 
+    prompt: str = knob("", "Style", lines=3, max_length=512)
+    lyrics: str = knob("", "Lyrics", lines=8, max_length=4096)
+    instrumental: bool = knob(False, "Instrumental")
     inference_steps: Whole | None = knob(None, "Steps", 1, 100, 1, group=DIFFUSION)
     guidance_scale: Real | None = knob(None, "Guidance", 1, 15, 0.5, group=DIFFUSION)
     infer_method: Literal["ode", "sde", "heun"] = knob("ode", "Method", group=DIFFUSION)
@@ -162,6 +64,15 @@ class Sound(Request):
     cfg_interval_end: Real = knob(1.0, "Guidance begins at", 0, 1, 0.05, group=SCHEDULE)
     shift: Real | None = knob(None, "Shift", 0.5, 5, 0.1, group=SCHEDULE)
     use_adg: bool = knob(False, "Angle guidance (ADG)", group=SCHEDULE)
+    thinking: bool | None = knob(None, "Think first", group=PLANNER)
+    use_cot_caption: bool = knob(True, "Find the style", group=PLANNER)
+    use_cot_metas: bool = knob(True, "Find tempo, key and metre", group=PLANNER)
+    use_cot_language: bool = knob(True, "Find the language", group=PLANNER)
+    lm_temperature: Real = knob(0.85, "Temperature", 0, 2, 0.05, group=PLANNER)
+    lm_top_p: Real = knob(0.9, "Top-p", 0.05, 1, 0.05, group=PLANNER)
+    lm_top_k: Whole = knob(0, "Top-k", 0, 200, 1, group=PLANNER)
+    lm_cfg_scale: Real = knob(2.0, "Planner guidance", 1, 5, 0.1, group=PLANNER)
+    lm_negative_prompt: str = knob("", "Away from", lines=2, max_length=512, group=PLANNER)
     bpm: Whole | None = knob(None, "Tempo", 30, 300, 1, group=MUSIC, unit="bpm")
     keyscale: Key = knob("", "Key", group=MUSIC)
     timesignature: Literal[("", *METRES)] = knob("", "Beats per bar", group=MUSIC)
@@ -181,9 +92,8 @@ class Generate(Sound):
 
     mode: ClassVar[str] = "generate"
     prompt: str = knob(..., "Style", lines=3, max_length=512)
-    lyrics: str = knob("", "Lyrics", lines=8, max_length=4096)
-    instrumental: bool = knob(False, "Instrumental")
     duration_s: Real = knob(30.0, "Length", 10, 240, 1, unit="s")
+    reference: File | None = knob(None, "Sound like")
 
     @field_validator("prompt")
     @classmethod
@@ -193,7 +103,95 @@ class Generate(Sound):
         return prompt
 
 
-MODES: dict[str, type[Request]] = {request.mode: request for request in (Generate,)}
+class Cover(Sound):
+    """A song of yours in another style, or a new one in the sound of a reference."""
+
+    mode: ClassVar[str] = "cover"
+    source: File | None = knob(None, "Song")
+    reference: File | None = knob(None, "Sound like")
+    strength: Real = knob(1.0, "Likeness", 0, 1, 0.05)
+    noise: Real = knob(0.0, "Start from the song", 0, 1, 0.05)
+    duration_s: Real = knob(30.0, "Length without a song", 10, 240, 1, unit="s")
+
+    @model_validator(mode="after")
+    def _has_something_to_go_by(self) -> Self:
+        if self.source is None and self.reference is None:
+            raise StudioError("source-needed", label="Song")
+        if self.source is None and self.noise > 0:
+            raise StudioError("noise-needs-source")
+        return self
+
+
+class Extend(Sound):
+    """A song of yours, gone on with: before its beginning, after its end, or both."""
+
+    mode: ClassVar[str] = "extend"
+    source: File = knob(..., "Song")
+    before_s: Real = knob(0.0, "Before", 0, 235, 1, unit="s")
+    after_s: Real = knob(20.0, "After", 0, 235, 1, unit="s")
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if not self.before_s and not self.after_s:
+            raise StudioError("nothing-to-add")
+        return self
+
+
+class Edit(Sound):
+    """A song of yours with one region made anew, or all of it carried to another description."""
+
+    mode: ClassVar[str] = "edit"
+    source: File = knob(..., "Song")
+    kind: Literal["repaint", "morph"] = knob("repaint", "Edit")
+    start_s: Real = knob(0.0, "From", 0, 240, 0.1, unit="s")
+    end_s: Real | None = knob(None, "To", 0, 240, 0.1, unit="s")
+    repaint_mode: Literal["conservative", "balanced", "aggressive"] = knob("balanced", "Manner")
+    repaint_strength: Real = knob(0.5, "Freedom", 0, 1, 0.05)
+    source_prompt: str = knob("", "Style of the song", lines=2, max_length=512)
+    source_lyrics: str = knob("", "Lyrics of the song", lines=4, max_length=4096)
+    n_min: Real = knob(0.0, "Let go at", 0, 1, 0.05)
+    n_max: Real = knob(1.0, "How far", 0, 1, 0.05)
+    n_avg: Whole = knob(1, "Tries averaged", 1, 8, 1)
+
+    @model_validator(mode="after")
+    def _spans_run_upwards(self) -> Self:
+        if self.kind == "repaint" and self.end_s is not None and self.end_s <= self.start_s:
+            raise StudioError("region-empty", start=self.start_s, end=self.end_s)
+        if self.kind == "morph" and self.n_max < self.n_min:
+            raise StudioError("morph-backwards", low=self.n_min, high=self.n_max)
+        return self
+
+
+class Lyrics(Request):
+    """Words for a song, written to a brief."""
+
+    mode: ClassVar[str] = "lyrics"
+    brief: str = knob(..., "What it is about", lines=4, max_length=1000)
+    structure: str = knob(
+        "verse, chorus, verse, chorus, bridge, chorus", "Sections", max_length=200
+    )
+    language: Literal[LANGUAGES] = knob("en", "Language")
+    tone: str = knob("", "Tone", max_length=100)
+    rhyme: Literal["free", "couplets", "alternate", "enclosed"] = knob("couplets", "Rhyme")
+    lines: Whole = knob(4, "Lines a section", 2, 12, 1)
+    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1, group=WRITING)
+    temperature: Real = knob(0.8, "Temperature", 0, 2, 0.05, group=WRITING)
+    top_p: Real = knob(0.9, "Top-p", 0.05, 1, 0.05, group=WRITING)
+    top_k: Whole = knob(40, "Top-k", 0, 200, 1, group=WRITING)
+    repetition_penalty: Real = knob(1.05, "Repetition penalty", 1, 2, 0.05, group=WRITING)
+
+    @field_validator("brief")
+    @classmethod
+    def _brief_says_something(cls, brief: str) -> str:
+        if not brief.strip():
+            raise StudioError("brief-empty")
+        return brief
+
+
+MODES: dict[str, type[Sound]] = {
+    request.mode: request for request in (Generate, Cover, Extend, Edit)
+}
+"""What makes a take. `Lyrics` makes a draft."""
 
 
 class ModelUsed(BaseModel):
@@ -223,7 +221,8 @@ class Card(BaseModel):
     """What is playing: the model on its device, and the defaults that suit it.
 
     `hint` is one plain sentence for people whose machine plays a smaller model than it could be,
-    or slowly; None where there is nothing to explain.
+    or slowly; None where there is nothing to explain. `planner` names the 5Hz planner; where there
+    is none it is empty, and `no_planner` says why.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -238,13 +237,16 @@ class Card(BaseModel):
     shift: float
     longest_s: float
     takes_guidance: bool
+    planner: str = ""
+    no_planner: str = ""
 
 
 class Progress(BaseModel):
     """A sign of life: what is being done, how far it is, how long it will take.
 
     `elapsed_s` counts from the start of the job; `left_s` is the range (soonest, latest) in which
-    the end is expected, or None while nothing is known.
+    the end is expected, or None while nothing is known. `text` is what has been written so far,
+    where somebody reads along.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -254,10 +256,28 @@ class Progress(BaseModel):
     steps: int = 0
     elapsed_s: float = 0.0
     left_s: tuple[float, float] | None = None
+    text: str = ""
+
+
+class SeamHeard(BaseModel):
+    """How an edge of an edit measures: see `audio.seam`, whose limits decide `good`."""
+
+    model_config = ConfigDict(frozen=True)
+    at_s: float
+    click: float
+    gap_db: float
+    bump_db: float
+    good: bool
 
 
 class Take(BaseModel):
-    """A finished piece: its file, and the request as it was really run."""
+    """A finished piece: its file, and the request as it was really run.
+
+    `plan` is what the planner wrote or heard (fields of `grammar.Plan`), `codes` what it composed,
+    five a second. `files` are the sha256 of the files that went in, by field. For an edit that
+    keeps part of its source, `changed_outside` counts the samples that differ outside the region
+    and its crossfade, and `seams` says of each edge where it is and how it measures.
+    """
 
     model_config = ConfigDict(frozen=True)
     kind: Literal["take"] = "take"
@@ -272,6 +292,11 @@ class Take(BaseModel):
     peak_dbfs: float | None
     timings_s: dict[str, float]
     notes: tuple[str, ...] = ()
+    plan: dict[str, Any] = {}
+    codes: tuple[int, ...] = ()
+    files: dict[str, str] = {}
+    changed_outside: int | None = None
+    seams: tuple[SeamHeard, ...] = ()
     made_at: datetime
     studio: str
 
@@ -282,6 +307,29 @@ class Take(BaseModel):
     def again(self, **changes: Any) -> Request:
         """The request that made this take, with `changes`. A retake changes the seed."""
         return MODES[self.mode].of({**self.request, **changes})
+
+
+class Draft(BaseModel):
+    """Finished words: the text, the sections asked for and those that came."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["draft"] = "draft"
+    id: str
+    text: str
+    asked: tuple[str, ...]
+    got: tuple[str, ...]
+    request: dict[str, Any]
+    model: ModelUsed
+    device: DeviceUsed
+    timings_s: dict[str, float]
+    notes: tuple[str, ...] = ()
+    made_at: datetime
+    studio: str
+
+    @property
+    def as_asked(self) -> bool:
+        """Whether the draft has just the sections that were asked for."""
+        return self.asked == self.got
 
 
 class Cancelled(BaseModel):
@@ -307,90 +355,4 @@ class Failed(BaseModel):
         return cls(code=error.code, message=error.message, action=error.action)
 
 
-Event = Progress | Take | Cancelled | Failed
-
-
-def _knob(name: str, info: FieldInfo) -> Knob:
-    base, optional, choices = _plain_type(info.annotation)
-    extra = info.json_schema_extra
-    limits = {}
-    for rule in info.metadata:
-        for limit in ("ge", "le", "max_length"):
-            if hasattr(rule, limit):
-                limits[limit] = getattr(rule, limit)
-    return Knob(
-        name=name,
-        label=info.title or name,
-        type=base,
-        optional=optional,
-        required=info.is_required(),
-        default=None if info.is_required() else info.default,
-        low=limits.get("ge"),
-        high=limits.get("le"),
-        step=extra["step"],
-        max_length=limits.get("max_length"),
-        choices=choices,
-        group=extra["group"],
-        unit=extra["unit"],
-        lines=extra["lines"],
-    )
-
-
-def _plain_type(annotation: Any) -> tuple[type, bool, tuple[Any, ...]]:
-    """Reduce an annotation to (type, may be None, choices)."""
-    if get_origin(annotation) is Annotated:
-        return _plain_type(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        inner = [a for a in get_args(annotation) if a is not type(None)]
-        base, _, choices = _plain_type(inner[0])
-        return base, len(inner) < len(get_args(annotation)), choices
-    if get_origin(annotation) is Literal:
-        return str, False, get_args(annotation)
-    return annotation, False, ()
-
-
-def _as_studio_error(request: type[Request], error: ValidationError) -> StudioError:
-    """Turn pydantic's first complaint into one sentence and one action."""
-    first = error.errors()[0]
-    if isinstance(cause := first.get("ctx", {}).get("error"), StudioError):
-        return cause
-    name = str(first["loc"][0]) if first["loc"] else request.mode
-    known = {k.name: k for k in request.knobs()}
-    if first["type"] == "extra_forbidden" or name not in known:
-        return StudioError(
-            "unknown-field", name=name[:80], mode=request.mode, known=", ".join(known)
-        )
-    k = known[name]
-    if name == "prompt" and first["type"] == "missing":
-        return StudioError("prompt-empty")
-    problem, fix = _in_words(k, first)
-    return StudioError("value-out-of-range", label=k.label, problem=problem, fix=fix)
-
-
-def _in_words(k: Knob, complaint: dict[str, Any]) -> tuple[str, str]:
-    """What is wrong with a knob's value, and what to do: two clauses without a full stop."""
-    given = complaint["input"]
-    unit = f" {k.unit}" if k.unit else ""
-    if complaint["type"] == "string_too_long":
-        return (
-            f"has {len(given):,} characters, and {k.max_length:,} fit",
-            f"Shorten {k.label} by {len(given) - k.max_length:,} characters",
-        )
-    switched = isinstance(given, bool) and k.type is not bool
-    if complaint["type"] == "value_error" and not switched:
-        return str(complaint["ctx"]["error"]), f"Set {k.label} anew"
-    shown = repr(given) if isinstance(given, str) else str(given)
-    shown = shown if len(shown) <= 40 else shown[:37] + "..."
-    if k.choices:
-        options = ", ".join(c or "auto" for c in k.choices[:8])
-        more = " and so on" if len(k.choices) > 8 else ""
-        return f"cannot be {shown}", f"Choose one of {options}{more}"
-    if k.type is bool:
-        return f"is a switch, not {shown}", f"Turn {k.label} on or off"
-    if k.low is not None:
-        word = "whole number" if k.type is int else "number"
-        span = f"{k.low:,.10g} to {k.high:,.10g}{unit}"
-        if complaint["type"] in ("greater_than_equal", "less_than_equal"):
-            return f"runs from {span}, not {shown}", f"Set {k.label} to a value from {span}"
-        return f"is a {word} from {span}, not {shown}", f"Set {k.label} to a {word} from {span}"
-    return f"is text, not {shown}", f"Write {k.label} as text"
+Event = Progress | Take | Draft | Cancelled | Failed

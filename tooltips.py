@@ -9,7 +9,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from song import Knob, Progress, Take
+    from knobs import Knob
+    from song import Progress, Take
 
 TIPS: dict[str, str] = {
     "prompt": "Genre, instruments, mood, tempo, voice: whatever you would tell a band.",

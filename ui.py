@@ -23,19 +23,8 @@ import gradio as gr
 
 import tooltips as words
 from errors import StudioError
-from song import (
-    MAX_SEED,
-    MODES,
-    SONG,
-    Cancelled,
-    Card,
-    Event,
-    Failed,
-    Knob,
-    Progress,
-    Request,
-    Take,
-)
+from knobs import SONG, Knob, Request
+from song import MAX_SEED, MODES, Cancelled, Card, Event, Failed, Progress, Take
 
 ORDER = ("prompt", "instrumental", "lyrics", "duration_s")
 """How the knobs of a song follow each other on the form. Others come after these."""

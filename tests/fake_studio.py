@@ -22,6 +22,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from knobs import Request
 from song import (
     Cancelled,
     Card,
@@ -30,7 +31,6 @@ from song import (
     Failed,
     ModelUsed,
     Progress,
-    Request,
     Take,
 )
 

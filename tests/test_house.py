@@ -16,7 +16,7 @@ FLOORS = [
         *("edits", "pipeline", "planner", "grammar", "qwen", "sampler", "codec", "audio"),
         *("decoding", "checkpoints"),
     },
-    {"song", "tooltips", "errors"},
+    {"song", "knobs", "tooltips", "errors"},
 ]
 SIDEWAYS = {
     ("app", "ui"),
@@ -34,6 +34,9 @@ SIDEWAYS = {
     ("pipeline", "audio"),
     ("pipeline", "checkpoints"),
     ("song", "errors"),
+    ("song", "knobs"),
+    ("knobs", "errors"),
+    ("tooltips", "knobs"),
     ("tooltips", "song"),
 }
 OUTSIDERS = {

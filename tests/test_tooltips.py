@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import backend
 import tooltips as words
-from song import LANGUAGES, METRES, MODES, Generate, Knob, Progress
+from knobs import Knob
+from song import LANGUAGES, METRES, MODES, Generate, Progress
 
 KNOBS = {(mode, k.name): k for mode, request in MODES.items() for k in request.knobs()}
 

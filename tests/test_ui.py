@@ -24,7 +24,8 @@ from gradio_client.exceptions import AppError
 
 import tooltips as words
 import ui
-from song import MODES, Generate, Knob
+from knobs import Knob
+from song import MODES, Generate
 
 KNOBS = {k.name: k for k in Generate.knobs()}
 
