@@ -188,10 +188,43 @@ class Lyrics(Request):
         return brief
 
 
+class Inspire(Request):
+    """A whole song thought up from one idea, or from none."""
+
+    mode: ClassVar[str] = "inspire"
+    idea: str = knob("", "Idea", max_length=512)
+    instrumental: bool = knob(False, "Instrumental")
+    vocal_language: Literal[LANGUAGES] = knob("unknown", "Sung in")
+    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1)
+
+
+class Rewrite(Request):
+    """Style and lyrics brought into the form the model likes."""
+
+    mode: ClassVar[str] = "rewrite"
+    prompt: str = knob("", "Style", lines=3, max_length=512)
+    lyrics: str = knob("", "Lyrics", lines=8, max_length=4096)
+    vocal_language: Literal[LANGUAGES] = knob("unknown", "Sung in")
+    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1)
+
+
+class Listen(Request):
+    """What is heard in a song: style, tempo, key, metre, language."""
+
+    mode: ClassVar[str] = "listen"
+    source: File = knob(..., "Song")
+    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1)
+
+
 MODES: dict[str, type[Sound]] = {
     request.mode: request for request in (Generate, Cover, Extend, Edit)
 }
 """What makes a take. `Lyrics` makes a draft."""
+
+HELPERS: dict[str, type[Request]] = {
+    request.mode: request for request in (Inspire, Rewrite, Listen)
+}
+"""What the planner alone answers, with an `Idea`."""
 
 
 class ModelUsed(BaseModel):
@@ -332,6 +365,35 @@ class Draft(BaseModel):
         return self.asked == self.got
 
 
+class Idea(BaseModel):
+    """What the planner thought up or heard: values for the fields of a form, where it had any."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["idea"] = "idea"
+    prompt: str = ""
+    lyrics: str = ""
+    bpm: int | None = None
+    keyscale: str = ""
+    timesignature: str = ""
+    vocal_language: str = "unknown"
+    duration_s: float | None = None
+
+
+class Look(BaseModel):
+    """A file that was brought, before anything is made of it.
+
+    `peaks` are the lowest and highest sample of each stretch, in turn (see `audio.peaks`).
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    seconds: float
+    rate: int
+    channels: int
+    peaks: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+
+
 class Cancelled(BaseModel):
     """The musician stopped it. `stage` is where it stood."""
 
@@ -355,4 +417,4 @@ class Failed(BaseModel):
         return cls(code=error.code, message=error.message, action=error.action)
 
 
-Event = Progress | Take | Draft | Cancelled | Failed
+Event = Progress | Take | Draft | Idea | Cancelled | Failed
