@@ -1,7 +1,8 @@
 """Which models exist, where their files are, and fetching them.
 
-A model is a folder in the diffusers layout of `AceStepPipeline`. This room reads JSON and the
-headers of safetensors files; it never loads a tensor and never runs anything a file contains.
+A music model is a folder in the diffusers layout of `AceStepPipeline`; other rooms have tables of
+`Weights` of their own. This room reads JSON and the headers of safetensors files; it never loads a
+tensor and never runs anything a file contains.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from errors import StudioError
 from song import Progress
@@ -31,16 +33,16 @@ COMPONENTS = {
 }
 """What every checkpoint must hold, and the file that says so."""
 
-FILES = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.txt"]
+FILES = ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.txt")
 """What is fetched from a hub repository: no pickles, no code."""
 
 
-@dataclass(frozen=True)
-class Model:
-    """One row of the table: where a model is, what it may be used for, how it sounds best.
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Files that are fetched and judged: what they are, where they are, what they may be used for.
 
-    `steps`, `guidance` and `shift` are the defaults its authors tuned it for; `longest_s` is the
-    longest song it makes. `folder` is set for models that are on disk already.
+    `folder` is set for what is on disk already; `proof` is the file that tells a whole folder;
+    `files` are the patterns to fetch.
     """
 
     name: str
@@ -50,11 +52,9 @@ class Model:
     licence: str
     may_sell: bool | None
     size_bytes: int
-    steps: int
-    guidance: float
-    shift: float
-    longest_s: float = 240.0
     folder: Path | None = None
+    proof: ClassVar[str] = "config.json"
+    files: ClassVar[tuple[str, ...]] = FILES
 
     @property
     def size(self) -> str:
@@ -66,7 +66,37 @@ class Model:
     @property
     def command(self) -> str:
         """What a person types to fetch it."""
+        return f"hf download {self.repo}"
+
+    def missing(self, folder: Path) -> str | None:
+        """The first file that the copy in `folder` needs and lacks, or None."""
+        if not (folder / self.proof).is_file():
+            return self.proof
+        if lost := _lost_shard(folder):
+            return lost
+        return None if any(folder.glob("*.safetensors")) else "*.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Weights):
+    """A music model, and how it sounds best.
+
+    `steps`, `guidance` and `shift` are the defaults its authors tuned it for; `longest_s` is the
+    longest song it makes.
+    """
+
+    steps: int
+    guidance: float
+    shift: float
+    longest_s: float = 240.0
+    proof: ClassVar[str] = "model_index.json"
+
+    @property
+    def command(self) -> str:
         return f"python app.py fetch --model {self.name}"
+
+    def missing(self, folder: Path) -> str | None:
+        return missing(folder)
 
 
 MODELS: dict[str, Model] = {
@@ -135,7 +165,7 @@ def choose(name: str) -> Model:
     raise StudioError("model-unknown", name=name[:80], known=", ".join(MODELS))
 
 
-def locate(model: Model) -> Path | None:
+def locate(model: Weights) -> Path | None:
     """The folder of `model` if it is on disk, else None. Never goes online."""
     if model.folder:
         return model.folder
@@ -144,14 +174,17 @@ def locate(model: Model) -> Path | None:
 
     try:
         found = snapshot_download(
-            model.repo, revision=model.revision, allow_patterns=FILES, local_files_only=True
+            model.repo,
+            revision=model.revision,
+            allow_patterns=list(model.files),
+            local_files_only=True,
         )
     except LocalEntryNotFoundError:
         return None
-    return Path(found) if (Path(found) / "model_index.json").is_file() else None
+    return Path(found) if (Path(found) / model.proof).is_file() else None
 
 
-def fetch(model: Model) -> Iterator[Progress]:
+def fetch(model: Weights) -> Iterator[Progress]:
     """Bring `model` to disk, file by file. Yields progress in megabytes of the whole.
 
     Returns:
@@ -164,7 +197,7 @@ def fetch(model: Model) -> Iterator[Progress]:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     from huggingface_hub.utils import filter_repo_objects
 
-    if (here := locate(model)) and not missing(here):
+    if (here := locate(model)) and not model.missing(here):
         return here
     offline = StudioError(
         "model-missing", model=model.title, size=model.size, command=model.command
@@ -174,7 +207,9 @@ def fetch(model: Model) -> Iterator[Progress]:
             model.repo, revision=model.revision, files_metadata=True, timeout=20
         )
         sizes = {s.rfilename: s.size or 0 for s in info.siblings or []}
-        names = sorted(filter_repo_objects(sizes, allow_patterns=FILES), key=lambda n: sizes[n])
+        names = sorted(
+            filter_repo_objects(sizes, allow_patterns=list(model.files)), key=lambda n: sizes[n]
+        )
         if not names:
             raise StudioError("model-unknown", name=model.repo, known=", ".join(MODELS))
         whole, done = sum(sizes[n] for n in names), 0
@@ -209,13 +244,21 @@ def missing(folder: Path) -> str | None:
     for part, proof in {"": "model_index.json", **COMPONENTS}.items():
         if not (folder / part / proof).is_file():
             return f"{part}/{proof}".lstrip("/")
-    for index in sorted(folder.glob("*/*.safetensors.index.json")):
-        for shard in sorted(set(_json(index, folder.name).get("weight_map", {}).values())):
-            if not (index.parent / shard).is_file():
-                return f"{index.parent.name}/{shard}"
+    for part in sorted(folder.glob("*/")):
+        if lost := _lost_shard(part):
+            return f"{part.name}/{lost}"
     for part in ("transformer", "condition_encoder", "vae", "text_encoder"):
         if not any((folder / part).glob("*.safetensors")):
             return f"{part}/*.safetensors"
+    return None
+
+
+def _lost_shard(folder: Path) -> str | None:
+    """The first file of weights that an index in `folder` names and that is not there."""
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        for shard in sorted(set(_json(index, folder.name).get("weight_map", {}).values())):
+            if not (folder / shard).is_file():
+                return shard
     return None
 
 
@@ -234,24 +277,24 @@ def inspect(model: Model, folder: Path) -> dict[str, set[str]]:
         _json(path, model.title, model)
     tensors: dict[str, set[str]] = {}
     for path in sorted(folder.glob("*/*.safetensors")):
-        tensors.setdefault(path.parent.name, set()).update(_tensor_names(path, model))
+        tensors.setdefault(path.parent.name, set()).update(tensor_names(path, model, folder))
     return tensors
 
 
-def broken(model: Model, file: str, problem: str) -> StudioError:
+def broken(model: Weights, file: str, problem: str) -> StudioError:
     """The error for a damaged file of `model`, with the cure that fits where it came from."""
     return StudioError(
         "model-broken", model=model.title, file=file, problem=problem, fix=_cure(model)
     )
 
 
-def mismatch(model: Model, problem: str) -> StudioError:
+def mismatch(model: Weights, problem: str) -> StudioError:
     """The error for parts of `model` that come from different models."""
     return StudioError("model-mismatch", model=model.title, problem=problem, fix=_cure(model))
 
 
-def _cure(model: Model) -> str:
-    if model.name == "mini":
+def _cure(model: Weights) -> str:
+    if model.folder and model.folder.is_relative_to(VENDOR):
         return "Restore it with: git checkout -- vendor/ace-step-mini"
     if model.folder:
         return f"Put a whole copy of it into {model.folder.name}"
@@ -264,7 +307,7 @@ def fingerprint(folder: Path) -> str:
     Files in the hub's cache are stored under their own sha256, which is taken as it is.
     """
     whole = hashlib.sha256()
-    for path in sorted(folder.glob("*/*.safetensors")):
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]):
         stored = path.resolve().name
         if not re.fullmatch(r"[0-9a-f]{64}", stored):
             with path.open("rb") as file:
@@ -273,7 +316,7 @@ def fingerprint(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def revision(model: Model, folder: Path) -> str:
+def revision(model: Weights, folder: Path) -> str:
     """The commit that a hub folder is a snapshot of, or the table's word for it."""
     return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else model.revision
 
@@ -314,7 +357,7 @@ def _network_errors() -> tuple[type[Exception], ...]:
     return HfHubHTTPError, *(client.HTTPError for client in clients if client)
 
 
-def _json(path: Path, title: str, model: Model | None = None) -> dict:
+def _json(path: Path, title: str, model: Weights | None = None) -> dict:
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -323,12 +366,18 @@ def _json(path: Path, title: str, model: Model | None = None) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def _tensor_names(path: Path, model: Model) -> set[str]:
+def tensor_names(path: Path, model: Weights, folder: Path) -> set[str]:
     """The tensors that a safetensors file announces, once its length agrees with its header.
 
     Format: 8 bytes little-endian header length, JSON header, data.
+
+    Args:
+        folder: of `model`; the file is named relative to it.
+
+    Raises:
+        StudioError: `model-broken`.
     """
-    name = f"{path.parent.name}/{path.name}"
+    name = path.relative_to(folder).as_posix()
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
