@@ -12,7 +12,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,13 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def decode(path: Path, longest_s: float, folder: Path, shortest_s: float = SHORTEST_S) -> Source:
+def decode(
+    path: Path,
+    longest_s: float,
+    folder: Path,
+    shortest_s: float = SHORTEST_S,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Source:
     """Read the sound of a file of any common format.
 
     The decoder gets an open file and an open, nameless result in `folder`, never a path: a name
@@ -89,6 +96,7 @@ def decode(path: Path, longest_s: float, folder: Path, shortest_s: float = SHORT
     Args:
         longest_s: seconds; a longer file is refused before it is decoded.
         folder: private, on a disk with room for 0.4 MB a second.
+        stopped: asked ten times a second; once true the decoder is ended, and the file unreadable.
 
     Raises:
         StudioError: `source-missing`, `source-unreadable`, `source-too-long`, `source-too-short`,
@@ -98,8 +106,8 @@ def decode(path: Path, longest_s: float, folder: Path, shortest_s: float = SHORT
 
     path = Path(path)
     name = "".join(c if c.isprintable() else "?" for c in path.name)[-80:]
-    with _open(path, name) as file, _nameless(Path(folder)) as result:
-        status = _run_decoder(file, result, [SAMPLE_RATE, longest_s])
+    with ordinary(path, name) as file, _nameless(Path(folder)) as result:
+        status = _run_decoder(file, result, [SAMPLE_RATE, longest_s], stopped)
         if status == DISK_FULL:
             needed = f"{max(1, int(longest_s * SAMPLE_RATE * 8) >> 20)} MB"
             raise StudioError("disk-full", place=Path(folder).name, needed=needed)
@@ -113,7 +121,7 @@ def decode(path: Path, longest_s: float, folder: Path, shortest_s: float = SHORT
     return source
 
 
-def _open(path: Path, name: str) -> BinaryIO:
+def ordinary(path: Path, name: str) -> BinaryIO:
     """Open once and for all what must be an ordinary file: no folder, pipe or device."""
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
@@ -139,21 +147,26 @@ def _nameless(folder: Path) -> BinaryIO:
         raise StudioError("not-writable", place=folder.name) from error
 
 
-def _run_decoder(file: BinaryIO, result: BinaryIO, wanted: list[float]) -> int | None:
-    """Its exit status, or None if it took longer than `PATIENCE_S` and was ended."""
-    try:
-        return subprocess.run(
-            [*DECODER, *map(str, wanted)],
-            stdin=file,
-            stdout=result,
-            stderr=subprocess.DEVNULL,
-            timeout=PATIENCE_S,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            check=False,
-        ).returncode
-    except subprocess.TimeoutExpired:
-        return None
+def _run_decoder(
+    file: BinaryIO, result: BinaryIO, wanted: list[float], stopped: Callable[[], bool]
+) -> int | None:
+    """Its exit status, or None if it was stopped or took longer than `PATIENCE_S`."""
+    until = time.monotonic() + PATIENCE_S
+    with subprocess.Popen(
+        [*DECODER, *map(str, wanted)],
+        stdin=file,
+        stdout=result,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+    ) as child:
+        try:
+            while time.monotonic() < until and not stopped():
+                with suppress(subprocess.TimeoutExpired):
+                    return child.wait(0.1)
+        finally:
+            child.kill()
+    return None
 
 
 def _received(result: BinaryIO, name: str) -> Source:

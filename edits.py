@@ -1,13 +1,14 @@
-"""Songs that start from somebody's sound: extend, repaint, cover, morph.
+"""Songs that start from more than words: codes, a reference, or a source to extend or change.
 
-Each operation takes the source as float32 [2, samples] at 48 kHz and is a generator like the
-engine's own: progress, then the piece as its return value.
+Each operation takes sound as float32 [2, samples] at 48 kHz and is a generator like the engine's
+own: progress, then the piece as its return value. `clean` are the source's latents, where they are
+known already.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,37 @@ class Grip:
         return cls(hold, round(codec.FRAME_RATE * hold), max(0.01, 0.05 * hold))
 
 
+def compose(
+    engine: pipeline.Engine,
+    song: Generate,
+    *,
+    codes: Sequence[int] = (),
+    reference: np.ndarray | None = None,
+) -> Iterator[Progress]:
+    """A new song that follows the planner's `codes`, or has the sound of `reference`, or both.
+
+    Codes stand for a fifth of a second each; what they leave open at the end is silence to the
+    model, which makes something of it.
+    """
+    import torch
+
+    shown: dict[str, object] = {}
+    with torch.inference_mode(), pipeline.memory(engine.device, engine.model, song.duration_s):
+        lap = pipeline.Laps()
+        if reference is not None:
+            shown["timbre"] = yield from timbre_of(engine, reference)
+        if codes:
+            context = engine.silence(pipeline.frames_for(song.duration_s)).clone()
+            drawn = sketch(engine, codes)[:, : context.shape[1]]
+            context[:, : drawn.shape[1]] = drawn
+            shown |= {"instruction": FROM_CODES, "context": context}
+        lap("Encoding")
+    (piece,) = yield from engine.text_to_music(song, [song.seed], **shown)
+    if shown:
+        piece.timings_s = lap.seconds | piece.timings_s
+    return piece
+
+
 def extend(
     engine: pipeline.Engine,
     song: Generate,
@@ -86,6 +118,7 @@ def repaint(
     source: np.ndarray,
     regions: list[tuple[int, int]],
     grip: Grip,
+    clean: torch.Tensor | None = None,
 ) -> Iterator[Progress]:
     """Make what lies inside `regions` (start and end in samples) anew.
 
@@ -95,7 +128,8 @@ def repaint(
 
     with torch.inference_mode(), pipeline.memory(engine.device, engine.model, song.duration_s):
         lap = pipeline.Laps()
-        clean = yield from encode(engine, source)
+        if clean is None:
+            clean = yield from encode(engine, source)
         lap("Encoding")
         frames = clean.shape[1]
         inside = torch.zeros(frames, device=engine.device)
@@ -121,14 +155,15 @@ def repaint(
         lap("Denoising")
         wave = yield from codec.decode(engine.pipe.vae, made)
         made_sound = audio.resample(wave.numpy(), engine.rate, SAMPLE_RATE, source.shape[1])
-        sound = source
+        sound, fade = source, round(grip.fade_s * SAMPLE_RATE)
         for start, end in regions:
-            fade = round(grip.fade_s * SAMPLE_RATE)
             sound = audio.splice(sound, made_sound, start, end, fade)
         peak = float(abs(sound).max(initial=0.0))
         piece = pipeline.Rendered(
             sound=sound, peak_dbfs=20 * math.log10(peak) if peak else None, seed=song.seed
         )
+        piece.edges = _edges(regions, source.shape[1], fade)
+        piece.changed_outside = _changed(source, sound, regions, fade)
         lap("Decoding")
         piece.notes, piece.timings_s = notes, lap.seconds
         return piece
@@ -142,6 +177,7 @@ def cover(
     strength: float = 1.0,
     noise: float = 0.0,
     reference: np.ndarray | None = None,
+    clean: torch.Tensor | None = None,
 ) -> Iterator[Progress]:
     """The song of `source` in another style, and with the sound of `reference` if there is one.
 
@@ -153,13 +189,14 @@ def cover(
 
     with torch.inference_mode(), pipeline.memory(engine.device, engine.model, song.duration_s):
         lap = pipeline.Laps()
-        clean = yield from encode(engine, source)
-        sketch = hints(engine, clean)
+        if clean is None:
+            clean = yield from encode(engine, source)
+        drawn = sketch(engine, codes_of(engine, clean))[:, : clean.shape[1]]
         timbre = None
         if reference is not None:
             timbre = yield from timbre_of(engine, reference)
         lap("Encoding")
-        conditions, notes = engine.conditions(song, FROM_CODES, context=sketch, timbre=timbre)
+        conditions, notes = engine.conditions(song, FROM_CODES, context=drawn, timbre=timbre)
         switch, later = int(song.inference_steps * strength), None
         if switch < song.inference_steps:
             silence = engine.silence(clean.shape[1])
@@ -181,13 +218,15 @@ def morph(
     n_min: float,
     n_max: float,
     n_avg: int,
+    clean: torch.Tensor | None = None,
 ) -> Iterator[Progress]:
     """Carry `source`, described by `told`, to what `song` describes. See `sampler.morph`."""
     import torch
 
     with torch.inference_mode(), pipeline.memory(engine.device, engine.model, song.duration_s):
         lap = pipeline.Laps()
-        clean = yield from encode(engine, source)
+        if clean is None:
+            clean = yield from encode(engine, source)
         lap("Encoding")
         silence = engine.silence(clean.shape[1])
         was, _ = engine.conditions(told, context=silence)
@@ -237,11 +276,20 @@ def encode(engine: pipeline.Engine, sound: np.ndarray) -> Iterator[Progress]:
     return latents.to(engine.device)
 
 
-def hints(engine: pipeline.Engine, latents: torch.Tensor) -> torch.Tensor:
-    """The lossy 5 Hz sketch of `latents`: what a cover keeps of a song. Same shape."""
+def codes_of(engine: pipeline.Engine, latents: torch.Tensor) -> list[int]:
+    """The audio codes of `latents`, five a second: what a planner hears, what a cover keeps."""
     tokenizer = engine.pipe.audio_tokenizer
-    quantized, _ = tokenizer.tokenize(latents.to(tokenizer.dtype), engine.silence(5))
-    return engine.pipe.audio_token_detokenizer(quantized)[:, : latents.shape[1]].float()
+    _, indices = tokenizer.tokenize(latents.to(tokenizer.dtype), engine.silence(5))
+    return indices[0, :, 0].tolist()
+
+
+def sketch(engine: pipeline.Engine, codes: Sequence[int]) -> torch.Tensor:
+    """What `codes` say of a song: latents [1, 5 * codes, channels], float32."""
+    import torch
+
+    said = torch.tensor([codes], device=engine.device)[..., None]
+    quantized = engine.pipe.audio_tokenizer.quantizer.get_output_from_indices(said)
+    return engine.pipe.audio_token_detokenizer(quantized).float()
 
 
 def timbre_of(engine: pipeline.Engine, reference: np.ndarray) -> Iterator[Progress]:
@@ -267,6 +315,25 @@ def _frames_of(start: int, end: int, frames: int) -> tuple[int, int]:
     hop = SAMPLE_RATE // codec.FRAME_RATE
     first = min(start // hop, frames - 1)
     return first, max(first + 1, min(-(-end // hop), frames))
+
+
+def _edges(regions: list[tuple[int, int]], total: int, fade: int) -> list[tuple[int, int]]:
+    """Middle and half width of every crossfade, in samples; the ends of a song are none."""
+    edges = []
+    for start, end in regions:
+        edges += [(start - fade // 2, fade // 2)] if start > 0 else []
+        edges += [(end + fade // 2, fade // 2)] if end < total else []
+    return edges
+
+
+def _changed(
+    source: np.ndarray, sound: np.ndarray, regions: list[tuple[int, int]], fade: int
+) -> int:
+    """How many samples differ outside of `regions` and `fade` to either side: counted, not hoped."""
+    differs = (sound != source).any(axis=0)
+    for start, end in regions:
+        differs[max(0, start - fade) : end + fade] = False
+    return int(differs.sum())
 
 
 def _outside(inside: torch.Tensor, ramp: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import audio
 import checkpoints
@@ -50,13 +50,20 @@ class Conditions:
 
 @dataclass
 class Rendered:
-    """One piece of sound, float32 [2, samples] at 48 kHz, and how it came about."""
+    """One piece of sound, float32 [2, samples] at 48 kHz, and how it came about.
+
+    Where part of a source was kept, `edges` are the middle and half the width of each crossfade in
+    samples, and `changed_outside` counts the samples that differ from the source outside of the
+    regions and their crossfades.
+    """
 
     sound: np.ndarray
     peak_dbfs: float | None
     seed: int
     timings_s: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    edges: list[tuple[int, int]] = field(default_factory=list)
+    changed_outside: int | None = None
 
 
 class Laps:
@@ -165,11 +172,14 @@ class Engine:
         yield Progress(stage="Loading", step=3, steps=3)
         return cls(pipe, model, device)
 
-    def text_to_music(self, song: Generate, seeds: Sequence[int]) -> Iterator[Progress]:
+    def text_to_music(
+        self, song: Generate, seeds: Sequence[int], **shown: Any
+    ) -> Iterator[Progress]:
         """Make one piece for each seed, each bit for bit what it would be if made alone.
 
         Args:
             song: a request whose steps, guidance and shift are numbers by now.
+            shown: what else the model is to go by; see `conditions`.
 
         Returns:
             A list of `Rendered` (as the generator's return value).
@@ -179,7 +189,7 @@ class Engine:
         with torch.inference_mode(), memory(self.device, self.model, song.duration_s):
             yield Progress(stage="Reading the words", step=0, steps=1)
             reading = Laps()
-            conditions, notes = self.conditions(song)
+            conditions, notes = self.conditions(song, **shown)
             reading("Reading the words")
             pieces = []
             for seed in seeds:

@@ -133,7 +133,8 @@ def test_a_cover_follows_the_sketch_and_lets_go_once(engine, source, far_wall):
     assert "generate audio semantic tokens" in read[0]
     assert "fill the audio semantic mask" in read[1]
     with torch.inference_mode():
-        sketch = edits.hints(engine, drain(edits.encode(engine, source)))[0]
+        latents = drain(edits.encode(engine, source))
+        sketch = edits.sketch(engine, edits.codes_of(engine, latents))[0]
         silence = engine.silence(250)[0]
     shown = [call["context_latents"][0][:, : engine.channels] for call in heard]
     assert [torch.equal(s, sketch) for s in shown] == [True, True, False, False]
