@@ -6,6 +6,7 @@ Ranges and defaults are never typed here; `tip` reads them from the knob.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,9 +15,31 @@ if TYPE_CHECKING:
 
 TIPS: dict[str, str] = {
     "prompt": "Genre, instruments, mood, tempo, voice: whatever you would tell a band.",
+    "cover.prompt": "What it is to become. Left empty, the style heard in the song is used.",
+    "extend.prompt": "How it goes on. Left empty, the style heard in the song is used.",
+    "edit.prompt": "What it is to become. Left empty, the style heard in the song is used.",
     "instrumental": "Whether anybody sings.",
     "lyrics": "One line for each sung line. Tags such as [verse] and [chorus] shape the song.",
+    "extend.lyrics": "What is sung in the new part, one line for each sung line.",
+    "edit.lyrics": "The lyrics of the song as it is to be, the new lines in their place.",
     "duration_s": "How long the song is, to the sample.",
+    "cover.duration_s": "How long the new song is. With a song to cover, its length is kept.",
+    "source": "The song to start from, in any common format.",
+    "reference": "A recording whose sound is taken on: its voice, its instruments, its room.",
+    "strength": "For how much of the way the song leads. After that the style alone does.",
+    "noise": "Starts from the song itself instead of from noise. More keeps more of its sound.",
+    "before_s": "How much new music comes before the song.",
+    "after_s": "How much new music comes after the song.",
+    "kind": "Repaint makes one region anew. Morph carries the whole song to another style.",
+    "start_s": "Where the region begins.",
+    "end_s": "Where the region ends. Left open, at the end of the song.",
+    "repaint_mode": "How firmly the new part holds on to what stands around it.",
+    "repaint_strength": "How loosely a balanced repaint holds on. More lets it wander further.",
+    "source_prompt": "How the song sounds now. Left empty, the style heard in it is used.",
+    "source_lyrics": "What is sung in the song now. Left empty, nobody sings.",
+    "n_max": "How far the song is carried. None: it stays as it is. All: it may change entirely.",
+    "n_min": "When to let go of the song: what is left of the way follows the new style alone.",
+    "n_avg": "How many tries each step is the middle of. More is steadier and slower.",
     "inference_steps": "How often the sound is refined. More is finer and slower.",
     "guidance_scale": "How strictly the style is followed. Too much sounds harsh.",
     "infer_method": "The solver. ODE is steady, SDE adds fresh grain, Heun is exact and slower.",
@@ -25,10 +48,20 @@ TIPS: dict[str, str] = {
     "cfg_interval_end": "How much noise is left when guidance sets in. All: it is there from the start.",
     "shift": "Spends more of the steps on the outline of the song than on its detail.",
     "use_adg": "Steers by angle instead of by distance. Try it when strong guidance sounds harsh.",
+    "thinking": "Whether the planner goes first: to plan a new song, or to listen to yours.",
+    "use_cot_caption": "Lets the planner put the style into its own words.",
+    "use_cot_metas": "Lets the planner find tempo, key and beats per bar where you left them open.",
+    "use_cot_language": "Lets the planner find the language of the lyrics.",
+    "lm_temperature": "How daring the planner is. At zero it always does what is likeliest.",
+    "lm_top_p": "How much of what is possible the planner considers. Less is safer.",
+    "lm_top_k": "How many possibilities the planner considers. Zero: all of them.",
+    "lm_cfg_scale": "How strictly the planner keeps to your words.",
+    "lm_negative_prompt": "What the planner steers away from.",
     "bpm": "Beats per minute.",
     "keyscale": "The key the song is in.",
     "timesignature": "How each bar is counted.",
     "vocal_language": "The language of the lyrics.",
+    "idea": "One line is enough. Left empty, it is a surprise altogether.",
 }
 """What each knob does, by field name; `mode.field` wins where one mode means it differently."""
 
@@ -38,6 +71,13 @@ LABELS: dict[str, str] = {"instrumental": "Voice"}
 CHOICES: dict[str, dict[Any, str]] = {
     "instrumental": {False: "With vocals", True: "Instrumental"},
     "infer_method": {"ode": "ODE", "sde": "SDE", "heun": "Heun"},
+    "thinking": {True: "Yes", False: "No"},
+    "kind": {"repaint": "Repaint", "morph": "Morph"},
+    "repaint_mode": {
+        "conservative": "Conservative",
+        "balanced": "Balanced",
+        "aggressive": "Aggressive",
+    },
     "timesignature": {"2": "2/4", "3": "3/4", "4": "4/4", "6": "6/8"},
     "vocal_language": {
         "ar": "Arabic",
@@ -104,12 +144,25 @@ PLACEHOLDERS: dict[str, str] = {
     "bpm": AUTO,
 }
 
-MODES: dict[str, str] = {"generate": "Generate"}
+MODES: dict[str, str] = {
+    "generate": "Generate",
+    "cover": "Cover",
+    "extend": "Extend",
+    "edit": "Edit",
+}
 """Tabs, and the button that starts each."""
 
 STAGES: dict[str, str] = {
     "Waiting": "Waiting for the device",
     "Loading": "Loading the model",
+    "Loading the planner": "Loading the planner",
+    "Planning": "Planning the song",
+    "Composing codes": "Sketching the song",
+    "Listening": "Listening to the song",
+    "Thinking of a song": "Thinking of a song",
+    "Rewriting": "Putting the words in order",
+    "Reading the file": "Reading your file",
+    "Encoding": "Taking the song in",
     "Reading the words": "Reading the words",
     "Denoising": "Shaping the sound",
     "Decoding": "Rendering the sound",
@@ -234,6 +287,8 @@ def shown(knob: Knob, value: Any) -> str:
         return choice(knob.name, value)
     if isinstance(value, bool):
         return ON if value else OFF
+    if knob.type is Path:
+        return Path(value).name
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return f"{text} {knob.unit}" if knob.unit else text
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 import backend
 import tooltips as words
 from knobs import Knob
-from song import LANGUAGES, METRES, MODES, Generate, Progress
+from song import HELPERS, LANGUAGES, METRES, MODES, Generate, Progress
 
-KNOBS = {(mode, k.name): k for mode, request in MODES.items() for k in request.knobs()}
+REQUESTS = MODES | HELPERS
+KNOBS = {(mode, k.name): k for mode, request in REQUESTS.items() for k in request.knobs()}
 
 
 def test_tips_and_knobs_match_one_to_one():
