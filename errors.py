@@ -112,6 +112,35 @@ KINDS: dict[str, Kind] = {
         "Nothing says what the words are to be about.",
         "Write a line, such as: leaving a small town.",
     ),
+    "settings-unreadable": Kind(
+        "The settings in {name} cannot be used: {problem}.",
+        "Choose another file, such as the JSON that was saved beside it.",
+    ),
+    "settings-need-file": Kind(
+        "{name} went into this song, and settings hold no sound.", "Choose it as {label}."
+    ),
+    "writer-missing": Kind(
+        "{model} ({size}) would write the words and is not on this computer.",
+        "Fetch it with: {command}",
+    ),
+    "writer-memory": Kind(
+        "There was not enough memory on the {device} for {model} ({size}).",
+        "Close other programs that use it, and write again.",
+    ),
+    "adapter-missing": Kind("{name} is not there any more.", "Choose the adapter again."),
+    "adapter-unreadable": Kind(
+        "{name} cannot be read as an adapter: {problem}.",
+        "Fetch it again from where it came, and choose the new file.",
+    ),
+    "adapter-refused": Kind("{name} cannot be played: {problem}.", "{fix}."),
+    "adapter-too-big": Kind(
+        "{name} has {found}, and {limit} is the most that an adapter may have.",
+        "Choose a smaller version of it.",
+    ),
+    "adapter-wrong-base": Kind(
+        "{name} does not fit {model}: {problem}.",
+        "Choose an adapter that was made for {model}.",
+    ),
     "take-gone": Kind("That take is no longer on the shelf.", "Generate it again from its JSON."),
     "internal": Kind(
         "Something broke inside the studio ({kind}).",
