@@ -11,10 +11,10 @@ from conftest import ROOT
 
 FLOORS = [
     {"app", "ui", "theme"},
-    {"backend", "worker", "sources", "host"},
+    {"backend", "worker", "jobs", "sources", "host"},
     {
         *("edits", "pipeline", "planner", "grammar", "qwen", "sampler", "codec", "audio"),
-        *("decoding", "export", "checkpoints"),
+        *("decoding", "export", "settings", "checkpoints"),
         *("lyrics", "stanzas", "qwen2"),
     },
     {"song", "knobs", "tooltips", "errors"},
@@ -26,7 +26,10 @@ SIDEWAYS = {
     ("backend", "host"),
     ("backend", "worker"),
     ("backend", "sources"),
+    ("backend", "jobs"),
     ("worker", "host"),
+    ("worker", "jobs"),
+    ("jobs", "host"),
     ("sources", "host"),
     ("edits", "pipeline"),
     ("edits", "sampler"),
@@ -40,7 +43,8 @@ SIDEWAYS = {
     ("pipeline", "audio"),
     ("pipeline", "checkpoints"),
     ("export", "audio"),
-    ("export", "decoding"),
+    ("export", "settings"),
+    ("settings", "decoding"),
     ("lyrics", "stanzas"),
     ("lyrics", "qwen2"),
     ("lyrics", "checkpoints"),
