@@ -85,6 +85,13 @@ KINDS: dict[str, Kind] = {
     "source-too-short": Kind(
         "{name} lasts only {seconds:.2g} s.", "Choose a file of at least {limit:g} s."
     ),
+    "file-not-uploaded": Kind(
+        "{name} was not uploaded to this page.",
+        "Upload the file, and pass on what the upload returned.",
+    ),
+    "still-reading": Kind(
+        "{name} is still being read.", "Wait until its waveform is there, and start again."
+    ),
     "source-needed": Kind("No file was chosen for {label}.", "Choose a song from your disk."),
     "noise-needs-source": Kind(
         "There is no song to start from.", "Choose a song, or set Start from the song to 0."
@@ -118,6 +125,14 @@ KINDS: dict[str, Kind] = {
     ),
     "settings-need-file": Kind(
         "{name} went into this song, and settings hold no sound.", "Choose it as {label}."
+    ),
+    "stems-missing": Kind(
+        "{model} ({size}) would split the song and is not on this computer.",
+        "Fetch it with: {command}",
+    ),
+    "stems-memory": Kind(
+        "There was not enough memory on the {device} to split the song.",
+        "Close other programs, or start the studio with --device cpu, and split it again.",
     ),
     "writer-missing": Kind(
         "{model} ({size}) would write the words and is not on this computer.",
