@@ -150,7 +150,26 @@ def test_wav_and_flac_hold_the_samples_that_were_written_before(kind, tmp_path):
     assert np.abs(steps).max() <= 1, "one step of 24 bits"
 
 
-@pytest.mark.parametrize("samples", [1, 100, 1151, 1152, 1153, 48_000, 48_000 * 7 + 13])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_take_converted_is_the_take(kind, tmp_path):
+    take = saved(tmp_path / "take.wav", "wav", music())
+    drain(export.convert(take, tmp_path / "b", kind, read_settings(take), TAGS))
+    direct = saved(tmp_path / f"a.{kind}", kind, music())
+    if kind == "mp3":
+        heard = [soundfile.read(path)[0] for path in (direct, tmp_path / "b")]
+        assert heard[0].shape == heard[1].shape
+        # LAME heard 24 bits instead of floats, and decides by a hair.
+        assert np.square(heard[0] - heard[1]).sum() < 1e-3 * np.square(heard[0]).sum()
+    else:
+        assert (tmp_path / "b").read_bytes() == direct.read_bytes()
+    for gone in (tmp_path / "gone.wav", tmp_path):
+        with pytest.raises(StudioError) as caught:
+            drain(export.convert(gone, tmp_path / "c", kind, None, TAGS))
+        assert caught.value.code == "take-gone"
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("samples", [1, 1151, 1152, 1153, 48_000 * 3 + 13])
 def test_an_mp3_gives_back_just_as_many_samples_and_no_delay(samples, tmp_path):
     sound = music(samples)
     path = saved(tmp_path / "a.mp3", "mp3", sound)
@@ -222,7 +241,8 @@ def test_what_is_no_sound_never_reaches_an_encoder(kind, value, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_stopping_leaves_what_was_there_before(kind, tmp_path):
     (tmp_path / "a").write_bytes(b"an older song")
-    steps = export.save(music(SAMPLE_RATE * 12), tmp_path / "a", kind, TOLD, TAGS)
+    seconds = 2 * export.BLOCK_S[kind] + 1
+    steps = export.save(np.zeros((2, seconds * SAMPLE_RATE)), tmp_path / "a", kind, TOLD, TAGS)
     events = [next(steps), next(steps)]
     steps.close()
     assert [(e.stage, e.step, e.steps) for e in events] == [("Writing", 0, 3), ("Writing", 1, 3)]
@@ -354,7 +374,7 @@ def requests(draw, mode: str) -> dict:
 
 @pytest.mark.parametrize("mode", MODES)
 @trying(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -521,7 +541,7 @@ def answer(read, data: bytes):
 def test_a_file_cut_anywhere_tells_all_or_nothing(kind, read):
     data = BYTES[kind]
     dice = random.Random(0)
-    for end in [*range(1, 200), *(dice.randrange(1, len(data)) for _ in range(200))]:
+    for end in [*range(1, 200, 3), *(dice.randrange(1, len(data)) for _ in range(100))]:
         assert answer(read, data[:end]) in (None, TOLD, "settings-unreadable")
 
 
@@ -530,7 +550,7 @@ def test_scratches_are_refused_or_do_no_harm(kind, read):
     """Every answer is settings of the right shape, none, or a refusal; most scratches are seen."""
     data, dice, refused = BYTES[kind], random.Random(1), 0
     at = data.index(b'{"ace-music')
-    for _ in range(400):
+    for _ in range(250):
         hurt = bytearray(data)
         for _ in range(dice.choice((1, 3, 20))):
             place = dice.choice((at + dice.randrange(1200), dice.randrange(at + 1), 4))
@@ -542,7 +562,7 @@ def test_scratches_are_refused_or_do_no_harm(kind, read):
         else:
             assert found in (None, "settings-unreadable")
             refused += found is not None
-    assert refused > 100
+    assert refused > 60
 
 
 OTHER = {**TOLD, "request": {**TOLD["request"], "seed": 8}}
