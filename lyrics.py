@@ -32,6 +32,9 @@ PIECE = 256
 PULSE_S = 0.05
 """Seconds between two signs of life, at least."""
 
+FEW = 1024
+"""Tokens that nearly always hold the share that top-p keeps."""
+
 LINE_TOKENS, TAG_TOKENS = 40, 8
 """Room for a line and for a tag. A line in a script the tokenizer knows little of takes 40."""
 
@@ -225,7 +228,7 @@ class Songwriter:
             logits = self.model.read(ids[start : start + PIECE])
         for _ in range(most):
             if not np.isfinite(logits.max()):
-                raise checkpoints.broken(self.writer, "model", "answers with no finite numbers")
+                raise checkpoints.broken(self.writer, "it", "answers with no finite numbers")
             token = pick(logits, draft.said, random.random(), request)
             draft.over = token in self._ends or not draft.add(token)
             if draft.over:
@@ -268,21 +271,42 @@ def pick(logits: np.ndarray, said: set[int], draw: float, dice: Any) -> int:
         return int(logits.argmax())
     order = np.arange(len(logits))
     if 0 < dice.top_k < len(logits):
-        order = np.sort(np.argpartition(logits, -dice.top_k)[-dice.top_k :])
+        order = _likeliest(logits, dice.top_k)
     if dice.top_p < 1:
-        order = order[np.argsort(-logits[order], kind="stable")]
-        shares = _shares(logits[order])
-        order = order[np.cumsum(shares) - shares < dice.top_p]
-    heights = np.cumsum(_shares(logits[order], dice.temperature))
+        order = _nucleus(logits, order, dice.top_p)
+    heights = np.cumsum(_raised(logits[order], dice.temperature))
     return int(order[np.searchsorted(heights, draw * heights[-1], "right")])
 
 
-def _shares(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Softmax, in float64: sums of rounded shares must not decide between two words."""
+def _nucleus(logits: np.ndarray, order: np.ndarray, share: float) -> np.ndarray:
+    """The likeliest of the tokens in `order` that together just reach `share`, in that order."""
     import numpy as np
 
-    raised = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
-    return raised / raised.sum()
+    candidates = logits[order]
+    enough = share * _raised(candidates).sum()
+    kept = order
+    for few in (FEW, len(order)):  # sorting the whole vocabulary takes ten times as long
+        first = order[_likeliest(candidates, min(few, len(order)))]
+        raised = _raised(logits[first])
+        kept = first[np.cumsum(raised) - raised < enough]
+        if len(kept) < len(first):
+            break
+    return kept
+
+
+def _likeliest(logits: np.ndarray, count: int) -> np.ndarray:
+    """Where the `count` largest are, largest first, equal ones in their order."""
+    import numpy as np
+
+    found = np.argpartition(logits, -count)[-count:]
+    return found[np.lexsort((found, -logits[found]))]
+
+
+def _raised(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Shares before they are made to sum to 1, in float64: rounding must not choose a word."""
+    import numpy as np
+
+    return np.exp((logits.astype(np.float64) - logits.max()) / temperature)
 
 
 class _Draft:

@@ -64,13 +64,15 @@ class OnTorch:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             if _is_memory(error):
                 raise
-            raise checkpoints.broken(writer, "model", f"does not load ({error})") from error
+            raise _unloadable(writer, error) from error
         tied = {"lm_head.weight"} if self.model.config.tie_word_embeddings else set()
         wrong = sorted(map(str, [*said["mismatched_keys"], *said["unexpected_keys"]]))
         if lacking := sorted(set(said["missing_keys"]) - tied):
-            raise checkpoints.broken(writer, "model", f"lacks the tensor {lacking[0]}")
+            raise checkpoints.broken(writer, "model.safetensors", f"lacks the tensor {lacking[0]}")
         if wrong:
-            raise checkpoints.broken(writer, "model", f"holds {wrong[0]}, which does not belong")
+            raise checkpoints.broken(
+                writer, "model.safetensors", f"holds {wrong[0]}, which does not belong"
+            )
         self.model.eval().requires_grad_(False)
         self.begin()
 
@@ -123,8 +125,10 @@ class OnMlx:
         with mx.stream(self._stream):
             try:
                 self.model, _ = load_model(folder)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise checkpoints.broken(writer, "model", f"does not load ({error})") from error
+            except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+                if _is_memory(error):
+                    raise
+                raise _unloadable(writer, error) from error
 
     def begin(self) -> None:
         self._there(self._begin)
@@ -185,6 +189,12 @@ def judged(writer: Weights, folder: Path) -> tuple[dict[str, Any], Tokenizer]:
         problem = f"{tokenizer.get_vocab_size()} words for {config['vocab_size']} embeddings"
         raise checkpoints.mismatch(writer, problem)
     return config, tokenizer
+
+
+def _unloadable(writer: Weights, error: Exception) -> StudioError:
+    """Without the library's own words, which hold paths."""
+    problem = f"does not load ({type(error).__name__})"
+    return checkpoints.broken(writer, "model.safetensors", problem)
 
 
 @contextmanager
