@@ -94,8 +94,8 @@ def skip_zeros(vae: AutoencoderOobleck) -> None:
     """Leave out what a VAE computes only to multiply it by zero, at its full sample rate.
 
     The embedded model's learned part runs at a sixtieth of it: its outermost residual units return
-    their input, and of its last filterbank's channels all but two are silent. Ten times faster
-    there; XL's VAE has no zeros and stays as it is.
+    their input, and of its outermost channels all but two are silent. Ten times faster there; XL's
+    VAE has no zeros and stays as it is.
     """
     import torch
 
@@ -104,14 +104,45 @@ def skip_zeros(vae: AutoencoderOobleck) -> None:
             last = getattr(block, name).conv2
             if not last.weight_g.any() and (last.bias is None or not last.bias.any()):
                 setattr(block, name, torch.nn.Identity())
-    decoder = vae.decoder
+    _thin_encoder(vae.encoder)
+    _thin_decoder(vae.decoder)
+
+
+def _few(heard: torch.Tensor, block: torch.nn.Module) -> bool:
+    """Whether a block at the full rate passes on few channels, each as it comes."""
+    import torch
+
+    units = (block.res_unit1, block.res_unit2, block.res_unit3)
+    plain = all(isinstance(unit, torch.nn.Identity) for unit in units)
+    return plain and int(heard.sum()) <= len(heard) // 8
+
+
+def _thin_encoder(encoder: torch.nn.Module) -> None:
+    """Drop the channels of the first convolution that are silent, all the way to the filterbank."""
+    import torch
+
+    outer = encoder.block[0]
+    first = torch.nn.utils.remove_weight_norm(encoder.conv1)
+    heard = (first.weight != 0).any(2).any(1) | (first.bias != 0)
+    if not _few(heard, outer):
+        return
+    first.weight.data, first.bias.data = first.weight.data[heard], first.bias.data[heard]
+    first.out_channels = int(heard.sum())
+    for table in (outer.snake1.alpha, outer.snake1.beta):
+        table.data = table.data[:, heard]
+    bank = torch.nn.utils.remove_weight_norm(outer.conv1)
+    bank.weight.data = bank.weight.data[:, heard]
+    bank.in_channels = int(heard.sum())
+
+
+def _thin_decoder(decoder: torch.nn.Module) -> None:
+    """Compute only the channels of the last filterbank that are not silent."""
+    import torch
+
     outer = decoder.block[-1]
     bank = torch.nn.utils.remove_weight_norm(outer.conv_t1)
     heard = (bank.weight != 0).any(2).any(0) | (bank.bias != 0)
-    units = (outer.res_unit1, outer.res_unit2, outer.res_unit3)
-    if int(heard.sum()) > len(heard) // 8 or not all(
-        isinstance(unit, torch.nn.Identity) for unit in units
-    ):
+    if not _few(heard, outer):
         return
     outer.conv_t1 = _filterbank(bank, heard)
     for table in (decoder.snake1.alpha, decoder.snake1.beta):
