@@ -115,6 +115,10 @@ KINDS: dict[str, Kind] = {
         "Set How far to the larger of the two.",
     ),
     "planner-missing": Kind("No planner can think first here: {reason}.", "Turn Think first off."),
+    "codes-missing": Kind(
+        "{model} was published without the part that listens, so it cannot make covers.",
+        "Play another model, such as xl-sft.",
+    ),
     "brief-empty": Kind(
         "Nothing says what the words are to be about.",
         "Write a line, such as: leaving a small town.",

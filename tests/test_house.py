@@ -10,12 +10,12 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"app", "ui", "theme"},
+    {"app", "ui", "forms", "board", "endpoints", "desk", "theme"},
     {"backend", "worker", "jobs", "sources", "host"},
     {
         *("edits", "pipeline", "planner", "grammar", "qwen", "sampler", "codec", "audio"),
         *("decoding", "export", "settings", "post_process", "measure", "checkpoints"),
-        *("lyrics", "stanzas", "qwen2"),
+        *("lyrics", "stanzas", "qwen2", "loras", "stack"),
     },
     {"song", "knobs", "tooltips", "errors"},
 ]
@@ -23,6 +23,15 @@ SIDEWAYS = {
     ("app", "ui"),
     ("app", "theme"),
     ("ui", "theme"),
+    ("ui", "forms"),
+    ("ui", "board"),
+    ("ui", "endpoints"),
+    ("ui", "desk"),
+    ("forms", "theme"),
+    ("forms", "desk"),
+    ("board", "theme"),
+    ("board", "forms"),
+    ("endpoints", "desk"),
     ("backend", "host"),
     ("backend", "worker"),
     ("backend", "sources"),
@@ -52,6 +61,7 @@ SIDEWAYS = {
     ("lyrics", "qwen2"),
     ("lyrics", "checkpoints"),
     ("qwen2", "checkpoints"),
+    ("stack", "loras"),
     ("song", "errors"),
     ("song", "knobs"),
     ("knobs", "errors"),
@@ -59,7 +69,7 @@ SIDEWAYS = {
     ("tooltips", "song"),
 }
 OUTSIDERS = {
-    "gradio": {"ui", "theme"},
+    "gradio": {"ui", "forms", "board", "endpoints", "desk", "theme"},
     "spaces": {"host"},
     "diffusers": {"pipeline"},
     "transformers": {"pipeline", "planner", "qwen2"},
@@ -67,7 +77,7 @@ OUTSIDERS = {
     "mlx_lm": {"qwen2"},
     "huggingface_hub": {"checkpoints"},
     "torch": {
-        *("edits", "pipeline", "planner", "qwen", "qwen2", "sampler", "codec", "host"),
+        *("edits", "pipeline", "planner", "qwen", "qwen2", "sampler", "codec", "stack", "host"),
         "post_process",
     },
     "demucs": {"post_process"},
