@@ -198,7 +198,8 @@ class Songwriter:
         ids += self._encode(begun)
         room = self.model.longest - len(ids)
         if room < len(wanted) * TAG_TOKENS:
-            words = 0.8 * len(turns[-1][1].split()) * self.model.longest / len(ids)
+            words = sum(len(text.split()) for _, text in turns)
+            words *= 0.8 * self.model.longest / len(ids)
             raise StudioError(
                 "lyrics-too-long", tokens=len(ids), limit=self.model.longest, words=int(words)
             )

@@ -100,7 +100,7 @@ class OnTorch:
 class OnMlx:
     """A Qwen2 through mlx-lm.
 
-    Everything happens in one thread of its own: MLX (since 0.31) evaluates an array only on streams
+    Everything happens in one thread of its own: MLX (0.32) evaluates an array only on streams
     of the thread that made it, and our jobs come from a thread each.
     """
 
