@@ -46,6 +46,12 @@ NAMES = {
 _BARE = frozenset("intro verse pre-chorus chorus post-chorus outro".split())
 """Names that are a tag even without brackets: nobody sings them alone on a line."""
 
+_MANNERS = frozenset(
+    "final last repeat first second third one two three four i ii iii iv x guitar piano sax drum "
+    "vocal instrumental short double".split()
+)
+"""What may stand beside a name outside square brackets: "(break it down)" is sung."""
+
 _RHYMES = {
     "free": "none is needed",
     "couplets": "AABB, each line rhymes with the next",
@@ -69,13 +75,14 @@ _TIMES = re.compile(r"\W*[x×]?\s*\d*\s*(times|repeat)?\W*", re.IGNORECASE)
 _LOST = re.compile(r"<\|[^|<>]*\|>|<br\s*/?>|[\ufffd\u200b\ufeff\x00-\x08\x0b-\x1f\x7f]")
 
 
-def section(words: str, others: Collection[str] = ()) -> str:
+def section(words: str, others: Collection[str] = (), strict: bool = False) -> str:
     """The one name of a section that is called `words`, or "" if none is known by them.
 
     Numbers and manners go: "Verse 2", "final chorus", "Chorus - softly" are a verse and choruses.
 
     Args:
         others: names that count too, as `asked` returns them.
+        strict: nothing but names and manners may be there.
     """
     plain = re.split(r"\s[-–—]\s|[:：(|,]", words.casefold())[0]
     plain = re.sub(r"\b(pre|post|build|spoken)[\s_-]+(?=\w)", r"\1-", plain)
@@ -84,7 +91,8 @@ def section(words: str, others: Collection[str] = ()) -> str:
         return plain
     parts = plain.split()
     known = [NAMES[part] for part in parts if part in NAMES]
-    return known[-1] if known and len(parts) <= 3 else ""
+    fits = all(part in NAMES or part in _MANNERS for part in parts) if strict else len(parts) <= 3
+    return known[-1] if known and fits else ""
 
 
 def asked(structure: str) -> tuple[str, ...]:
@@ -183,14 +191,14 @@ def _tag(line: str, others: Collection[str], heading: bool) -> tuple[str, str]:
         if found[1].casefold() in ("end", "title"):
             return "", ""
         return (name, "" if _TIMES.fullmatch(rest) else rest) if name else ("", line)
-    if (found := _ASIDE.fullmatch(line)) and (name := section(found[1], others)):
+    if (found := _ASIDE.fullmatch(line)) and (name := section(found[1], others, True)):
         return name, ""
     found = _COLON.fullmatch(line)
-    if found and (name := section(found[1], others)):
+    if found and (name := section(found[1], others, True)):
         rest = "" if _TIMES.fullmatch(found[2]) else found[2]
         if heading or not rest or name in _BARE or name in others:
             return name, rest
-    if heading and (name := section(line, others)):
+    if heading and (name := section(line, others, True)):
         return name, ""
     bare = NAMES.get("-".join(re.sub(r"\s*\d+$", "", line.casefold()).split()))
     return (bare, "") if bare in _BARE else ("", line)
