@@ -1,14 +1,12 @@
 """Request in, events out: the one way to a song for the page, the API and the command line.
 
-Owns the loaded engine, the queue for the device, the cancel flags and the shelf of takes.
+Owns the queue for the device, the stop flags, the shelf of takes, and what files came in.
 """
 
 from __future__ import annotations
 
 import contextvars
-import json
 import queue
-import re
 import secrets
 import shutil
 import sys
@@ -18,31 +16,31 @@ import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import audio
 import checkpoints
 import host
+import planner as planners
+import worker
 from errors import StudioError
+from jobs import Job, cautious, region_of, thinks, work_of
+from knobs import Request
 from song import (
     MAX_SEED,
-    SAMPLE_RATE,
     Cancelled,
     Card,
+    Edit,
     Event,
+    Extend,
     Failed,
-    Generate,
-    ModelUsed,
+    Look,
     Progress,
+    Sound,
     Take,
 )
-
-if TYPE_CHECKING:
-    from pipeline import Engine
+from sources import Sources
 
 SHELF = 10
 """Takes kept for each visitor."""
@@ -53,49 +51,23 @@ LONGEST_QUEUE = 16
 HEARTBEAT_S = 1.0
 """A running job is heard from at least this often."""
 
-STAGES = ("Loading", "Reading the words", "Denoising", "Decoding", "Writing")
-"""What a song goes through once its turn has come and its model is on disk."""
-
+SOURCES = ("source", "reference")
+"""Fields of requests that are files."""
 
 Tell = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that the GPU worker needs to know. Picklable: it may run in another process."""
-
-    id: str
-    request: Generate
-    model: checkpoints.Model
-    source: Path
-    place: host.Place
-    folder: Path  # the job's own, empty at first
-    notes: tuple[str, ...]
-    gpu_seconds: int
-
-    @property
-    def flag(self) -> Path:
-        """The file whose existence means stop: the one signal that crosses processes."""
-        return self.folder / "stop"
-
-    @property
-    def wav(self) -> Path:
-        """Where the song goes, under a name that is worth downloading."""
-        words = "-".join(re.findall(r"\w+", self.request.prompt.lower()))[:40].strip("-_")
-        return self.folder / f"{words or self.request.mode}-{self.request.seed}.wav"
-
-    def stopped(self) -> bool:
-        return self.flag.exists()
 
 
 class Studio:
     """One model on one device, any number of visitors."""
 
-    def __init__(self, model: checkpoints.Model, place: host.Place) -> None:
+    def __init__(self, model: checkpoints.Model, place: host.Place, planner: str = "") -> None:
+        """`planner` names one of `planner.SIZES` or a folder, or is "none"; empty for the best."""
         self.model = model
         self.place = place
+        self.planner, self._no_planner = find_planner(model, place, planner)
         self._rates = host.Rates(f"{place.speed_class}|{model.name}")
         self._turn = Turns()
+        self._sources = Sources()
         self._shelf: dict[str, deque[Take]] = defaultdict(deque)
         self._running: dict[str, set[Path]] = defaultdict(set)
         self._orphans: set[Path] = set()
@@ -116,10 +88,21 @@ class Studio:
             shift=model.shift,
             longest_s=model.longest_s,
             takes_guidance=model.guidance > 1,
+            planner=self.planner.title if self.planner else "",
+            no_planner=self._no_planner,
         )
 
-    def run(self, request: Generate, visitor: str) -> Iterator[Event]:
-        """Make the song. Yields `Progress` at least once a second, then exactly one ending.
+    def look(self, path: Path) -> Look:
+        """How long the file at `path` is and how it looks; what is read here is not read again.
+
+        Raises:
+            StudioError: `source-missing`, `source-unreadable`, `source-too-long`,
+                `source-too-short`, `disk-full`, `not-writable`.
+        """
+        return self._sources.read(Path(path)).look
+
+    def run(self, request: Request, visitor: str) -> Iterator[Event]:
+        """Do what is asked. Yields `Progress` at least once a second, then exactly one ending.
 
         Closing the iterator stops the work at its next step. Every failure is yielded, never
         raised.
@@ -133,12 +116,12 @@ class Studio:
         except OSError as error:
             yield Failed.by(audio.no_room(host.cache_folder(), error, 1 << 20))
             return
-        clock = host.Clock(self._rates, self._work(job), time.monotonic)
+        clock = host.Clock(self._rates, {}, time.monotonic)
         with self._guard:
             self._running[visitor].add(job.flag)
         threading.Thread(
             target=contextvars.copy_context().run,
-            args=(self._serve, job, visitor, inbox.put),
+            args=(self._serve, job, visitor, clock, inbox.put),
             daemon=True,
         ).start()
         ended = False
@@ -174,50 +157,113 @@ class Studio:
             return tuple(self._shelf.get(visitor, ()))
 
     def warm(self) -> None:
-        """Load the engine now. On ZeroGPU this must happen before the page is launched."""
-        folder = checkpoints.locate(self.model)
-        if folder is None:
-            for _ in (fetching := _Returning(checkpoints.fetch(self.model))):
+        """Load all that will be needed. On ZeroGPU this must happen before the page is launched."""
+        job = self._job(Request(), ())
+        try:
+            for _ in (fetching := _Returning(self._ready(job))):
                 pass
-            folder = fetching.value
-        for _ in _engine(self.model, folder, self.place):
-            pass
+            for _ in worker.load(fetching.value):
+                pass
+        finally:
+            shutil.rmtree(job.folder, ignore_errors=True)
 
-    def _accept(self, request: Generate) -> Job:
+    def _accept(self, request: Request) -> Job:
         """Resolve what the request leaves open. What comes out is what the take records."""
-        model, notes = self.model, []
-        if request.duration_s > model.longest_s:
+        notes: list[str] = []
+        changes = {"seed": _given(request.seed, secrets.randbelow(MAX_SEED + 1))}
+        if isinstance(request, Sound):
+            changes |= self._resolved(request, notes)
+        elif self.planner is None:
+            raise StudioError("planner-missing", reason=self._no_planner)
+        return self._job(request.model_copy(update=changes), tuple(notes))
+
+    def _resolved(self, request: Sound, notes: list[str]) -> dict:
+        model = self.model
+        length = getattr(request, "duration_s", 0.0)
+        if length > model.longest_s and getattr(request, "source", None) is None:
             raise StudioError(
-                "song-too-long",
-                model=model.title,
-                limit=model.longest_s,
-                asked=request.duration_s,
+                "song-too-long", model=model.title, limit=model.longest_s, asked=length
             )
+        if request.thinking and self.planner is None:
+            raise StudioError("planner-missing", reason=self._no_planner)
         guidance = _given(request.guidance_scale, model.guidance)
         if model.guidance == 1 and guidance != 1:
             notes.append(f"{model.title} has its guidance built in; Guidance was set to 1.")
             guidance = 1.0
-        resolved = request.model_copy(
-            update={
-                "seed": _given(request.seed, secrets.randbelow(MAX_SEED + 1)),
-                "inference_steps": _given(request.inference_steps, model.steps),
-                "guidance_scale": guidance,
-                "shift": _given(request.shift, model.shift),
-            }
-        )
+        return {
+            "inference_steps": _given(request.inference_steps, model.steps),
+            "guidance_scale": guidance,
+            "shift": _given(request.shift, model.shift),
+            "thinking": _given(request.thinking, self.planner is not None),
+        }
+
+    def _job(self, request: Request, notes: tuple[str, ...]) -> Job:
         name = secrets.token_hex(8)
         folder = host.private_folder() / name
         folder.mkdir(mode=0o700)
+        asked = not isinstance(request, Sound) or thinks(request)
+        planner = self.planner if asked else None
         return Job(
             id=name,
-            request=resolved,
-            model=model,
+            request=request,
+            model=self.model,
             source=Path(),
             place=self.place,
             folder=folder,
-            notes=tuple(notes),
-            gpu_seconds=0,
+            notes=notes,
+            planner=planner,
+            in_turn=planner is not None and _short_of_memory(self.model, planner, self.place),
         )
+
+    def _with_files(self, job: Job) -> Job:
+        """The job with the files of its request read, and kept as its own.
+
+        Raises:
+            StudioError: those of `Sources.lend`; `source-too-long`, `extended-too-long`,
+                `region-outside`, `region-empty`.
+        """
+        changes, sounds, seconds, files, notes = {}, {}, {}, {}, list(job.notes)
+        for field in SOURCES:
+            path = getattr(job.request, field, None)
+            if path is None:
+                continue
+            known, mine, sound = self._sources.lend(path, job.folder / field, job.stopped)
+            sounds[field], seconds[field] = sound, known.look.seconds
+            changes[field], files[field] = mine, known.sha256
+            notes += known.look.notes
+        source, limit = seconds.get("source", 0.0), self.model.longest_s
+        if source > limit:
+            raise StudioError("source-too-long", name=changes["source"].name, limit=limit)
+        if isinstance(job.request, Extend):
+            whole = job.request.before_s + source + job.request.after_s
+            if whole > limit:
+                raise StudioError(
+                    "extended-too-long",
+                    model=self.model.title,
+                    limit=limit,
+                    asked=whole,
+                    over=whole - limit,
+                )
+        if isinstance(job.request, Edit) and job.request.kind == "repaint":
+            region_of(job.request, known.samples)
+        return replace(
+            job,
+            request=job.request.model_copy(update=changes),
+            sounds=sounds,
+            seconds=seconds,
+            files=files,
+            notes=tuple(notes),
+        )
+
+    def _ready(self, job: Job) -> Iterator[Progress]:
+        """Bring what is missing to disk; returns the job with the folders of its weights."""
+        folders = []
+        for weights in (job.model, job.planner):
+            folder = weights and checkpoints.locate(weights)
+            if weights and (folder is None or weights.missing(folder)):
+                folder = yield from checkpoints.fetch(weights)
+            folders.append(folder)
+        return replace(job, source=folders[0], planner_folder=folders[1])
 
     def _flag(self, visitor: str, only: Path | None = None) -> None:
         with self._guard:
@@ -227,13 +273,13 @@ class Studio:
 
     def _work(self, job: Job) -> dict[str, float]:
         """The stages this job will go through on the device, with the units each will cost."""
-        return work_of(job.request, loaded=_is_loaded(self.model))
+        return work_of(job, worker.is_loaded(job.model), worker.is_loaded(job.planner))
 
-    def _serve(self, job: Job, visitor: str, tell: Tell) -> None:
-        """The job's own thread: wait, fetch, perform, put on the shelf."""
+    def _serve(self, job: Job, visitor: str, clock: host.Clock, tell: Tell) -> None:
+        """The job's own thread: read the files, wait, fetch, perform, put on the shelf."""
         ending: Event
         try:
-            ending = self._perform(job, tell)
+            ending = self._perform(job, clock, tell)
         except StudioError as error:
             ending = Failed.by(error)
         except Exception as error:  # noqa: BLE001 - the face of the studio: nothing gets past it
@@ -248,37 +294,46 @@ class Studio:
                 shutil.rmtree(job.folder, ignore_errors=True)
             else:
                 job.flag.unlink(missing_ok=True)
+                for sound in job.folder.glob("*/sound.npy"):
+                    sound.unlink()
                 shelf = self._shelf[visitor]
                 shelf.appendleft(ending)
                 while len(shelf) > SHELF:
                     _discard(shelf.pop())
         tell(ending)
 
-    def _perform(self, job: Job, tell: Tell) -> Event:
+    def _perform(self, job: Job, clock: host.Clock, tell: Tell) -> Event:
         began = time.monotonic()
 
         def stopped_at(stage: str) -> Cancelled:
             return Cancelled(stage=stage, elapsed_s=time.monotonic() - began)
 
+        if any(getattr(job.request, field, None) for field in SOURCES):
+            tell(Progress(stage="Reading the file"))
+            try:
+                job = self._with_files(job)
+            except StudioError:
+                if job.stopped():
+                    return stopped_at("Reading the file")
+                raise
+        clock.expect(self._work(job))
         with self._turn.wait(job.stopped, tell) as mine:
             if not mine:
                 return stopped_at("Waiting")
-            folder = checkpoints.locate(self.model)
-            if folder is None or checkpoints.missing(folder):
-                fetching = _Returning(checkpoints.fetch(self.model))
-                for event in fetching:
-                    tell(event)
-                    if job.stopped():
-                        fetching.close()
-                        return stopped_at(event.stage)
-                folder = fetching.value
+            fetching = _Returning(self._ready(job))
+            for event in fetching:
+                tell(event)
+                if job.stopped():
+                    fetching.close()
+                    return stopped_at(event.stage)
+            job = fetching.value
             work = self._work(job)
-            usual = self._rates.usual(work)
-            guess = _cautious(work, self.model)
+            clock.expect(work)
+            usual, guess = self._rates.usual(work), cautious(work, self.model)
             for attempt in (1, 2):
                 asked = host.gpu_seconds(usual, guess, attempt)
                 try:
-                    ending = self._listen(replace(job, source=folder, gpu_seconds=asked), tell)
+                    ending = self._listen(replace(job, gpu_seconds=asked), tell)
                 except Exception as error:
                     trouble = host.gpu_trouble(error)
                     if trouble is None:
@@ -287,14 +342,13 @@ class Studio:
                         raise StudioError("gpu-refused", reason=trouble) from error
                     continue
                 if isinstance(ending, Take):
-                    self._rates.learn(
-                        {s: ending.timings_s[s] for s in STAGES if s in ending.timings_s}, work
-                    )
+                    spent = ending.timings_s
+                    self._rates.learn({s: spent[s] for s in work if s in spent}, work)
                 return ending
             raise StudioError("gpu-aborted")
 
     def _listen(self, job: Job, tell: Tell) -> Event:
-        for event in perform(job):
+        for event in worker.perform(job):
             if not isinstance(event, Progress):
                 return event
             tell(event)
@@ -335,120 +389,53 @@ class Turns:
                 self._moved.notify_all()
 
 
-def work_of(request: Generate, loaded: bool) -> dict[str, float]:
-    """How many units each stage of `request` costs: what `host.Rates` multiplies.
+def find_planner(
+    model: checkpoints.Model, place: host.Place, name: str = ""
+) -> tuple[planners.Size | None, str]:
+    """The planner that goes with `model` at `place`, or None and the reason in a clause.
 
-    Loading and reading count once; denoising by rows times seconds of sound; the rest by seconds.
+    Args:
+        name: one of `planner.SIZES`, a folder in the original layout, "none", or empty: then the
+            model's own, or the largest that the device has room for (on a bare CPU the smallest).
+
+    Raises:
+        StudioError: `model-unknown`.
     """
-    import sampler
-
-    rows = sampler.evaluations(sampler.Course.of(request))
-    work = {
-        "Loading": 0.0 if loaded else 1.0,
-        "Reading the words": 1.0,
-        "Denoising": rows * request.duration_s,
-        "Decoding": request.duration_s,
-        "Writing": request.duration_s,
-    }
-    return {stage: units for stage, units in work.items() if units}
-
-
-def _cautious(work: dict[str, float], model: checkpoints.Model) -> float:
-    """Seconds a job may need on a GPU nobody has measured: 20 s to get going, then by arithmetic.
-
-    XL computes 0.13 TFLOP a row and second of sound (27 guided steps of 240 s: 1.6 PFLOP), taken
-    at 42 TFLOP/s, far below what such a card reaches; other models by their size.
-    """
-    share = model.size_bytes / checkpoints.MODELS["xl-sft"].size_bytes or 1.0
-    return 20 + 0.003 * share * work["Denoising"] + 0.05 * work["Decoding"]
-
-
-@host.gpu(seconds=lambda job: job.gpu_seconds)
-def perform(job: Job) -> Iterator[Event]:
-    """Make the song on the device: progress, then one ending. On ZeroGPU, in a forked worker.
-
-    Checks the stop flag wherever it yields.
-    """
-    began, stage = time.monotonic(), "Loading"
-    song = _song(job)
-    try:
-        for event in song:
-            stage = event.stage if isinstance(event, Progress) else stage
-            if job.stopped():
-                song.close()
-                host.free(job.place.device)
-                yield Cancelled(stage=stage, elapsed_s=time.monotonic() - began)
-                return
-            yield event
-    except StudioError as error:
-        host.free(job.place.device)
-        yield Failed.by(error)
-    except Exception as error:  # noqa: BLE001 - must not leave a ZeroGPU worker as an exception
-        traceback.print_exc(file=sys.stderr)
-        yield Failed.by(StudioError("internal", kind=type(error).__name__))
+    if name == "none":
+        return None, "it was turned off with --planner none"
+    sizes = {size.name: size for size in planners.SIZES}
+    own = Path(name).expanduser() if name else (model.folder or Path()) / "planner"
+    if name in sizes:
+        return sizes[name], ""
+    if (own / "config.json").is_file():
+        whole = sum(f.stat().st_size for f in own.glob("*.safetensors"))
+        title = f"{model.title} planner" if not name else own.resolve().name
+        return planners.Size(
+            name=own.resolve().name,
+            title=title,
+            repo=name if name else f"{model.repo}/planner",
+            folder=own.resolve(),
+            size_bytes=whole,
+        ), ""
+    if name:
+        raise StudioError("model-unknown", name=name[:80], known=", ".join([*sizes, "none"]))
+    if model.name == "mini":
+        return None, "the embedded model has none"
+    here = checkpoints.locate(model)
+    if here is not None and not checkpoints.codebook(here):
+        return None, f"{model.title} was published without audio codes"
+    memory = host.memory_gb(place.device)
+    best = planners.fitting(memory)
+    if best is None:
+        least = planners.SIZES[0].from_gb
+        return None, f"the smallest needs {least:g} GB of memory and there are {memory:.1f}"
+    return (planners.SIZES[0] if place.device == "cpu" else best), ""
 
 
-def _song(job: Job) -> Iterator[Event]:
-    began = time.monotonic()
-    engine = yield from _engine(job.model, job.source, job.place)
-    loaded = time.monotonic()
-    (piece,) = yield from engine.text_to_music(job.request, [job.request.seed])
-    yield Progress(stage="Writing", step=0, steps=1)
-    writing = time.monotonic()
-    audio.write(job.wav, piece.sound, SAMPLE_RATE)
-    take = Take(
-        id=job.id,
-        path=str(job.wav),
-        mode=job.request.mode,
-        request=job.request.model_dump(),
-        model=ModelUsed(
-            name=job.model.name,
-            source=job.model.repo,
-            revision=checkpoints.revision(job.model, job.source),
-            sha256=_fingerprints[job.source],
-            licence=job.model.licence,
-            may_sell=job.model.may_sell,
-        ),
-        device=job.place.used(),
-        sample_rate=SAMPLE_RATE,
-        samples=piece.sound.shape[1],
-        peak_dbfs=piece.peak_dbfs,
-        timings_s={
-            "Loading": loaded - began,
-            **piece.timings_s,
-            "Writing": time.monotonic() - writing,
-        },
-        notes=(*job.notes, *piece.notes),
-        made_at=datetime.now(UTC),
-        studio=_studio_version(),
-    )
-    # The file tells its own name, not the folder of the machine that made it.
-    told = take.model_copy(update={"path": job.wav.name}).model_dump(mode="json")
-    audio.write_text(job.wav.with_suffix(".json"), json.dumps(told, indent=2) + "\n")
-    yield take
-
-
-_engines: dict[tuple[Path, host.Place], Engine] = {}
-_fingerprints: dict[Path, str] = {}
-_loading = threading.Lock()
-
-
-def _is_loaded(model: checkpoints.Model) -> bool:
-    return any(engine.model == model for engine in list(_engines.values()))
-
-
-def _engine(model: checkpoints.Model, folder: Path, place: host.Place) -> Iterator[Progress]:
-    """The engine for `model`, loaded if it is not there yet (returned)."""
-    key = (folder, place)
-    if key not in _engines:
-        yield Progress(stage="Loading")
-        with _loading:
-            from pipeline import Engine
-
-            host.settle(place)
-            _engines[key] = yield from Engine.load(model, folder, place.device, place.dtype)
-            _fingerprints[folder] = checkpoints.fingerprint(folder)
-    return _engines[key]
+def _short_of_memory(model: checkpoints.Model, planner: planners.Size, place: host.Place) -> bool:
+    """Whether model and planner must take turns: both with a tenth more, and 4 GB to work in."""
+    needed = 1.1 * (model.size_bytes + planner.size_bytes) / 1e9 + 4
+    return needed > host.memory_gb(place.device) and model.name != "mini"
 
 
 class _Returning:
@@ -488,10 +475,3 @@ def _hint(model: checkpoints.Model, place: host.Place) -> str | None:
             "python app.py --model mini plays in seconds."
         )
     return None
-
-
-def _studio_version() -> str:
-    try:
-        return version("ace-music-studio")
-    except PackageNotFoundError:
-        return "source"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import re
 import struct
 import sys
@@ -279,6 +280,15 @@ def inspect(model: Model, folder: Path) -> dict[str, set[str]]:
     for path in sorted(folder.glob("*/*.safetensors")):
         tensors.setdefault(path.parent.name, set()).update(tensor_names(path, model, folder))
     return tensors
+
+
+def codebook(folder: Path) -> int:
+    """How many audio codes the checkpoint in `folder` knows; 0 if it was published without them."""
+    try:
+        config = json.loads((folder / "audio_tokenizer" / "config.json").read_text("utf-8"))
+        return math.prod(int(level) for level in config["fsq_input_levels"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def broken(model: Weights, file: str, problem: str) -> StudioError:

@@ -16,6 +16,7 @@ import audio
 import codec
 import pipeline
 import sampler
+from errors import StudioError
 from song import SAMPLE_RATE, Generate, Progress
 
 if TYPE_CHECKING:
@@ -58,29 +59,23 @@ def compose(
     song: Generate,
     *,
     codes: Sequence[int] = (),
-    reference: np.ndarray | None = None,
+    timbre: torch.Tensor | None = None,
 ) -> Iterator[Progress]:
-    """A new song that follows the planner's `codes`, or has the sound of `reference`, or both.
+    """A new song that follows the planner's `codes`, or has the sound of `timbre`, or both.
 
     Codes stand for a fifth of a second each; what they leave open at the end is silence to the
     model, which makes something of it.
     """
-    import torch
+    shown: dict[str, object] = {"timbre": timbre}
+    if codes:
+        import torch
 
-    shown: dict[str, object] = {}
-    with torch.inference_mode(), pipeline.memory(engine.device, engine.model, song.duration_s):
-        lap = pipeline.Laps()
-        if reference is not None:
-            shown["timbre"] = yield from timbre_of(engine, reference)
-        if codes:
+        with torch.inference_mode(), pipeline.memory(engine.device, engine.model, song.duration_s):
             context = engine.silence(pipeline.frames_for(song.duration_s)).clone()
             drawn = sketch(engine, codes)[:, : context.shape[1]]
             context[:, : drawn.shape[1]] = drawn
             shown |= {"instruction": FROM_CODES, "context": context}
-        lap("Encoding")
     (piece,) = yield from engine.text_to_music(song, [song.seed], **shown)
-    if shown:
-        piece.timings_s = lap.seconds | piece.timings_s
     return piece
 
 
@@ -176,10 +171,10 @@ def cover(
     *,
     strength: float = 1.0,
     noise: float = 0.0,
-    reference: np.ndarray | None = None,
+    timbre: torch.Tensor | None = None,
     clean: torch.Tensor | None = None,
 ) -> Iterator[Progress]:
-    """The song of `source` in another style, and with the sound of `reference` if there is one.
+    """The song of `source` in another style, and with the sound of `timbre` if there is one.
 
     Args:
         strength: share of the steps that follow the source's 5 Hz sketch; then the model is free.
@@ -192,9 +187,6 @@ def cover(
         if clean is None:
             clean = yield from encode(engine, source)
         drawn = sketch(engine, codes_of(engine, clean))[:, : clean.shape[1]]
-        timbre = None
-        if reference is not None:
-            timbre = yield from timbre_of(engine, reference)
         lap("Encoding")
         conditions, notes = engine.conditions(song, FROM_CODES, context=drawn, timbre=timbre)
         switch, later = int(song.inference_steps * strength), None
@@ -272,14 +264,24 @@ def encode(engine: pipeline.Engine, sound: np.ndarray) -> Iterator[Progress]:
 
     samples = math.ceil(sound.shape[1] * engine.rate / SAMPLE_RATE)
     heard = audio.resample(sound, SAMPLE_RATE, engine.rate, samples)
-    latents = yield from codec.encode(engine.pipe.vae, torch.from_numpy(heard))
-    return latents.to(engine.device)
+    with torch.inference_mode():
+        latents = yield from codec.encode(engine.pipe.vae, torch.from_numpy(heard))
+        return latents.to(engine.device)
 
 
 def codes_of(engine: pipeline.Engine, latents: torch.Tensor) -> list[int]:
-    """The audio codes of `latents`, five a second: what a planner hears, what a cover keeps."""
+    """The audio codes of `latents`, five a second: what a planner hears, what a cover keeps.
+
+    Raises:
+        StudioError: `codes-missing`.
+    """
+    import torch
+
     tokenizer = engine.pipe.audio_tokenizer
-    _, indices = tokenizer.tokenize(latents.to(tokenizer.dtype), engine.silence(5))
+    if tokenizer is None:
+        raise StudioError("codes-missing", model=engine.model.title)
+    with torch.inference_mode():
+        _, indices = tokenizer.tokenize(latents.to(tokenizer.dtype), engine.silence(5))
     return indices[0, :, 0].tolist()
 
 

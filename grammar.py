@@ -168,7 +168,7 @@ def fill(song: Sound, plan: Plan) -> tuple[Sound, dict[str, Any]]:
         for name, value in found.items()
         if value is not None and value != getattr(song, name)
     }
-    return type(song).of({**song.model_dump(), **used}), used
+    return song.model_copy(update=used), used
 
 
 def given_by(song: Sound, duration_s: float) -> dict[str, Any]:

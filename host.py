@@ -99,6 +99,19 @@ def device_name(device: str) -> str:
     return _processor_name()
 
 
+def memory_gb(device: str) -> float:
+    """What `device` has in all, in GB; on Apple's chips and bare CPUs that is the machine's own."""
+    if ON_ZERO:
+        return 48.0  # a "large" slice, as its documentation says
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(0).total_memory / 1e9
+    import psutil
+
+    return psutil.virtual_memory().total / 1e9
+
+
 def free(device: str) -> None:
     """Give memory that nothing holds any more back to the device."""
     import gc
@@ -242,6 +255,10 @@ class Clock:
         self._stage, self._since = "", self._began
         self._first = self._newest = (0, self._began)
         self._last = Progress(stage="Waiting")
+
+    def expect(self, work: dict[str, float]) -> None:
+        """What lies ahead has become clearer: the units of every stage, in order."""
+        self._work = work
 
     def tick(self, event: Progress | None = None) -> Progress:
         """`event` (or the last one again) with the time gone and the range of time left."""

@@ -401,7 +401,7 @@ def _prove_whole(
     import torch
 
     for part, names in announced.items():
-        module = getattr(pipe, part)
+        module = getattr(pipe, part, None)  # a planner may lie beside the pipeline's parts
         if module is None:
             continue
         if lacking := sorted(set(module.state_dict()) - names):

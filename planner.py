@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import checkpoints
 import grammar
 import qwen
 from errors import StudioError
@@ -32,24 +33,54 @@ FEW = 4096
 """Up to this many legal tokens, only their rows of the vocabulary are computed."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """A published planner: where it is, and the memory in GB from which it fits beside the rest.
+@dataclass(frozen=True, kw_only=True)
+class Size(checkpoints.Weights):
+    """A planner: where it is, and the memory in GB from which it fits beside a music model.
 
-    `folder` is set where the repository holds other models too.
+    `within` is the folder it has in a repository that holds other models too.
     """
 
-    name: str
-    repo: str
-    folder: str
-    size_bytes: int
-    from_gb: float
+    within: str = ""
+    from_gb: float = 0.0
+    licence: str = "MIT"
+    may_sell: bool | None = True
+    revision: str = "main"
+
+    @property
+    def proof(self) -> str:
+        return str(PurePosixPath(self.within) / "config.json")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        here = PurePosixPath(self.within)
+        return str(here / "*.json"), str(here / "*.safetensors")
+
+    @property
+    def command(self) -> str:
+        return f"python app.py fetch --planner {self.name}"
+
+    def home(self, folder: Path) -> Path:
+        """Where the planner lies in the copy of its repository at `folder`."""
+        return folder / self.within
+
+    def missing(self, folder: Path) -> str | None:
+        return checkpoints.Weights.missing(replace(self, within=""), self.home(folder))
 
 
-SIZES = (
-    Size("0.6B", "ACE-Step/acestep-5Hz-lm-0.6B", "", 1_330_000_000, 6),
-    Size("1.7B", "ACE-Step/Ace-Step1.5", "acestep-5Hz-lm-1.7B", 3_700_000_000, 12),
-    Size("4B", "ACE-Step/acestep-5Hz-lm-4B", "", 8_380_000_000, 24),
+SIZES = tuple(
+    Size(
+        name=name,
+        title=f"ACE-Step 5Hz planner {name}",
+        repo=repo,
+        within=within,
+        size_bytes=size,
+        from_gb=from_gb,
+    )
+    for name, repo, within, size, from_gb in (
+        ("0.6B", "ACE-Step/acestep-5Hz-lm-0.6B", "", 1_330_000_000, 6),
+        ("1.7B", "ACE-Step/Ace-Step1.5", "acestep-5Hz-lm-1.7B", 3_700_000_000, 12),
+        ("4B", "ACE-Step/acestep-5Hz-lm-4B", "", 8_380_000_000, 24),
+    )
 )
 """Smallest first; larger ones write better captions and hear better. The limits are the authors'
 later defaults for graphics memory, with the music model beside the planner or in turn with it."""

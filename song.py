@@ -7,6 +7,7 @@ and the events on the way there.
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator, model_validator
@@ -157,6 +158,8 @@ class Edit(Sound):
     def _spans_run_upwards(self) -> Self:
         if self.kind == "repaint" and self.end_s is not None and self.end_s <= self.start_s:
             raise StudioError("region-empty", start=self.start_s, end=self.end_s)
+        if self.kind == "morph" and not self.prompt.strip():
+            raise StudioError("prompt-empty")
         if self.kind == "morph" and self.n_max < self.n_min:
             raise StudioError("morph-backwards", low=self.n_min, high=self.n_max)
         return self
@@ -319,6 +322,7 @@ class Take(BaseModel):
     mode: str
     request: dict[str, Any]
     model: ModelUsed
+    planner: ModelUsed | None = None
     device: DeviceUsed
     sample_rate: int
     samples: int
@@ -336,6 +340,11 @@ class Take(BaseModel):
     @property
     def duration_s(self) -> float:
         return self.samples / self.sample_rate
+
+    def told(self) -> Self:
+        """The take as it leaves the studio: names of files in place of where they lie."""
+        request = {k: Path(v).name if k in self.files else v for k, v in self.request.items()}
+        return self.model_copy(update={"path": Path(self.path).name, "request": request})
 
     def again(self, **changes: Any) -> Request:
         """The request that made this take, with `changes`. A retake changes the seed."""

@@ -122,7 +122,7 @@ def _identity(path: Path) -> tuple:
         found = os.stat(path)
     except (OSError, ValueError):
         return (object(),)
-    return str(path), found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _plain(name: str) -> str:

@@ -60,6 +60,15 @@ def studio(own_cache):
         made.leave(visitor)
 
 
+UNPLANNED = {
+    "thinking": False,
+    "use_cot_caption": False,
+    "use_cot_metas": False,
+    "use_cot_language": False,
+}
+"""A request that leaves the planner nothing to do."""
+
+
 def song(**changes: Any):
     """A short request with everything resolved, as the engine wants it."""
     from song import Generate
@@ -72,6 +81,7 @@ def song(**changes: Any):
         "guidance_scale": 3.0,
         "shift": 1.0,
         "seed": 7,
+        **UNPLANNED,
     }
     return Generate.of({**given, **changes})
 

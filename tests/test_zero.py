@@ -55,7 +55,7 @@ def scheduler():
 CHILD = """
 import os, sys, time
 sys.modules["torch"] = None
-import backend, checkpoints, host
+import backend, checkpoints, host, worker
 import numpy as np
 from pipeline import Rendered
 from song import Generate, Progress
@@ -67,7 +67,7 @@ class Engine:
     "The far wall: steps that take time, in the forked worker."
     model = MINI
 
-    def text_to_music(self, song, seeds):
+    def text_to_music(self, song, seeds, **_):
         assert os.getpid() != MAIN
         for i in range(song.inference_steps + 1):
             yield Progress(stage="Denoising", step=i, steps=song.inference_steps)
@@ -80,9 +80,9 @@ class Engine:
 
 host.version = lambda _: "hidden"
 host.free = lambda _: None
-backend._engines[MINI.folder, host.find_place()] = Engine()
-backend._fingerprints[MINI.folder] = "0" * 64
-studio = backend.Studio(MINI, host.find_place())
+worker._resident[MINI, MINI.folder, host.find_place()] = Engine()
+worker._fingerprints[MINI.folder] = "0" * 64
+studio = backend.Studio(MINI, host.find_place(), planner="none")
 
 def ask(**given):
     return Generate.of({{"prompt": "x", "duration_s": 10, **given}})
