@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import base64
 import inspect
 import re
+from collections.abc import Collection
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from gradio.themes.utils.sizes import Size
 
 import tooltips as words
 from errors import StudioError
-from song import MODES, Card, Progress, Take
+from song import HELPERS, MODES, Card, Progress, Take
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
@@ -177,10 +178,11 @@ def launch_options() -> dict[str, Any]:
 async def _misnamed(request: Request, error: TypeError) -> JSONResponse:
     """Say which name is wrong when the API is called by names. Gradio would answer with a 500."""
     wrong = re.search(r"Parameter `(.*)` is not a valid|required argument: (.*)", str(error))
-    mode = MODES.get(request.url.path.rsplit("/", 1)[-1])
+    mode = (MODES | HELPERS).get(request.url.path.rsplit("/", 1)[-1])
     if wrong is None or mode is None:
         raise error
-    given = {} if wrong[1] is None else {"prompt": "-", wrong[1]: None}
+    needed = {k.name: "-" for k in mode.knobs() if k.required}
+    given = {} if wrong[1] is None else {**needed, wrong[1]: None}
     try:
         mode.of(given)
     except StudioError as trouble:
@@ -237,6 +239,7 @@ def _tokens() -> str:
         "soft": SOFT,
         "dim": DIM,
     }
+    palette["choose"] = f"'{words.CHOOSE}'"
     root = "".join(f"--{name}:{value};" for name, value in palette.items())
     icons = "\n".join(
         f'#t-{icon.stem}-button{{--icon:url("data:image/svg+xml,{quote(icon.read_text("utf-8"))}")}}'
@@ -256,9 +259,9 @@ def _head() -> str:
     )
 
 
-def particulars(take: Take) -> str:
-    """Everything a take knows of itself, to read."""
-    told = words.particulars(take)
+def particulars(take: Take, unasked: Collection[str] = ()) -> str:
+    """Everything a take knows of itself, to read, but the knobs that meant nothing to it."""
+    told = words.particulars(take, unasked)
     notes = "".join(f"<li>{escape(note)}</li>" for note in take.notes)
     return (f"<h2>{words.NOTES}</h2><ul>{notes}</ul>" if notes else "") + "".join(
         f"<h2>{escape(heading)}</h2>{_pairs(facts)}" for heading, facts in told.items()

@@ -6,12 +6,13 @@ Ranges and defaults are never typed here; `tip` reads them from the knob.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from knobs import Knob
-    from song import Progress, Take
+    from song import Look, Progress, Take
 
 TIPS: dict[str, str] = {
     "prompt": "Genre, instruments, mood, tempo, voice: whatever you would tell a band.",
@@ -140,6 +141,7 @@ AUTO = "Auto"
 PLACEHOLDERS: dict[str, str] = {
     "prompt": "Dusty boom-bap, upright bass, brushed drums, late at night",
     "lyrics": "[verse]\nStreetlights hum a tune I know\n\n[chorus]\nCarry me home, carry me slow",
+    "idea": "A night train home, slow and warm",
     "seed": AUTO,
     "bpm": AUTO,
 }
@@ -187,7 +189,12 @@ SAVE_JSON = "Settings (JSON)"
 READY = "Ready"
 STARTING = "Starting"
 NOTHING_YET = "Nothing recorded yet"
-NOTHING_YET_TIP = "Describe a style and press Generate. Ctrl or Cmd with Enter does the same."
+NOTHING_YET_TIPS = {
+    "generate": "Describe a style and press Generate. Ctrl or Cmd with Enter does the same.",
+    "cover": "Choose a song or a sound, describe a style, and press Cover.",
+    "extend": "Choose a song, say how much to add, and press Extend.",
+    "edit": "Choose a song, pick a region of it, and press Edit.",
+}
 DONE = "Done"
 CANCELLED = "Stopped"
 FAILED = "No song this time"
@@ -195,9 +202,44 @@ MEASURING = "measuring the time left"
 PROGRESS = "Progress of the song"
 ON, OFF = "on", "off"
 NO_SOUND = "silence"
+LISTENS = "Listening follows the song: there is nothing to guide."
 NO_GUIDANCE = "{model} has its guidance built in, so this has nothing to steer."
 MAY_SELL = {True: "free to sell", False: "not for sale", None: "ask before selling"}
 
+SEND = {"cover": "Cover this", "extend": "Extend this", "edit": "Edit this"}
+"""What takes a piece to another tab, by the tab."""
+
+HELP = {"inspire": "Surprise me", "rewrite": "Format my lyrics", "listen": "Listen"}
+HELPS = {
+    "inspire": "The planner thinks of a whole song and fills the form.",
+    "rewrite": "The planner brings style and lyrics into the form the model likes.",
+    "listen": "The planner listens to the song and fills what you left open.",
+}
+"""The helpers' buttons, and what each does."""
+
+FILLED = "Filled in: {fields}."
+NOTHING_OPEN = "Nothing was left open."
+RETURNS_SONG = "The song as a WAV file, and its take: the request as really run, model and device."
+RETURNS_IDEA = "What was found: style, lyrics, tempo, key, beats per bar, language and length."
+
+CHOOSE = "Choose a file, or drop it here"
+A_FILE = "your file"
+READING_FILE = "Reading {name}"
+PICTURE = {
+    "play": "Play",
+    "play_region": "Play region",
+    "stop": "Stop playing",
+    "from": "From",
+    "to": "To",
+    "waveform": "Waveform of",
+    "how": "Drag over the waveform, or move the ends with the arrow keys. Shift makes larger steps.",
+    "mute": "This browser cannot play the file. The studio can use it all the same.",
+}
+"""What stands beside a waveform."""
+
+PLANNED = {"generate": "As planned"}
+HEARD = "As heard"
+KEPT = "What was kept"
 NOTES = "Notes"
 AS_RUN = "Settings as run"
 MADE_WITH = "Made with"
@@ -224,10 +266,14 @@ def span(knob: Knob) -> str:
     return f"From {knob.low:,.10g} to {knob.high:,.10g}{unit}, {usual}."
 
 
+def called(knob: Knob) -> str:
+    """What a knob is called."""
+    return LABELS.get(knob.name, knob.label)
+
+
 def label(knob: Knob) -> str:
     """A knob's label with its unit."""
-    called = LABELS.get(knob.name, knob.label)
-    return f"{called} ({knob.unit})" if knob.unit else called
+    return f"{called(knob)} ({knob.unit})" if knob.unit else called(knob)
 
 
 def choice(name: str, value: Any) -> str:
@@ -293,26 +339,39 @@ def shown(knob: Knob, value: Any) -> str:
     return f"{text} {knob.unit}" if knob.unit else text
 
 
+def seen(look: Look) -> str:
+    """What a file holds, such as "0:42.5 · 44.1 kHz · stereo"."""
+    minutes, seconds = divmod(look.seconds, 60)
+    wide = {1: "mono", 2: "stereo"}.get(look.channels, f"{look.channels} channels")
+    return f"{minutes:.0f}:{seconds:04.1f} · {look.rate / 1000:g} kHz · {wide}"
+
+
 def caption(take: Take, at_rest: dict[str, Any]) -> str:
     """What tells one take from another: its style; its length, the knobs turned, its seed."""
-    style = " ".join(str(take.request.get("prompt", "")).split())
+    style = " ".join(str(take.request.get("prompt") or take.plan.get("caption") or "").split())
     told = [f"{take.duration_s:g} s"]
     for knob in take.again().knobs():
         value = take.request.get(knob.name, knob.default)
-        plain = knob.name in ("prompt", "lyrics", "duration_s", "seed")
+        plain = knob.name in ("prompt", "lyrics", "duration_s", "seed", "source_lyrics")
         if not plain and value != at_rest.get(knob.name, knob.default):
-            called = shown(knob, value)
-            told.append(called if knob.name in LABELS else f"{knob.label} {called}")
+            as_shown = shown(knob, value)
+            named = knob.name in LABELS or knob.type is Path
+            told.append(as_shown if named else f"{knob.label} {as_shown}")
     told.append(f"seed {take.request.get('seed')}")
+    style = style or MODES[take.mode]
     return f"{style if len(style) <= 72 else style[:70].rstrip() + '…'}\n{' · '.join(told)}"
 
 
-def particulars(take: Take) -> dict[str, dict[str, str]]:
-    """What was asked of a take and what made it: headings, each with labels and values."""
+def particulars(take: Take, unasked: Collection[str] = ()) -> dict[str, dict[str, str]]:
+    """What was asked of a take and what made it: headings, each with labels and values.
+
+    `unasked` are knobs that meant nothing to this take.
+    """
     asked = {
-        LABELS.get(k.name, k.label): shown(k, value)
+        called(k): shown(k, value)
         for k in take.again().knobs()
         if (value := take.request.get(k.name)) not in ("", None, "unknown")
+        and k.name not in unasked
     }
     model, device = take.model, take.device
     peak = NO_SOUND if take.peak_dbfs is None else f"peak {take.peak_dbfs:.1f} dBFS"
@@ -326,4 +385,39 @@ def particulars(take: Take) -> dict[str, dict[str, str]]:
         "Times": " · ".join(f"{stage(name)} {s:.1f} s" for name, s in take.timings_s.items()),
         "Made": f"{take.made_at:%Y-%m-%d %H:%M} UTC",
     }
-    return {AS_RUN: asked, MADE_WITH: made}
+    told = {
+        KEPT: kept(take),
+        PLANNED.get(take.mode, HEARD): planned(take),
+        AS_RUN: asked,
+        MADE_WITH: made,
+    }
+    return {heading: facts for heading, facts in told.items() if facts}
+
+
+def planned(take: Take) -> dict[str, str]:
+    """What the planner wrote, or heard in the source."""
+    plan = {
+        **take.plan,
+        "prompt": take.plan.get("caption"),
+        "vocal_language": take.plan.get("language"),
+    }
+    knobs = {k.name: k for k in take.again().knobs()}
+    told = {
+        called(knobs[name]): shown(knobs[name], plan[name])
+        for name in ("prompt", "bpm", "keyscale", "timesignature", "vocal_language")
+        if plan.get(name) not in ("", None, "unknown")
+    }
+    return told | ({"Length": f"{plan['duration_s']:g} s"} if plan.get("duration_s") else {})
+
+
+def kept(take: Take) -> dict[str, str]:
+    """What an edit left alone, counted, and how its seams measure."""
+    told = {}
+    if take.changed_outside is not None:
+        told["Outside the region"] = f"{take.changed_outside:,} samples changed"
+    for seam in take.seams:
+        told[f"Seam at {seam.at_s:.1f} s"] = (
+            f"{'good' if seam.good else 'audible'} · click {seam.click:.1f} times its surroundings"
+            f" · dip {seam.gap_db:+.1f} dB · rise {seam.bump_db:+.1f} dB"
+        )
+    return told

@@ -1,4 +1,4 @@
-"""The page: widgets and handlers made from requests. No rule about music lives here.
+"""The page: a tab for each request, and what happens when its buttons are pressed.
 
 Give it a `Studio` and it gives back Gradio blocks; a new request class becomes a new tab.
 """
@@ -7,68 +7,53 @@ from __future__ import annotations
 
 import theme  # first: it sets what Gradio reads at import  # isort: skip
 
-import inspect
 import random
 import time
-import traceback
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import gradio as gr
+from gradio_client.utils import encode_file_path
 
 import tooltips as words
+from board import Board, toast
+from desk import Studio, look, visitor_of, watch
+from endpoints import publish
 from errors import StudioError
-from knobs import SONG, Knob, Request
-from song import MAX_SEED, MODES, Cancelled, Card, Event, Failed, Progress, Take
-
-ORDER = ("prompt", "instrumental", "lyrics", "duration_s")
-"""How the knobs of a song follow each other on the form. Others come after these."""
-
-CARD: dict[str, str] = {
-    "inference_steps": "steps",
-    "guidance_scale": "guidance",
-    "shift": "shift",
-}
-"""Knobs that start at the model's own value, and where the card says it."""
-
-GUIDANCE = ("guidance_scale", "cfg_interval_start", "cfg_interval_end", "use_adg")
-"""Knobs that steer nothing in a model that takes no guidance."""
+from forms import REGION, Form, Picture
+from knobs import Request
+from song import (
+    HELPERS,
+    INSTRUMENTAL,
+    MAX_SEED,
+    MODES,
+    Cancelled,
+    Card,
+    Event,
+    Idea,
+    Progress,
+    Take,
+)
 
 REFRESH_S = 0.2
 """The page hears of progress within one stage at most this often."""
 
-WAVEFORM = gr.WaveformOptions(
-    waveform_color="#8A8A8A",
-    waveform_progress_color=theme.INK,
-    trim_region_color="#5A5A5A",
-)
+BESIDE = {"generate": {"lyrics": "rewrite"}, **{mode: {"source": "listen"} for mode in words.SEND}}
+"""Which helper stands under which field. `inspire` stands above all of Generate."""
 
-
-class Studio(Protocol):
-    """What the page needs to know of the backend."""
-
-    def card(self) -> Card:
-        """The model that is playing, its device and its defaults."""
-
-    def run(self, request: Request, visitor: str) -> Iterator[Event]:
-        """Make a song: progress at least once a second, then one ending. Closing it cancels."""
-
-    def stop(self, visitor: str) -> None:
-        """Let the visitor's running jobs end as `Cancelled`."""
-
-    def takes(self, visitor: str) -> tuple[Take, ...]:
-        """The visitor's takes, newest first."""
-
-    def leave(self, visitor: str) -> None:
-        """The visitor is gone: cancel and clean up."""
-
+OPEN = ("", None, "unknown")
+"""What a field holds while it is left open."""
 
 Update = dict[Any, Any]  # by component; what is not in it stays as it is
+
+GLUE = {"api_visibility": "private", "show_progress": "hidden"}
+QUICK = {**GLUE, "preprocess": False, "queue": False}
+WORK = {**GLUE, "preprocess": False, "concurrency_limit": None, "trigger_mode": "once"}
+"""How the page's own events run. Values arrive raw: the request checks them and names the knob,
+Gradio's controls would not."""
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -83,234 +68,112 @@ def build(studio: Studio) -> gr.Blocks:
         gr.HTML(theme.masthead(card), elem_id="masthead")
         if card.hint:
             gr.HTML(f"<p>{escape(card.hint)}</p>", elem_id="hint")
-        with gr.Tabs(elem_id="studio", overflow_behavior="wrap"):
+        rooms = {}
+        with gr.Tabs(elem_id="studio", overflow_behavior="wrap") as tabs:
             for mode, request in MODES.items():
                 with gr.Tab(words.MODES[mode], id=mode, elem_id=f"t-{mode}"):
-                    _Room(studio, card, request)
-        for request in MODES.values():
-            event = gr.api(endpoint(studio, request), api_name=request.mode, concurrency_limit=None)
-            for knob, box in zip(request.knobs(), demo.fns[event["id"]].inputs, strict=True):
-                box.label = words.label(knob)
-                box._api_info |= {"additional_description": _told(request.mode, knob)}
+                    rooms[mode] = _Room(studio, card, request)
+        for room in rooms.values():
+            for mode in words.SEND:
+                room.sends_to(rooms[mode], tabs)
+        for request in (MODES | HELPERS).values():
+            publish(demo, studio, request)
 
         def leave(caller: gr.Request) -> None:
-            studio.leave(_visitor(caller))
+            studio.leave(visitor_of(caller))
 
         demo.unload(leave)
     return demo
-
-
-def widget(knob: Knob, mode: str, card: Card) -> gr.components.Component:
-    """The control for one knob, from its declaration alone."""
-    deaf = knob.name in GUIDANCE and not card.takes_guidance
-    start = starting_value(knob, card)
-    # Where a slider shows its ends, or a box takes any words, the range would be said twice.
-    info = words.tip(mode, knob) if start is None else words.does(mode, knob)
-    common = {
-        "label": words.label(knob),
-        "info": words.NO_GUIDANCE.format(model=card.title) if deaf else info,
-        "interactive": not deaf,
-        "elem_id": f"{mode}-{knob.name}",
-    }
-    if knob.type is bool and knob.name in words.CHOICES:
-        return gr.Radio(_choices(knob, (False, True)), value=start, **common)
-    if knob.type is bool:
-        return gr.Checkbox(value=start, **common)
-    if knob.choices:
-        make = gr.Radio if len(knob.choices) <= 3 else gr.Dropdown
-        return make(_choices(knob, knob.choices), value=start, **common)
-    if knob.type is str:
-        return gr.Textbox(
-            value=start,
-            lines=knob.lines,
-            max_lines=max(knob.lines, 16),
-            placeholder=words.PLACEHOLDERS.get(knob.name),
-            **common,
-        )
-    high = min(knob.high, card.longest_s) if knob.name == "duration_s" else knob.high
-    if start is None:
-        # Not gr.Number: unfolding its accordion turns an empty one into 0 (Gradio 6.31).
-        return gr.Textbox(
-            value="",
-            placeholder=words.PLACEHOLDERS.get(knob.name),
-            html_attributes=gr.InputHTMLAttributes(autocomplete="off", spellcheck=False),
-            elem_classes="digits",
-            **common,
-        )
-    return gr.Slider(knob.low, high, value=start, step=knob.step, **common)
-
-
-def starting_value(knob: Knob, card: Card) -> Any:
-    """What a control shows at first: the model's own value where there is one."""
-    if knob.name in CARD:
-        return min(max(getattr(card, CARD[knob.name]), knob.low), knob.high)
-    if knob.required:
-        return ""
-    if knob.name == "duration_s":
-        return min(knob.default, card.longest_s)
-    return knob.default
-
-
-def _choices(knob: Knob, values: tuple[Any, ...]) -> list[tuple[str, Any]]:
-    named = [(words.choice(knob.name, value), value) for value in values]
-    if knob.name == "vocal_language":
-        named.sort(key=lambda pair: (pair[0] != words.AUTO, pair[0]))
-    return named
-
-
-def endpoint(studio: Studio, request: type[Request]) -> Callable[..., Any]:
-    """The API's face of a mode: the request's own names, types and defaults.
-
-    It yields what is going on as its second value until the song is there.
-    """
-    knobs = request.knobs()
-
-    def answer(*values: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-        visitor = f"api-{uuid.uuid4().hex}"
-        given = {k.name: v for k, v in zip(knobs, values, strict=True)}
-        try:
-            with closing(_watch(studio, lambda: request.of(given), visitor)) as events:
-                for event in events:
-                    if isinstance(event, Failed):
-                        raise _spoken(event)
-                    if isinstance(event, Cancelled):
-                        raise gr.Error(words.CANCELLED, print_exception=False)
-                    if isinstance(event, Take):
-                        file = gr.FileData(path=event.path, orig_name=Path(event.path).name)
-                        # A client takes whatever has a "path" for a file to fetch.
-                        yield file.model_dump(), event.model_dump(mode="json", exclude={"path"})
-                    else:
-                        yield None, event.model_dump(mode="json")
-        finally:
-            # The file has been copied for the caller by now, so nothing needs to stay.
-            studio.leave(visitor)
-
-    hints = {k.name: _hint(k) for k in knobs}
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    answer.__name__ = request.mode
-    answer.__annotations__ = hints
-    answer.__signature__ = inspect.Signature(
-        [
-            inspect.Parameter(
-                k.name,
-                kind,
-                default=inspect.Parameter.empty if k.required else k.default,
-                annotation=hints[k.name],
-            )
-            for k in knobs
-        ],
-        return_annotation=tuple[gr.FileData, dict[str, Any]],
-    )
-    answer.__doc__ = "\n".join(
-        [
-            (request.__doc__ or "").strip(),
-            "",
-            "Args:",
-            *(f"    {k.name}: {_told(request.mode, k)}" for k in knobs),
-            "",
-            "Returns:",
-            "    The song as a WAV file, and its take: the request as really run, model and device.",
-        ]
-    )
-    return answer
-
-
-def _hint(knob: Knob) -> Any:
-    kind = Literal[knob.choices] if knob.choices else knob.type
-    return kind | None if knob.optional else kind
-
-
-def _told(mode: str, knob: Knob) -> str:
-    options = f" One of: {', '.join(map(repr, knob.choices))}." if knob.choices else ""
-    return words.tip(mode, knob) + options
-
-
-def _spoken(trouble: Failed) -> gr.Error:
-    return gr.Error(
-        f"{trouble.message} {trouble.action}", title=words.FAILED, print_exception=False
-    )
-
-
-def _visitor(caller: gr.Request | None) -> str:
-    return getattr(caller, "session_hash", None) or f"nobody-{uuid.uuid4().hex}"
-
-
-@dataclass
-class _Board:
-    """The half of a tab that answers."""
-
-    run: gr.Button
-    stop: gr.Button
-    status: gr.HTML
-    said: gr.HTML
-    empty: gr.HTML
-    result: gr.Column
-    player: gr.Audio
-    again: gr.Button
-    reuse: gr.Button
-    wav: gr.DownloadButton
-    settings: gr.DownloadButton
-    facts: gr.HTML
-    shelf: gr.Radio
-
-    def running(self, on: bool) -> Update:
-        """Lock what must not be pressed twice, and the other way round."""
-        return {
-            self.run: gr.update(interactive=not on),
-            self.stop: gr.update(interactive=on, value=words.STOP),
-            self.again: gr.update(interactive=not on),
-        }
 
 
 class _Room:
     """One tab: the form of a request on one side, what comes of it on the other."""
 
     def __init__(self, studio: Studio, card: Card, request: type[Request]) -> None:
-        self.studio, self.card, self.request = studio, card, request
-        mode = request.mode
+        self.studio, self.card, self.request, self.mode = studio, card, request, request.mode
+        self.helpers: dict[str, gr.Button] = {}
+        self.idea: gr.Textbox | None = None
         with gr.Row(elem_classes="room", equal_height=False):
             with gr.Column(elem_classes="form", min_width=0):
-                self.widgets = _form(request, card)
+                if self.mode == "generate":
+                    self._helper("inspire")
+                self.form = Form(request, card, self._beside)
             with gr.Column(elem_classes="answer", min_width=0):
-                self.board = _board(mode)
-        self.asked = [k for k in request.knobs() if self.widgets[k.name].interactive]
-        self.at_rest = {k.name: starting_value(k, card) for k in request.knobs()}
+                self.board = Board(self.mode, self.form.at_rest)
+        if card.planner:
+            self.board.locked.extend(self.helpers.values())
         self._wire()
 
-    def _wire(self) -> None:
-        board, parts = self.board, [*vars(self.board).values()]
-        glue = {"api_visibility": "private", "show_progress": "hidden"}
-        quick = {**glue, "queue": False}
-        # Raw values: the request checks them and names the knob, Gradio's widgets would not.
-        work = {**glue, "preprocess": False, "concurrency_limit": None, "trigger_mode": "once"}
-        inputs = [self.widgets[k.name] for k in self.asked]
-        board.run.click(self.start, inputs, parts, **work)
-        board.again.click(self.retake, [board.shelf], parts, **work)
-        board.stop.click(self.stop, None, [board.stop], **quick)
-        board.shelf.input(
-            self.pick, [board.shelf], parts, **{**work, "trigger_mode": "always_last"}
-        )
-        board.reuse.click(self.refill, [board.shelf], inputs, **work)
-        if "instrumental" in self.widgets and "lyrics" in self.widgets:
-            self.widgets["instrumental"].change(
-                lambda silent: gr.update(visible=not silent),
-                [self.widgets["instrumental"]],
-                [self.widgets["lyrics"]],
-                preprocess=False,
-                **quick,
+    def _beside(self, field: str) -> None:
+        if helper := BESIDE[self.mode].get(field):
+            self._helper(helper)
+
+    def _helper(self, helper: str) -> None:
+        """A button that lets the planner fill the form, and what it does or why it cannot."""
+        able, told = bool(self.card.planner), words.HELPS[helper]
+        told = told if able else self.card.no_planner
+        with gr.Row(elem_classes="helper"):
+            if helper == "inspire":
+                knob = HELPERS[helper].knobs()[0]
+                self.idea = gr.Textbox(
+                    label=words.label(knob),
+                    info=told,
+                    max_lines=1,
+                    max_length=knob.max_length,
+                    placeholder=words.PLACEHOLDERS[knob.name],
+                    interactive=able,
+                    elem_id=f"{self.mode}-{knob.name}",
+                )
+            else:
+                gr.HTML(f"<p>{escape(told)}</p>")
+            self.helpers[helper] = gr.Button(
+                words.HELP[helper], interactive=able, size="md", elem_id=f"{self.mode}-{helper}"
             )
 
+    def _wire(self) -> None:
+        board, form = self.board, self.form
+        inputs, parts = [*form.inputs.values()], board.parts()
+        fields = [*form.fields.values(), *(picture.box for picture in form.pictures.values())]
+        board.run.click(self.start, inputs, parts, **WORK)
+        board.again.click(self.retake, [board.shelf], parts, **WORK)
+        board.stop.click(self.stop, None, [board.stop], **QUICK)
+        board.shelf.input(
+            self.pick, [board.shelf], parts, **{**WORK, "trigger_mode": "always_last"}
+        )
+        board.reuse.click(self.refill, [board.shelf], fields, **WORK)
+        for name, picture in form.pictures.items():
+            self._wire_file(form.fields[name], picture)
+        steering = form.steering()
+        for field in steering.values():
+            field.change(
+                lambda *values: form.visible(dict(zip(steering, values, strict=True))),
+                [*steering.values()],
+                fields,
+                **QUICK,
+            )
+        for helper, button in self.helpers.items():
+            idea = [self.idea] if helper == "inspire" else []
+            button.click(self.asks(helper), [*idea, *inputs], [*parts, *fields], **WORK)
+
+    def _wire_file(self, box: gr.File, picture: Picture) -> None:
+        def read(given: Any) -> Iterator[Update]:
+            name = (given or {}).get("orig_name") or words.A_FILE
+            yield {picture.box: picture.reading(name)}
+            try:
+                yield {picture.box: picture.show(look(self.studio, given), given["url"])}
+            except StudioError as error:
+                yield {box: None, picture.box: picture.refused(error)}
+
+        seen = box.upload(read, [box], [box, picture.box], **{**WORK, "trigger_mode": "multiple"})
+        box.clear(picture.blank, None, [picture.box], cancels=[seen], **QUICK)
+
     def start(self, caller: gr.Request, *values: Any) -> Iterator[Update]:
-        given = {
-            k.name: None if k.optional and v == "" else v
-            for k, v in zip(self.asked, values, strict=True)
-        }
-        if given.get("instrumental") and "lyrics" in given:
-            given["lyrics"] = ""  # that box is hidden: what stands in it is not asked for
-        yield from self._perform(lambda: self.request.of(given), _visitor(caller))
+        yield from self._perform(
+            lambda: self.request.of(self.form.given(values)), visitor_of(caller)
+        )
 
     def retake(self, caller: gr.Request, chosen: str) -> Iterator[Update]:
-        visitor = _visitor(caller)
+        visitor = visitor_of(caller)
 
         def again() -> Request:
             take = self._take(visitor, chosen)
@@ -319,29 +182,146 @@ class _Room:
         yield from self._perform(again, visitor)
 
     def stop(self, caller: gr.Request) -> Any:
-        self.studio.stop(_visitor(caller))
+        self.studio.stop(visitor_of(caller))
         return gr.update(interactive=False, value=words.STOPPING)
 
     def pick(self, caller: gr.Request, chosen: str) -> Update:
         try:
-            return self._show(self._take(_visitor(caller), chosen))
+            return self.board.show(self._take(visitor_of(caller), chosen))
         except StudioError as error:
-            return self._fail(error)
+            return self.board.failed(error)
 
-    def refill(self, caller: gr.Request, chosen: str) -> list[Any]:
+    def refill(self, caller: gr.Request, chosen: str) -> Update:
+        """Put the settings of a take back into the form, its files too where they still are."""
+        form = self.form
         try:
-            take = self._take(_visitor(caller), chosen)
+            asked = self._take(visitor_of(caller), chosen).request
         except StudioError as error:
-            _toast(error)
-            return [gr.skip()] * len(self.asked)
-        filled = {
-            k.name: "" if take.request[k.name] is None else take.request[k.name] for k in self.asked
+            toast(error)
+            return {}
+        update = {
+            field: "" if asked[name] is None else asked[name]
+            for name, field in form.inputs.items()
+            if name in asked and name not in form.pictures
         }
-        if filled.get("instrumental"):
-            filled["lyrics"] = gr.skip()  # nothing was sung: what stands there may be wanted yet
-        return list(filled.values())
+        if asked.get("instrumental"):
+            del update[form.fields["lyrics"]]  # nothing was sung: what stands there may be wanted
+        for name, picture in form.pictures.items():
+            box = form.fields[name]
+            update |= {box: None, picture.box: picture.blank()}
+            if asked[name] is not None:
+                update |= self._load(name, Path(asked[name]))
+            asked = {**asked, name: update[box]}
+        if form.picks and update[form.fields["source"]]:
+            ends = [asked[name] for name in REGION]
+            update[form.pictures["source"].box]["value"] = ends if ends[1] else None
+        return _merged(update, form.visible(asked))
 
-    def _perform(self, ask: Callable[[], Request], visitor: str) -> Iterator[Update]:
+    def _load(self, name: str, path: Path) -> Update:
+        """Bring a file of the studio's own to a field, as if it had been dropped there."""
+        box, picture = self.form.fields[name], self.form.pictures[name]
+        try:
+            if not path.is_file():
+                raise StudioError("source-missing", name=path.name)
+            kept = box.move_resource_to_block_cache(path)
+            seen = self.studio.look(Path(kept))
+        except StudioError as error:
+            return {box: None, picture.box: picture.refused(error)}
+        url = f"{gr.routes.API_PREFIX}/file={encode_file_path(kept)}"
+        return {box: kept, picture.box: picture.show(seen, url)}
+
+    def sends_to(self, other: _Room, tabs: gr.Tabs) -> None:
+        """Let the button under the player take the piece to another tab."""
+        form = other.form
+        values = [*form.inputs.values()]
+        outputs = [tabs, *form.fields.values(), *(p.box for p in form.pictures.values())]
+
+        def send(caller: gr.Request, chosen: str, *values: Any) -> Iterator[Update]:
+            try:
+                take = self._take(visitor_of(caller), chosen)
+            except StudioError as error:
+                toast(error)
+                return
+            picture = form.pictures["source"]
+            yield {
+                tabs: gr.update(selected=other.mode),
+                picture.box: picture.reading(Path(take.path).name),
+            }
+            yield other.receive(take, dict(zip(form.inputs, values, strict=True)))
+
+        self.board.sends[other.mode].click(send, [self.board.shelf, *values], outputs, **WORK)
+
+    def receive(self, take: Take, form: dict[str, Any]) -> Update:
+        """`take` as this tab's song, with its words where the form has none of its own."""
+        asked, fields = take.request, self.form.fields
+        carried = {
+            name: asked[name] for name in ("prompt", "lyrics") if asked[name] and not form[name]
+        }
+        if asked["instrumental"] and not form["lyrics"]:
+            carried["instrumental"] = True
+        if "source_prompt" in fields:
+            carried |= {f"source_{name}": asked[name] for name in ("prompt", "lyrics")}
+        update = {fields[name]: value for name, value in carried.items()}
+        update |= self._load("source", Path(take.path))
+        source = update[fields["source"]]
+        return _merged(update, self.form.visible({**form, **carried, "source": source}))
+
+    def asks(self, helper: str) -> Callable[..., Iterator[Update]]:
+        """What the button of `helper` does: ask the planner, and fill the form with its answer."""
+        request = HELPERS[helper]
+        names = {k.name for k in request.knobs()} - {"seed"}
+
+        def ask(caller: gr.Request, *values: Any) -> Iterator[Update]:
+            extra = {}
+            if helper == "inspire":
+                extra["idea"], *values = values
+
+            def asked() -> Request:
+                form = {**self.form.given(tuple(values)), **extra}
+                if helper == "rewrite" and not (form["prompt"] or form.get("lyrics")):
+                    raise StudioError("prompt-empty")
+                return request.of({n: v for n, v in form.items() if n in names})
+
+            form = dict(zip(self.form.inputs, values, strict=True))
+            yield from self._perform(
+                asked, visitor_of(caller), lambda idea: self._fill(helper, idea, form)
+            )
+
+        return ask
+
+    def _fill(self, helper: str, idea: Idea, form: dict[str, Any]) -> Update:
+        """The form with what the planner found: all of it for a surprise, else what is open."""
+        found = idea.model_dump(exclude={"kind"})
+        if found["lyrics"] == INSTRUMENTAL:
+            found |= {"lyrics": "", "instrumental": True}
+        if helper == "listen":
+            found.pop("duration_s")
+            if "source_prompt" in form:
+                found |= {f"source_{name}": found[name] for name in ("prompt", "lyrics")}
+                if form["kind"] == "morph":  # where it goes is the musician's to say
+                    del found["prompt"], found["lyrics"]
+        elif found["duration_s"] is not None:
+            slider = self.form.fields["duration_s"]
+            found["duration_s"] = min(max(found["duration_s"], slider.minimum), slider.maximum)
+        given = {"inspire": tuple(found), "rewrite": ("prompt", "lyrics"), "listen": ()}[helper]
+        filled = {
+            name: "" if value is None else value
+            for name, value in found.items()
+            if name in form and (name in given or form[name] in OPEN)
+            if value not in OPEN or (helper == "inspire" and name not in ("lyrics", "duration_s"))
+        }
+        called = [words.called(self.form.knobs[n]) for n, v in filled.items() if v not in OPEN]
+        told = words.FILLED.format(fields=", ".join(called)) if called else words.NOTHING_OPEN
+        update = {self.form.fields[name]: value for name, value in filled.items()}
+        update |= self.board.done(words.DONE, told, said=told)
+        return _merged(update, self.form.visible({**form, **filled}))
+
+    def _perform(
+        self,
+        ask: Callable[[], Request],
+        visitor: str,
+        found: Callable[[Idea], Update] | None = None,
+    ) -> Iterator[Update]:
         """Watch one job from the first click to its ending. Blocks nowhere, least in `finally`."""
         board = self.board
         yield {
@@ -350,10 +330,12 @@ class _Room:
             board.said: words.STARTING,
         }
         heard, stage = 0.0, ""
-        with closing(_watch(self.studio, ask, visitor)) as events:
+        with closing(watch(self.studio, ask, visitor)) as events:
             for event in events:
                 now = time.monotonic()
-                if not isinstance(event, Progress):
+                if isinstance(event, Idea) and found:
+                    yield {**board.running(False), **found(event)}
+                elif not isinstance(event, Progress):
                     yield {**board.running(False), **self._end(event, visitor)}
                 elif event.stage != stage:
                     heard, stage = now, event.stage
@@ -363,49 +345,11 @@ class _Room:
                     yield {board.status: theme.progress(event)}
 
     def _end(self, event: Event, visitor: str) -> Update:
-        board = self.board
         if isinstance(event, Take):
-            took = words.clock(sum(event.timings_s.values()))
-            return {
-                **self._show(event),
-                board.shelf: self._shelved(visitor, event.id),
-                board.status: theme.status("done", words.DONE, took, fraction=1.0),
-                board.said: f"{words.DONE}. {words.caption(event, self.at_rest)}",
-            }
+            return self.board.finished(event, self.studio.takes(visitor))
         if isinstance(event, Cancelled):
-            return {
-                board.status: theme.status(
-                    "stopped", words.CANCELLED, words.clock(event.elapsed_s)
-                ),
-                board.said: words.CANCELLED,
-            }
-        return self._fail(event)
-
-    def _fail(self, trouble: StudioError | Failed) -> Update:
-        _toast(trouble)
-        return {
-            self.board.status: theme.status("failed", trouble.message, trouble.action),
-            self.board.said: "",  # the toast is announced already
-        }
-
-    def _show(self, take: Take) -> Update:
-        board = self.board
-        return {
-            board.empty: gr.update(visible=False),
-            board.result: gr.update(visible=True),
-            board.player: take.path,
-            board.wav: gr.update(value=take.path),
-            board.settings: gr.update(value=str(Path(take.path).with_suffix(".json"))),
-            board.facts: theme.particulars(take),
-        }
-
-    def _shelved(self, visitor: str, chosen: str) -> Any:
-        takes = [t for t in self.studio.takes(visitor) if t.mode == self.request.mode]
-        return gr.update(
-            choices=[(words.caption(t, self.at_rest), t.id) for t in takes],
-            value=chosen,
-            visible=True,
-        )
+            return self.board.stopped(event)
+        return self.board.failed(event)
 
     def _take(self, visitor: str, chosen: str) -> Take:
         for take in self.studio.takes(visitor):
@@ -414,75 +358,19 @@ class _Room:
         raise StudioError("take-gone")
 
 
-def _form(request: type[Request], card: Card) -> dict[str, gr.components.Component]:
-    """The request's own knobs, then what it shares in groups under one fold."""
-    mode, knobs = request.mode, request.knobs()
-    made = {}
-    own = [k for k in knobs if k.group == SONG]
-    for knob in sorted(own, key=lambda k: ORDER.index(k.name) if k.name in ORDER else len(ORDER)):
-        made[knob.name] = widget(knob, mode, card)
-    groups = dict.fromkeys(k.group for k in knobs if k.group != SONG)
-    if groups:
-        with gr.Accordion(words.ADVANCED, open=False, elem_classes="advanced"):
-            for group in groups:
-                gr.HTML(f"<h2>{escape(group)}</h2>")
-                with gr.Row(elem_classes="knobs"):
-                    for knob in (k for k in knobs if k.group == group):
-                        made[knob.name] = widget(knob, mode, card)
-    return made
-
-
-def _board(mode: str) -> _Board:
-    with gr.Column(elem_classes="console", min_width=0):
-        with gr.Row(elem_classes="actions"):
-            run = gr.Button(words.MODES[mode], variant="primary", elem_id=f"{mode}-run")
-            stop = gr.Button(words.STOP, variant="stop", interactive=False, elem_id=f"{mode}-stop")
-        status = gr.HTML(theme.status("idle", words.READY), elem_id=f"{mode}-status")
-        said = gr.HTML("", elem_id=f"{mode}-said", elem_classes="said")
-    empty = gr.HTML(
-        f"<p class='title'>{words.NOTHING_YET}</p><p>{words.NOTHING_YET_TIP}</p>",
-        elem_classes="empty-shelf",
-        elem_id=f"{mode}-empty",
-    )
-    with gr.Column(visible=False, elem_classes="result", min_width=0) as result:
-        player = gr.Audio(
-            label=words.PLAYER,
-            type="filepath",
-            interactive=False,
-            buttons=[],
-            waveform_options=WAVEFORM,
-            elem_id=f"{mode}-player",
-        )
-        with gr.Row(elem_classes="takings"):
-            again = gr.Button(words.RETAKE, size="md", elem_id=f"{mode}-again")
-            reuse = gr.Button(words.REUSE, size="md", elem_id=f"{mode}-reuse")
-            wav = gr.DownloadButton(words.SAVE_WAV, size="md", elem_id=f"{mode}-wav")
-            settings = gr.DownloadButton(words.SAVE_JSON, size="md", elem_id=f"{mode}-json")
-        shelf = gr.Radio(
-            [], label=words.SHELF, elem_id=f"{mode}-shelf", elem_classes="shelf", visible=False
-        )
-        facts = gr.HTML("", elem_id=f"{mode}-facts")
-    return _Board(
-        run, stop, status, said, empty, result, player, again, reuse, wav, settings, facts, shelf
-    )
-
-
-def _watch(studio: Studio, ask: Callable[[], Request], visitor: str) -> Iterator[Event]:
-    """Run what `ask` asks for. Whatever goes wrong comes out as an event, not as an exception."""
-    try:
-        with closing(studio.run(ask(), visitor)) as events:
-            yield from events
-    except StudioError as error:
-        yield Failed.by(error)
-    except Exception as error:  # noqa: BLE001 - the page is a face of the studio
-        traceback.print_exc()
-        yield Failed.by(StudioError("internal", kind=type(error).__name__))
+def _merged(update: Update, more: Update) -> Update:
+    """Both, where one sets a component's value and the other its properties."""
+    merged = dict(update)
+    for component, props in more.items():
+        if component in merged:
+            value = merged[component]
+            known = value if isinstance(value, dict) and "__type__" in value else {"value": value}
+            merged[component] = {**known, **props}
+        else:
+            merged[component] = props
+    return merged
 
 
 def _other_seed(seed: int | None) -> int:
     other = random.randrange(MAX_SEED)
     return other if seed is None or other < seed else other + 1
-
-
-def _toast(trouble: StudioError | Failed) -> None:
-    gr.Warning(escape(f"{trouble.message} {trouble.action}"), title=words.FAILED, duration=8)

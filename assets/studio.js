@@ -44,6 +44,12 @@
         field.setAttribute("aria-label", field.querySelector("span")?.textContent.trim() ?? "");
       }
     }
+    // Two fields for files must not have the same name, nor the buttons that empty them.
+    for (const button of document.querySelectorAll(".file .upload-container, .file .icon-button")) {
+      const label = button.closest(".file").querySelector("label")?.textContent.trim();
+      const does = button.matches(".icon-button") ? "remove the file" : "choose a file, or drop it here";
+      if (button.ariaLabel !== `${label}: ${does}`) button.ariaLabel = `${label}: ${does}`;
+    }
     for (const header of document.querySelectorAll(".toast-header[role]")) {
       header.removeAttribute("role");
       header.removeAttribute("tabindex");
@@ -77,6 +83,12 @@
     const tabs = () => [...list.querySelectorAll("[role=tab]")];
     const narrow = matchMedia("(max-width: 640px)");
     const settle = () => {
+      const chosen = list.querySelector("[aria-selected=true]");
+      if (sent && chosen !== sent) {
+        sent = null;
+        chosen.focus();
+        scrollTo(0, 0);
+      }
       list.setAttribute("aria-label", document.title);
       list.setAttribute("aria-orientation", narrow.matches ? "horizontal" : "vertical");
       for (const tab of tabs()) {
@@ -84,6 +96,11 @@
         tab.title = tab.textContent.trim();
       }
     };
+    // The button that sends a take to another tab goes away with its own tab: keep the focus.
+    let sent = null;
+    document.addEventListener("click", (event) => {
+      sent = event.target.closest(".send button") && list.querySelector("[aria-selected=true]");
+    }, true);
     list.addEventListener("keydown", (event) => {
       const all = tabs();
       const here = all.indexOf(document.activeElement);

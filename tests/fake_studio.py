@@ -22,15 +22,20 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from errors import StudioError
 from knobs import Request
 from song import (
+    HELPERS,
     Cancelled,
     Card,
     DeviceUsed,
     Event,
     Failed,
+    Idea,
+    Look,
     ModelUsed,
     Progress,
+    SeamHeard,
     Take,
 )
 
@@ -46,16 +51,39 @@ CARD = Card(
     shift=1.0,
     longest_s=240,
     takes_guidance=True,
+    planner="ACE-Step mini planner",
+)
+
+IDEA = Idea(
+    prompt="Slow warm synthwave, gated drums",
+    lyrics="[Verse]\nTracks in the rain",
+    bpm=84,
+    keyscale="D minor",
+    timesignature="4",
+    vocal_language="en",
+    duration_s=42,
+)
+
+
+SONG = (("Loading", 0), ("Denoising", 20), ("Decoding", 3))
+SEAMS = (
+    SeamHeard(at_s=3.4, click=1.2, gap_db=-2.1, bump_db=0.4, good=True),
+    SeamHeard(at_s=6.7, click=4.4, gap_db=-14.0, bump_db=3.5, good=False),
 )
 
 
 class FakeStudio:
-    """Plays a sine for any request. A prompt with "fail" fails, one with "slow" takes its time."""
+    """Plays a sine for any request, as long as was asked; thinks up `idea` for any helper.
+
+    "fail" in the style or the idea fails, "slow" takes its time.
+    """
 
     def __init__(self, card: Card = CARD, folder: Path | None = None) -> None:
         self._card = card
         self.folder = folder or Path(tempfile.mkdtemp(prefix="ace-fake-"))
+        self.idea = IDEA
         self.asked: list[Request] = []
+        self.looked: list[Path] = []
         self.stopped: list[str] = []
         self.left: list[str] = []
         self.closed = 0
@@ -69,11 +97,13 @@ class FakeStudio:
         self.asked.append(request)
         stop = self._stop[visitor]
         stop.clear()
-        slow = "slow" in request.prompt
+        words = f"{getattr(request, 'prompt', '')} {getattr(request, 'idea', '')}"
+        helps = request.mode in HELPERS
+        stages = (("Loading the planner", 0), ("Listening", 9)) if helps else SONG
         began = time.monotonic()
         done = False
         try:
-            for stage, steps in (("Loading", 0), ("Denoising", 20), ("Decoding", 3)):
+            for stage, steps in stages:
                 for step in range(steps + 1):
                     if stop.is_set():
                         done = True
@@ -86,14 +116,17 @@ class FakeStudio:
                         elapsed_s=time.monotonic() - began,
                         left_s=None if stage == "Loading" else (3.0, 8.0),
                     )
-                    time.sleep(0.3 if slow else 0.01)
+                    time.sleep(0.3 if "slow" in words else 0.01)
             done = True
-            if "fail" in request.prompt:
+            if "fail" in words:
                 yield Failed(
                     code="out-of-memory",
                     message="There was not enough memory on the CPU for 240 s with ACE-Step mini.",
                     action="Shorten the song to 120 s, or choose a smaller model.",
                 )
+                return
+            if helps:
+                yield self.idea
                 return
             take = self._record(request, time.monotonic() - began)
             self._takes[visitor].insert(0, take)
@@ -101,6 +134,25 @@ class FakeStudio:
             yield take
         finally:
             self.closed += not done
+
+    def look(self, path: Path) -> Look:
+        self.looked.append(path)
+        try:
+            with wave.open(str(path)) as file:
+                rate, frames, channels = file.getframerate(), file.getnframes(), file.getnchannels()
+        except (wave.Error, EOFError) as error:
+            raise StudioError(
+                "source-unreadable", name=path.name, problem="it holds no sound"
+            ) from error
+        swell = [math.sin(math.pi * n / 500) * (0.6 + 0.4 * math.sin(n)) for n in range(500)]
+        return Look(
+            name=path.name,
+            seconds=frames / rate,
+            rate=rate,
+            channels=channels,
+            peaks=tuple(x for s in swell for x in (-abs(s), abs(s))),
+            notes=("The sound was mono and now plays on both sides.",) if channels == 1 else (),
+        )
 
     def stop(self, visitor: str) -> None:
         self.stopped.append(visitor)
@@ -114,12 +166,20 @@ class FakeStudio:
         self._stop[visitor].set()
         self._takes.pop(visitor, None)
 
+    def _length(self, request: Request) -> float:
+        source = getattr(request, "source", None)
+        if source is None:
+            return request.duration_s
+        with wave.open(str(source)) as file:
+            kept = file.getnframes() / file.getframerate()
+        return kept + getattr(request, "before_s", 0) + getattr(request, "after_s", 0)
+
     def _record(self, request: Request, spent: float) -> Take:
         number = len(self.asked)
         path = self.folder / f"take-{number}.wav"
-        samples = round(request.duration_s * 48_000)
+        samples = round(self._length(request) * 48_000)
         write_tone(path, samples, 220 + 20 * number)
-        ran: dict[str, Any] = request.model_dump()
+        ran: dict[str, Any] = request.model_dump(mode="json")
         card = {"inference_steps": "steps", "guidance_scale": "guidance", "shift": "shift"}
         for name, on_card in card.items():
             ran[name] = getattr(self._card, on_card) if ran[name] is None else ran[name]
@@ -145,6 +205,10 @@ class FakeStudio:
             peak_dbfs=-1.0,
             timings_s={"Loading": 0.2, "Denoising": spent, "Decoding": 0.1},
             notes=("The style was shortened at a word to fit.",),
+            plan={"caption": "A bright waltz with a clarinet", "bpm": 92, "language": "en"},
+            files={n: "cd" * 32 for n in ("source", "reference") if ran.get(n)},
+            changed_outside=0 if request.mode in ("extend", "edit") else None,
+            seams=SEAMS if request.mode in ("extend", "edit") else (),
             made_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
             studio="test",
         )

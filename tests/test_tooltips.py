@@ -9,7 +9,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-import backend
+import jobs
 import tooltips as words
 from knobs import Knob
 from song import HELPERS, LANGUAGES, METRES, MODES, Generate, Progress
@@ -26,7 +26,8 @@ def test_tips_and_knobs_match_one_to_one():
 
 
 def test_every_mode_has_a_name():
-    assert words.MODES.keys() == MODES.keys()
+    assert words.MODES.keys() == words.NOTHING_YET_TIPS.keys() == MODES.keys()
+    assert words.HELP.keys() == words.HELPS.keys() == HELPERS.keys()
 
 
 @pytest.mark.parametrize("name", words.TIPS)
@@ -63,7 +64,7 @@ def test_every_metre_is_written_as_one():
 
 
 def test_every_stage_of_a_song_has_a_name():
-    assert set(backend.STAGES) <= words.STAGES.keys()
+    assert set(jobs.STAGES) <= words.STAGES.keys()
 
 
 def test_a_tip_carries_the_range_of_its_knob():
@@ -111,7 +112,8 @@ def test_a_value_is_shown_as_a_person_would_write_it():
 
 def test_no_word_is_written_that_nobody_reads():
     rooms = "".join(
-        (ROOT / f"{room}.py").read_text() for room in ("ui", "theme", "app", "tooltips")
+        (ROOT / f"{room}.py").read_text()
+        for room in ("ui", "forms", "board", "endpoints", "theme", "app", "tooltips")
     )
     for name in vars(words):
         if name.isupper() and name != "TYPE_CHECKING":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -14,20 +16,22 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ROOT
-from fake_studio import CARD, FakeStudio
+from fake_studio import CARD, IDEA, FakeStudio, write_tone
 
 import theme  # first: it sets what Gradio reads at import  # isort: skip
 
 import gradio as gr
-from gradio_client import Client
+from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+import forms
 import tooltips as words
 import ui
-from knobs import Knob
-from song import MODES, Generate
+from knobs import PLANNER, Knob, Request
+from song import HELPERS, MODES, Generate, Idea
 
 KNOBS = {k.name: k for k in Generate.knobs()}
+LISTENERS = tuple(mode for mode in MODES if mode != "generate")
 
 
 def caller(name: str = "one") -> Any:
@@ -43,24 +47,32 @@ class Page:
         self.blocks = {
             b.elem_id: b for b in self.demo.blocks.values() if getattr(b, "elem_id", None)
         }
-        self.inputs = self.event("generate-run").inputs
 
-    def event(self, elem_id: str) -> Any:
+    def event(self, elem_id: str, does: str | None = None) -> Any:
         """What happens when the component is used."""
         wanted = self.blocks[elem_id]._id
-        (found,) = (f for f in self.demo.fns.values() if any(t[0] == wanted for t in f.targets))
+        (found,) = (
+            f
+            for f in self.demo.fns.values()
+            if any(t[0] == wanted and does in (None, t[1]) for t in f.targets)
+        )
         return found
 
-    def form(self, **changes: Any) -> dict[str, Any]:
+    def inputs(self, mode: str) -> dict[str, Any]:
+        """What a run is asked with, by knob; the region is picked on the song's picture."""
+        found = {b.elem_id.removeprefix(f"{mode}-"): b for b in self.event(f"{mode}-run").inputs}
+        return {name.replace("source-look", "region"): b for name, b in found.items()}
+
+    def form(self, mode: str = "generate", **changes: Any) -> dict[str, Any]:
         """What the form holds, as the browser would send it: name to value."""
-        names = [block.elem_id.removeprefix("generate-") for block in self.inputs]
-        at_first = {name: b.value for name, b in zip(names, self.inputs, strict=True)}
+        at_first = {name: b.value for name, b in self.inputs(mode).items()}
         assert changes.keys() <= at_first.keys()
         return {**at_first, **changes}
 
-    def press(self, elem_id: str, *values: Any, by: str = "one") -> list[dict[Any, Any]]:
+    def press(self, elem_id: str, *values: Any, by: str = "one", does: str | None = None) -> Any:
         """Every update that pressing the component makes, by elem_id."""
-        answer = self.event(elem_id).fn(caller(by), *values)
+        fn = self.event(elem_id, does).fn
+        answer = fn(*values) if does else fn(caller(by), *values)
         updates = list(answer) if isinstance(answer, Iterator) else [answer]
         return [
             {block.elem_id: value for block, value in update.items()}
@@ -69,14 +81,51 @@ class Page:
             for update in updates
         ]
 
+    def make(self, mode: str, by: str = "one", **changes: Any) -> list[dict[Any, Any]]:
+        return self.press(f"{mode}-run", *self.form(mode, **changes).values(), by=by)
+
     def generate(self, by: str = "one", **changes: Any) -> list[dict[Any, Any]]:
-        form = self.form(**{"prompt": "a waltz", **changes})
-        return self.press("generate-run", *form.values(), by=by)
+        return self.make("generate", by, **{"prompt": "a waltz", **changes})
+
+    def ask(self, mode: str, **changes: Any) -> Request:
+        """What the studio is asked for. The job is given up as soon as it is known."""
+        already = len(self.studio.asked)
+        running = self.event(f"{mode}-run").fn(caller(), *self.form(mode, **changes).values())
+        for update in running:
+            if len(self.studio.asked) > already:
+                running.close()
+                return self.studio.asked[-1]
+        raise AssertionError(update)
+
+
+@pytest.fixture(autouse=True)
+def upload_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    if "GRADIO_TEMP_DIR" not in os.environ:  # the served page has set its own
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "page"))
+    return Path(os.environ["GRADIO_TEMP_DIR"])
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Page:
+def page(tmp_path: Path, upload_folder: Path) -> Page:
     return Page(FakeStudio(folder=tmp_path))
+
+
+@pytest.fixture
+def brought(upload_folder: Path) -> Callable[..., dict[str, Any]]:
+    """A file as the browser holds it once it is uploaded."""
+
+    def bring(name: str = "tune.wav", seconds: float = 9) -> dict[str, Any]:
+        path = upload_folder / "abc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tone(path, round(seconds * 48_000), 330)
+        return {
+            "path": str(path),
+            "orig_name": name,
+            "url": f"/gradio_api/file={path}",
+            "meta": {"_type": "gradio.FileData"},
+        }
+
+    return bring
 
 
 @pytest.fixture(autouse=True)
@@ -103,22 +152,59 @@ def another(knob: Knob) -> Any:
         return next(c for c in reversed(knob.choices) if c != knob.default)
     if knob.type is str:
         return "something else"
-    if ui.starting_value(knob, CARD) is None:
+    if forms.starting_value(knob, CARD) is None:
         return str(int(knob.low) + 5)  # a box of digits sends text
     return {"cfg_interval_end": 0.5}.get(knob.name, knob.low + knob.step)
 
 
-def test_every_knob_is_on_the_page(page: Page):
-    assert {b.elem_id for b in page.inputs} == {f"generate-{name}" for name in KNOBS}
-    assert [b.elem_id.removeprefix("generate-") for b in page.inputs] == list(KNOBS)
+ALSO = {("edit", "kind"): {"start_s", "end_s"}}
+"""Knobs that a steering one takes along: nobody asks for a region in a morph."""
 
 
-@pytest.mark.parametrize("name", KNOBS)
-def test_a_knob_turned_arrives_in_the_request_and_nothing_else_does(page: Page, name: str):
-    page.generate()
-    page.generate(**{name: another(KNOBS[name])})
-    before, after = (asked.model_dump() for asked in page.studio.asked)
-    assert {n for n in KNOBS if before[n] != after[n]} == {name}
+@pytest.mark.parametrize("mode", MODES)
+def test_every_knob_is_on_the_page(page: Page, mode: str):
+    knobs = {k.name: k for k in MODES[mode].knobs()}
+    there = {name for name in knobs if f"{mode}-{name}" in page.blocks}
+    assert knobs.keys() - there == set(forms.REGION) & knobs.keys()
+    mute = set(forms.COMPOSING) if mode in LISTENERS else set()
+    asked = [name for name in knobs if name in there - mute]
+    assert list(page.inputs(mode)) == [*asked, *(["region"] if mode == "edit" else [])]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_knob_turned_arrives_in_the_request_and_nothing_else_does(
+    page: Page, mode: str, brought: Callable[..., dict[str, Any]]
+):
+    song = brought()
+    for knob in MODES[mode].knobs():
+        base: dict[str, Any] = {"prompt": "a waltz"}
+        base |= {"source": song} if mode in LISTENERS else {}
+        base |= {"region": [1.0, 2.0]} if mode == "edit" else {}
+        base |= {"kind": "morph"} if knob.name.startswith(("n_", "source_")) else {}
+        if mode == "cover" and knob.name == "duration_s":
+            base |= {"source": None, "reference": song}
+        turned = {knob.name: another(knob)} if knob.type is not Path else {}
+        if knob.type is Path:
+            turned = {knob.name: brought("other.wav")}
+        elif knob.name in forms.REGION:
+            turned = {"region": [1.5, 2.0] if knob.name == "start_s" else [1.0, 2.5]}
+        elif knob.name in forms.COMPOSING and mode in LISTENERS:
+            continue
+        before = page.ask(mode, **base).model_dump()
+        after = page.ask(mode, **{**base, **turned}).model_dump()
+        changed = {name for name in before if before[name] != after[name]}
+        assert changed == {knob.name} | ALSO.get((mode, knob.name), set())
+
+
+def plain(mode: str, update: dict[str, Any]) -> dict[str, Any]:
+    """The values among an update of a form's fields, by knob."""
+    values = {}
+    for elem_id, new in update.items():
+        is_props = isinstance(new, dict) and "__type__" in new
+        if elem_id.startswith(f"{mode}-") and (not is_props or "value" in new):
+            name = elem_id.removeprefix(f"{mode}-").replace("source-look", "region")
+            values[name] = new["value"] if is_props else new
+    return {n: v for n, v in values.items() if not n.endswith("-look")}
 
 
 def test_the_form_starts_at_what_suits_the_model(page: Page):
@@ -135,6 +221,8 @@ def test_a_widget_says_what_its_knob_declares(page: Page):
     for name, knob in KNOBS.items():
         block = page.blocks[f"generate-{name}"]
         assert block.label == words.label(knob)
+        if knob.type is Path:
+            continue
         assert words.does("generate", knob) in block.info
         if isinstance(block, gr.Slider):
             assert (block.minimum, block.maximum, block.step) == (knob.low, knob.high, knob.step)
@@ -150,7 +238,7 @@ def test_a_model_with_a_shorter_longest_song_shortens_the_slider(tmp_path: Path)
 def test_guidance_is_disabled_with_the_reason_where_it_steers_nothing(tmp_path: Path):
     deaf = CARD.model_copy(update={"takes_guidance": False, "guidance": 1.0})
     page = Page(FakeStudio(deaf, tmp_path))
-    for name in ui.GUIDANCE:
+    for name in forms.GUIDANCE:
         block = page.blocks[f"generate-{name}"]
         assert not block.interactive
         assert block.info == words.NO_GUIDANCE.format(model=deaf.title)
@@ -159,9 +247,9 @@ def test_guidance_is_disabled_with_the_reason_where_it_steers_nothing(tmp_path: 
 
 
 def test_lyrics_hide_and_stay_at_home_when_nobody_sings(page: Page):
-    toggle = page.event("generate-instrumental").fn
-    assert toggle(True)["visible"] is False
-    assert toggle(False)["visible"] is True
+    for silent in (True, False):
+        (seen,) = page.press("generate-instrumental", silent, None, does="change")
+        assert seen["generate-lyrics"]["visible"] is not silent
     page.generate(instrumental=True, lyrics="la la la")
     assert page.studio.asked[0].lyrics == ""
 
@@ -231,21 +319,21 @@ def test_clicking_a_take_plays_it_and_shows_its_settings_again(page: Page):
 def test_settings_of_a_take_go_back_into_the_form(page: Page):
     page.generate(prompt="first", bpm="92", infer_method="heun")
     take = page.studio.takes("one")[0]
-    (values,) = page.press("generate-reuse", take.id)
-    filled = dict(zip(page.form(), values, strict=True))
+    (update,) = page.press("generate-reuse", take.id)
+    filled = plain("generate", update)
     assert filled["prompt"] == "first"
     assert (filled["bpm"], filled["infer_method"], filled["seed"]) == (92, "heun", 1001)
     page.generate(**filled)
     again, before = page.studio.asked[-1], take.request
-    assert again.model_dump() == before
+    assert again.model_dump(mode="json") == before
 
 
 def test_settings_of_an_instrumental_do_not_wipe_lyrics(page: Page):
     page.generate(instrumental=True)
-    (values,) = page.press("generate-reuse", page.studio.takes("one")[0].id)
-    filled = dict(zip(page.form(), values, strict=True))
+    (update,) = page.press("generate-reuse", page.studio.takes("one")[0].id)
+    filled = plain("generate", update)
     assert filled["instrumental"] is True
-    assert filled["lyrics"] == gr.skip()
+    assert "lyrics" not in filled
 
 
 def test_retake_is_the_request_as_run_with_another_seed(page: Page):
@@ -254,7 +342,7 @@ def test_retake_is_the_request_as_run_with_another_seed(page: Page):
     seeds = {take.request["seed"]}
     for _ in range(5):
         page.press("generate-again", take.id)
-        asked = page.studio.asked[-1].model_dump()
+        asked = page.studio.asked[-1].model_dump(mode="json")
         seeds.add(asked.pop("seed"))
         assert asked == {n: v for n, v in take.request.items() if n != "seed"}
     assert len(seeds) == 6
@@ -340,7 +428,7 @@ def test_a_closed_tab_closes_the_job_and_leaves(page: Page):
     assert page.studio.left == ["one"]
 
 
-@pytest.mark.parametrize("module", ["ui", "theme", "tooltips"])
+@pytest.mark.parametrize("module", ["ui", "endpoints", "theme", "tooltips"])
 def test_the_page_is_importable_without_torch(module: str):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
@@ -360,6 +448,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeStudi
     patch = pytest.MonkeyPatch()
     patch.setenv("NO_PROXY", "127.0.0.1,localhost")
     patch.setenv("no_proxy", "127.0.0.1,localhost")
+    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("page")))
     studio = FakeStudio(folder=tmp_path_factory.mktemp("takes"))
     demo = ui.build(studio)
     options = {**theme.launch_options(), "allowed_paths": [str(studio.folder)]}
@@ -378,7 +467,7 @@ def client(served: tuple[FakeStudio, str], tmp_path_factory: pytest.TempPathFact
 
 def test_the_api_has_one_endpoint_a_mode_and_nothing_else(client: Client):
     told = client.view_api(return_format="dict", print_info=False)
-    assert set(told["named_endpoints"]) == {f"/{mode}" for mode in MODES}
+    assert set(told["named_endpoints"]) == {f"/{mode}" for mode in MODES | HELPERS}
     assert not told["unnamed_endpoints"]
 
 

@@ -1,0 +1,141 @@
+// What is known of a file that was brought: its waveform, a region picked on it, its sound.
+const $ = (part) => element.querySelector(part);
+const root = $(".picture"), canvas = $("canvas"), sound = $("audio"), play = $(".play");
+const ends = [$(".from"), $(".to")];
+const LEAST = 0.1;
+const say = props.words;
+const picks = () => props.pick && !props.whole && props.state === "ready" && Array.isArray(props.value);
+const region = () => (picks() ? props.value : [0, props.seconds]);
+const within = (low, value, high) => Math.min(high, Math.max(low, value));
+const tenth = (value) => Math.round(value * 10) / 10;
+const clock = (value) => `${value.toFixed(1)} s`;
+
+// Draw everything from the properties: once they change, and after every move.
+const paint = () => {
+  root.dataset.state = props.state;
+  root.dataset.pick = picks();
+  const told = $(".told");
+  if (told.textContent !== props.told) told.textContent = props.told;
+  $(".how").textContent = picks() ? say.how : "";
+  $(".notes").replaceChildren(...props.notes.map((note) => {
+    const item = document.createElement("li");
+    item.textContent = note;
+    return item;
+  }));
+  canvas.setAttribute("aria-label", `${say.waveform} ${props.name}`);
+  play.textContent = sound.paused ? (picks() ? say.play_region : say.play) : say.stop;
+  if (props.state === "ready") draw();
+  if (picks()) slide();
+};
+
+const slide = () => {
+  const most = Math.ceil(props.seconds * 10) / 10;
+  ends.forEach((end, i) => {
+    const at = props.value[i];
+    end.max = most;
+    end.value = at;
+    end.style.setProperty("--range_progress", `${(at / most) * 100}%`);
+    end.setAttribute("aria-valuetext", clock(at));
+    const row = end.parentElement;
+    row.querySelector("span").textContent = [say.from, say.to][i];
+    row.querySelector("output").textContent = clock(at);
+  });
+};
+
+const draw = () => {
+  const wide = canvas.clientWidth, high = canvas.clientHeight, pairs = props.peaks.length / 2;
+  if (!wide || !pairs) return;
+  const sharp = devicePixelRatio || 1, style = getComputedStyle(root), pen = canvas.getContext("2d");
+  const ink = style.getPropertyValue("--ink"), edge = style.getPropertyValue("--edge");
+  const loudest = props.peaks.reduce((most, peak) => Math.max(most, Math.abs(peak)), 0.01);
+  const [from, to] = region();
+  canvas.width = Math.round(wide * sharp);
+  canvas.height = Math.round(high * sharp);
+  pen.scale(sharp, sharp);
+  for (let x = 0; x < wide; x += 3) {
+    const first = Math.floor((x / wide) * pairs);
+    const after = Math.max(first + 1, Math.floor(((x + 3) / wide) * pairs));
+    const part = props.peaks.slice(2 * first, 2 * Math.min(after, pairs));
+    const top = Math.max(...part, 0) / loudest, bottom = Math.min(...part, 0) / loudest;
+    const at = (x / wide) * props.seconds;
+    pen.fillStyle = at >= from && at <= to ? ink : edge;
+    const y = (high / 2) * (1 - top * 0.94);
+    pen.fillRect(x, y, 2, Math.max(2, (high / 2) * (1 - bottom * 0.94) - y));
+  }
+  pen.fillStyle = ink;
+  if (picks()) for (const at of [from, to]) {
+    pen.fillRect(within(0, (at / props.seconds) * wide - 1, wide - 2), 0, 2, high);
+  }
+  if (!sound.paused) pen.fillRect((sound.currentTime / props.seconds) * wide, 0, 1, high);
+};
+
+// One end moves, the other stays and keeps its distance.
+const choose = (from, to) => {
+  const low = within(0, tenth(from), props.seconds - LEAST);
+  props.value = [low, within(low + LEAST, to >= props.seconds ? to : tenth(to), props.seconds)];
+  paint();
+};
+const move = (i, at) => {
+  const [from, to] = props.value;
+  if (i === 0) choose(Math.min(at, to - LEAST), to);
+  else choose(from, Math.max(at, from + LEAST));
+};
+ends.forEach((end, i) => {
+  end.addEventListener("input", (event) => {
+    event.stopPropagation();
+    move(i, Number(end.value));
+  });
+  end.addEventListener("change", (event) => event.stopPropagation());
+  end.addEventListener("keydown", (event) => {
+    const way = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
+    if (!way || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    move(i, tenth(props.value[i]) + way * (event.shiftKey ? 1 : 0.1));
+  });
+});
+
+let anchor = null, pressed = 0;
+const when = (event) => {
+  const box = canvas.getBoundingClientRect();
+  return within(0, (event.clientX - box.left) / box.width, 1) * props.seconds;
+};
+canvas.addEventListener("pointerdown", (event) => {
+  if (!picks() || event.button) return;
+  canvas.setPointerCapture(event.pointerId);
+  const at = when(event), [from, to] = region(), near = (10 / canvas.clientWidth) * props.seconds;
+  anchor = Math.abs(at - from) < near ? to : Math.abs(at - to) < near ? from : at;
+  pressed = event.clientX;
+});
+canvas.addEventListener("pointermove", (event) => {
+  if (anchor === null || Math.abs(event.clientX - pressed) < 3) return;
+  pressed = -Infinity;
+  const at = when(event);
+  choose(Math.min(anchor, at), Math.max(anchor, at));
+});
+for (const over of ["pointerup", "pointercancel"]) {
+  canvas.addEventListener(over, () => { anchor = null; });
+}
+
+const follow = () => {
+  if (sound.paused) return paint();
+  if (sound.currentTime >= region()[1]) sound.pause();
+  paint();
+  requestAnimationFrame(follow);
+};
+play.addEventListener("click", () => {
+  if (!sound.paused) return sound.pause();
+  if (sound.dataset.url !== props.url) {
+    sound.src = props.url;
+    sound.dataset.url = props.url;
+  }
+  sound.currentTime = region()[0];
+  sound.play().then(follow, () => { props.told = say.mute; paint(); });
+});
+sound.addEventListener("pause", paint);
+
+watch(["value", "state", "told", "peaks", "whole", "url"], () => {
+  if (sound.dataset.url !== props.url) sound.pause();
+  requestAnimationFrame(paint);
+});
+new ResizeObserver(() => requestAnimationFrame(paint)).observe(canvas);
+paint();

@@ -1,0 +1,120 @@
+"""The API's faces: one function a request, with the request's own names, types and defaults."""
+
+from __future__ import annotations
+
+import inspect
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+import gradio as gr
+
+import tooltips as words
+from desk import Studio, brought, told, watch
+from knobs import Knob, Request
+from song import MODES, Cancelled, Failed, Take
+
+Answer = Callable[..., Iterator[Any]]
+
+
+def publish(demo: gr.Blocks, studio: Studio, request: type[Request]) -> None:
+    """Put the endpoint of `request` on the page's API, told in the words of the page."""
+    event = gr.api(endpoint(studio, request), api_name=request.mode, concurrency_limit=None)
+    for knob, box in zip(request.knobs(), demo.fns[event["id"]].inputs, strict=True):
+        box.label = words.label(knob)
+        box._api_info |= {"additional_description": _told(request.mode, knob)}
+
+
+def endpoint(studio: Studio, request: type[Request]) -> Answer:
+    """A function with the signature of `request` that streams progress, then the ending.
+
+    A song comes as two values, the file and its take; while it is made the first is None and the
+    second says what is going on. What a helper found comes as one value.
+    """
+    knobs, sings = request.knobs(), request.mode in MODES
+
+    def ask(values: tuple[Any, ...]) -> Request:
+        given = {}
+        for knob, value in zip(knobs, values, strict=True):
+            given[knob.name] = brought(value) if knob.type is Path else value
+        return request.of({k.name: given[k.name] for k in knobs if not _missing(k, given[k.name])})
+
+    def answer(*values: Any) -> Iterator[Any]:
+        visitor = f"api-{uuid.uuid4().hex}"
+        try:
+            with closing(watch(studio, lambda: ask(values), visitor)) as events:
+                for event in events:
+                    if isinstance(event, Failed):
+                        raise _spoken(event)
+                    if isinstance(event, Cancelled):
+                        raise gr.Error(words.CANCELLED, print_exception=False)
+                    if isinstance(event, Take):
+                        file = gr.FileData(path=event.path, orig_name=Path(event.path).name)
+                        # A client takes whatever has a "path" for a file to fetch.
+                        yield file.model_dump(), told(event)
+                    else:
+                        plain = event.model_dump(mode="json")
+                        yield (None, plain) if sings else plain
+        finally:
+            # The file has been copied for the caller by now, so nothing needs to stay.
+            studio.leave(visitor)
+
+    return _signed(answer, request, sings)
+
+
+def _signed(answer: Answer, request: type[Request], sings: bool) -> Answer:
+    """Gradio reads names, types, defaults and descriptions from the function itself."""
+    knobs = request.knobs()
+    hints = {k.name: _hint(k) for k in knobs}
+    answer.__name__ = request.mode
+    answer.__annotations__ = hints
+    answer.__signature__ = inspect.Signature(
+        [
+            inspect.Parameter(
+                k.name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=inspect.Parameter.empty if k.required else k.default,
+                annotation=hints[k.name],
+            )
+            for k in knobs
+        ],
+        return_annotation=tuple[gr.FileData, dict[str, Any]] if sings else dict[str, Any],
+    )
+    answer.__doc__ = "\n".join(
+        [
+            (request.__doc__ or "").strip(),
+            "",
+            "Args:",
+            *(f"    {k.name}: {_told(request.mode, k)}" for k in knobs),
+            "",
+            "Returns:",
+            f"    {words.RETURNS_SONG if sings else words.RETURNS_IDEA}",
+        ]
+    )
+    return answer
+
+
+def _hint(knob: Knob) -> Any:
+    if knob.type is Path:
+        # Not `| None`: Gradio's MCP face finds a file only where its type says nothing else.
+        return gr.FileData
+    kind = Literal[knob.choices] if knob.choices else knob.type
+    return kind | None if knob.optional else kind
+
+
+def _told(mode: str, knob: Knob) -> str:
+    options = f" One of: {', '.join(map(repr, knob.choices))}." if knob.choices else ""
+    return words.tip(mode, knob) + options
+
+
+def _missing(knob: Knob, value: Any) -> bool:
+    """No file where one is needed: the request says so in its own words."""
+    return knob.type is Path and knob.required and value is None
+
+
+def _spoken(trouble: Failed) -> gr.Error:
+    return gr.Error(
+        f"{trouble.message} {trouble.action}", title=words.FAILED, print_exception=False
+    )
