@@ -216,11 +216,8 @@ def peaks(sound: np.ndarray, buckets: int) -> list[float]:
     return np.round(np.stack([low, high], 1).astype(np.float64), 4).ravel().tolist()
 
 
-def write(path: Path, sound: np.ndarray, rate: int, samples: str = "PCM_24") -> None:
-    """Write `sound` as WAV or FLAC (by the name's ending), complete or not at all.
-
-    Args:
-        samples: "PCM_24", or "FLOAT" for a WAV that may rise above full scale.
+def write(path: Path, sound: np.ndarray, rate: int) -> None:
+    """Write `sound` as 24-bit WAV or FLAC (by the name's ending), complete or not at all.
 
     Raises:
         StudioError: `disk-full` or `not-writable`; no file is left behind.
@@ -232,10 +229,10 @@ def write(path: Path, sound: np.ndarray, rate: int, samples: str = "PCM_24") -> 
     kind = "FLAC" if path.suffix.lower() == ".flac" else "WAV"
     frames = np.nan_to_num(sound.T, nan=0.0, posinf=1.0, neginf=-1.0)
     try:
-        soundfile.write(half, frames, rate, subtype=samples, format=kind)
+        soundfile.write(half, frames, rate, subtype="PCM_24", format=kind)
         os.replace(half, path)
     except (OSError, soundfile.LibsndfileError) as error:
-        raise no_room(path, error, sound.size * 4) from error
+        raise no_room(path, error, sound.size * 3) from error
     finally:
         half.unlink(missing_ok=True)
 

@@ -45,8 +45,8 @@ KEY_FIT, KEY_LEAD, KEY_CONTRAST = 0.6, 0.08, 0.3
 correlate with the key's profile, by how much better than with any other but its relative, and how
 unequal the tones are (deviation over mean; drums and noise stay below 0.16).
 
-On 60 composed pieces in four styles the tempo was right 57 times and double 3; the key was right 43
-times, its relative 6, not sure 9 and wrong 2.
+On 60 composed pieces in four styles the tempo was right 55 times, half 4 and double 1; the key was
+right 43 times, its relative 6, not sure 9 and wrong 2.
 """
 
 TEMPO_TOLERANCE = 0.04
@@ -250,8 +250,8 @@ def clipped(sound: np.ndarray) -> int:
 def tempo(sound: np.ndarray) -> tuple[float | None, bool]:
     """The tempo in bpm, and whether to be sure of it. (None, False) without any onset.
 
-    The onsets' autocorrelation is read at one, two, three and four beats of each tempo, and slightly
-    preferred around 110 bpm, where people tap.
+    The onsets' autocorrelation is read at one, two and four beats of each tempo, and slightly preferred
+    around 110 bpm, where people tap.
     """
     import numpy as np
 
@@ -266,9 +266,9 @@ def tempo(sound: np.ndarray) -> tuple[float | None, bool]:
     tempi = np.arange(TEMPI[0], TEMPI[1] + 0.1, 0.1)
     beats = 60 * rate / tempi
     # Beyond the last lag there is nothing to read: a short piece answers with fewer beats.
-    readings = [np.interp(k * beats, np.arange(lags), repeats, right=np.nan) for k in (1, 2, 3, 4)]
+    readings = [np.interp(k * beats, np.arange(lags), repeats, right=np.nan) for k in (1, 2, 4)]
     comb = np.nanmean(readings, axis=0)
-    taste = np.exp(-0.5 * (np.log2(tempi / 110) / 1.0) ** 2)
+    taste = np.exp(-0.5 * (np.log2(tempi / 110) / 2.0) ** 2)
     best = int(np.argmax(np.maximum(comb, 0) * taste))
     long_enough = sound.shape[1] >= SLOWEST_SURE_S * SAMPLE_RATE
     return float(round(tempi[best], 1)), bool(comb[best] >= BEAT_CLARITY and long_enough)
