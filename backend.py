@@ -35,6 +35,7 @@ from song import (
     Event,
     Extend,
     Failed,
+    Generate,
     Look,
     Progress,
     Sound,
@@ -190,6 +191,13 @@ class Studio:
         if model.guidance == 1 and guidance != 1:
             notes.append(f"{model.title} has its guidance built in; Guidance was set to 1.")
             guidance = 1.0
+        if not isinstance(request, Generate) and self.planner:
+            deaf = [k for k in request.knobs() if k.name in ("lm_cfg_scale", "lm_negative_prompt")]
+            notes += [
+                f"{k.label} was left out: listening follows the song."
+                for k in deaf
+                if getattr(request, k.name) != k.default
+            ]
         return {
             "inference_steps": _given(request.inference_steps, model.steps),
             "guidance_scale": guidance,

@@ -299,7 +299,12 @@ class Planner:
         return pieces
 
     def understand(
-        self, codes: Sequence[int], dice: Dice, seed: int, lyrics: bool = True
+        self,
+        codes: Sequence[int],
+        dice: Dice,
+        seed: int,
+        lyrics: bool = True,
+        wanted: Collection[str] = grammar.FIELDS,
     ) -> Iterator[Progress]:
         """Listen to a piece: tempo, key, metre, language, length and a caption.
 
@@ -307,6 +312,7 @@ class Planner:
             codes: of the source, five a second; of what is longer than the model can count (the
                 embedded one 580 s, the large ones two hours) the beginning is heard.
             lyrics: also write down the words, which takes much longer.
+            wanted: the fields to tell; a caption takes most of the time.
 
         Returns:
             (`Plan`, lyrics as heard or "") (as the generator's return value).
@@ -317,7 +323,7 @@ class Planner:
         if not all(0 <= code < self.words.codebook for code in codes):
             raise ValueError(f"codes run from 0 to {self.words.codebook - 1}")
         room = grammar.LYRIC_TOKENS if lyrics else 0
-        thought = Thought(self.words, grammar.FIELDS, {}, lyrics=room)
+        thought = Thought(self.words, wanted, {}, lyrics=room)
         fitting = self.model.config.max_position_embeddings - 2 * grammar.CAPTION_TOKENS - 160
         prompt = grammar.understand_prompt(codes[: max(0, fitting)])
         return (yield from self._write("Listening", prompt, thought, dice, seed))

@@ -223,9 +223,7 @@ def _think(job: Job, sounds: dict[str, np.ndarray]) -> Iterator[Progress]:
     from planner import Dice
 
     plan = yield from _listen(job, sounds, Dice.of(request))
-    asked = wanted(request)
-    thoughts.plan = replace(plan, duration_s=None, **dict.fromkeys(_NAMES - asked - {"duration"}))
-    kept = thoughts.plan
+    thoughts.plan = kept = plan
     if song.prompt.strip() or not request.use_cot_caption:
         kept = replace(kept, caption=None)
     thoughts.song, _ = grammar.fill(song, kept)
@@ -234,9 +232,6 @@ def _think(job: Job, sounds: dict[str, np.ndarray]) -> Iterator[Progress]:
         filled, _ = grammar.fill(thoughts.told, replace(thoughts.plan, caption=None))
         thoughts.told = filled.model_copy(update={"prompt": style})
     return thoughts
-
-
-_NAMES = frozenset(grammar.FIELDS)
 
 
 def _plan(job: Job, thoughts: Thoughts) -> Iterator[Progress]:
@@ -275,7 +270,9 @@ def _listen(job: Job, sounds: dict[str, np.ndarray], dice: Dice) -> Iterator[Pro
     codes = edits.codes_of(engine, clean)
     del engine, clean
     planner = yield from _planner(job)
-    plan, _ = yield from planner.understand(codes, dice, job.request.seed, lyrics=False)
+    plan, _ = yield from planner.understand(
+        codes, dice, job.request.seed, lyrics=False, wanted=wanted(job.request)
+    )
     return plan
 
 

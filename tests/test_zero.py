@@ -69,14 +69,15 @@ class Engine:
 
     def text_to_music(self, song, seeds, **_):
         assert os.getpid() != MAIN
+        yield Progress(stage="Reading the words")
         for i in range(song.inference_steps + 1):
             yield Progress(stage="Denoising", step=i, steps=song.inference_steps)
             time.sleep(0.05)
             if song.seed == 13 or (song.seed == 14 and not os.path.exists(MARK)):
                 open(MARK, "w").close()
                 os._exit(1)
-        timings = {{"Reading the words": 0.1, "Denoising": 0.2, "Decoding": 0.1}}
-        return [Rendered(np.zeros((2, 480), np.float32), None, seeds[0], timings)]
+        yield Progress(stage="Decoding")
+        return [Rendered(np.zeros((2, 480), np.float32), None, seeds[0])]
 
 host.version = lambda _: "hidden"
 host.free = lambda _: None
