@@ -63,7 +63,7 @@ PREFIX = re.compile(
 
 TENSOR = re.compile(
     r"(?P<module>.+)\.(?P<role>lora_A|lora_B|lora[_.]down|lora[_.]up|lokr_w[12](_[ab])?|diff|alpha)"
-    r"(\.(?!weight$)\w+)?(\.weight)?"
+    r"(\.(?!(weight|bias)$)\w+)?(\.weight)?"
 )
 
 MODULE = re.compile(
