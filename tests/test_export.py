@@ -223,6 +223,32 @@ def test_every_program_plays_it_and_nobody_complains(kind, tmp_path):
         assert not played.stderr, played.stderr.decode()
 
 
+def test_a_wav_is_made_of_chunks_that_fill_it():
+    longer = file_bytes("wav", settings_of(a_take(prompt="warm lofi piano!")))
+    for data in (BYTES["wav"], PLAIN["wav"], file_bytes("wav", settings_of(a_take())), longer):
+        assert int.from_bytes(data[4:8], "little") == len(data) - 8
+        names, at = [], 12
+        while at < len(data):
+            size = int.from_bytes(data[at + 4 : at + 8], "little")
+            names.append(data[at : at + 4])
+            at += 8 + size + size % 2
+        assert at == len(data)
+        assert names[:3] == [b"fmt ", b"data", b"LIST"]
+        assert names[3:] in ([], [CHUNK])
+
+
+def test_a_flac_has_one_block_of_comments_behind_its_first():
+    for data in (BYTES["flac"], PLAIN["flac"]):
+        kinds, at, last = [], 4, False
+        while not last:
+            last = data[at] > 127
+            kinds.append(data[at] & 127)
+            at += 4 + int.from_bytes(data[at + 1 : at + 4], "big")
+        assert kinds[0] == 0
+        assert kinds.count(4) == 1
+        assert data[at : at + 2] == b"\xff\xf8", "the first frame"
+
+
 # Complete or not at all
 
 
@@ -527,6 +553,12 @@ def hiding(told) -> bytes:
     """A WAV whose settings are `told`, bytes or JSON."""
     raw = told if isinstance(told, bytes) else json.dumps(told).encode()
     return PLAIN["wav"] + chunk(raw)
+
+
+def test_a_cut_is_called_a_cut(refusal):
+    assert "cut off" in refusal(BYTES["wav"][:-9])
+    for kind in ("mp3", "flac"):
+        assert "cut off" in refusal(BYTES[kind][: BYTES[kind].index(b'"mode"')])
 
 
 def answer(read, data: bytes):
