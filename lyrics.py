@@ -136,8 +136,7 @@ class Songwriter:
         self.writer = writer
         self.tokenizer = tokenizer
         self.model = model
-        self._turn, end, eos = (tokenizer.token_to_id(mark) for mark in (TURN, END, EOS))
-        self._end, self._ends = end, (end, eos)
+        self._turn, self._end = (tokenizer.token_to_id(mark) for mark in (TURN, END))
         tokenizer.encode_special_tokens = True  # a mark in somebody's brief is only text
 
     @classmethod
@@ -231,7 +230,7 @@ class Songwriter:
             if not np.isfinite(logits.max()):
                 raise checkpoints.broken(self.writer, "it", "answers with no finite numbers")
             token = pick(logits, draft.said, random.random(), request)
-            draft.over = token in self._ends or not draft.add(token)
+            draft.add(token)
             if draft.over:
                 break
             logits = self.model.read([token])
@@ -324,23 +323,22 @@ class _Draft:
         self.said: set[int] = set()
         self.over = False
 
-    def add(self, token: int) -> bool:
-        """Write on. False: the text is complete, and cut where it stopped."""
-        tag = self.text.rpartition("\n")[2].startswith("[")
-        if not tag and any(c.isalnum() for c in self._decode([token])):
+    def add(self, token: int) -> None:
+        """Write on; at a stop the text is cut there and over."""
+        word = self._decode([token])
+        tag = (self.text + word).rpartition("\n")[2].startswith("[")
+        if not tag and any(c.isalnum() for c in word):
             self.said.add(token)
         self._held.append(token)
         piece = self._decode(self._held)
-        # A character takes up to four tokens; after that the bytes are none.
-        if piece.endswith("\ufffd") and len(self._held) < 4:
-            return True
+        if piece.endswith("\ufffd"):  # half a character
+            return
         self.text += piece
         self._held = []
         start = len(self.text) - len(self.text[len(self._begun) :].lstrip())
         stops = [at for stop in STOPS if (at := self.text.find(stop, start)) >= 0]
         if stops:
-            self.text = self.text[: min(stops)]
-        return not stops
+            self.text, self.over = self.text[: min(stops)], True
 
     @property
     def shown(self) -> str:

@@ -510,6 +510,8 @@ def test_a_song_comes_out_as_it_was_said(monkeypatch):
     assert len(set(texts)) > 50, "word by word"
     for text in texts:
         assert SONG.startswith(text), "nothing that was shown is taken back, no half characters"
+        last = text.rpartition("\n")[2]
+        assert not last.startswith("[") or last.endswith("]"), "no half tag"
     assert [(s.step, s.steps) for s in seen][-1] == (3, 3)
     assert all(isinstance(s, Progress) and s.stage == "Writing the words" for s in seen)
 
@@ -568,6 +570,23 @@ def test_the_penalty_bites_words_and_spares_points_and_line_ends():
     assert said("abcd", 1.0) == {"a"}
     assert said("abcd", 1.5) == set("abcd")
     assert said(".abc", 1.5) == {"."}
+
+
+def test_the_penalty_spares_tags():
+    class Wavering(Scripted):
+        """A model that would nearly as soon say x."""
+
+        def read(self, ids: list[int]) -> np.ndarray:
+            logits = super().read(ids) / 10
+            logits[words.token_to_id("x")] = 9
+            return logits
+
+    words, song = tiny_writer.tokenizer(), "[verse]\na\n\n[chorus]\nb\n\n[chorus]\nc b"
+    ids = words.encode(song.removeprefix("[verse]\n") + "<|im_end|>").ids
+    writer = Songwriter(WRITERS["qwen"], words, Wavering(*ids))
+    done = write(writer, temperature=0, repetition_penalty=1.5)
+    assert done.text.startswith(song[:-1])
+    assert not done.text.endswith("b")
 
 
 def test_a_repair_gives_the_draft_back_with_what_is_wrong_in_one_call():
