@@ -136,16 +136,14 @@ class _Reader:
         head = self.file.read(size)
         return head if len(head) == size else b""
 
-    def take(self, size: int, of: int | None = None) -> bytes:
-        """The next `size` bytes; what remains of a part that is `of` bytes long is passed over."""
+    def take(self, size: int) -> bytes:
+        """The next `size` bytes."""
         if size > self.bytes_left:
             raise _Refused("the file is too big to look through")
         self.bytes_left -= size
         taken = self.file.read(size)
         if len(taken) < size:
             raise _Refused("the file is cut off")
-        if of is not None:
-            self.skip(of - size)
         return taken
 
     def skip(self, size: int) -> None:
@@ -179,7 +177,7 @@ def _in_wav(reader: _Reader) -> Iterator[bytes]:
     while head := reader.head(8):
         size = int.from_bytes(head[4:], "little")
         if head[:4] == CHUNK:
-            yield reader.take(min(size, SETTINGS_LIMIT + 1), size)
+            yield reader.take(size)
         else:
             reader.skip(size)
         reader.skip(size % 2)
@@ -215,7 +213,7 @@ def _in_comments(reader: _Reader, size: int) -> Iterator[bytes]:
         name = reader.take(min(told, len(ours)))
         told -= len(name)
         if name.upper() == ours:
-            yield reader.take(min(told, SETTINGS_LIMIT + 1), told)
+            yield reader.take(told)
         else:
             reader.skip(told)
     reader.skip(size)
@@ -244,7 +242,7 @@ def _in_id3(reader: _Reader) -> Iterator[bytes]:
             if frame[:4] != b"TXXX":
                 within.skip(size)
                 continue
-            text = within.take(min(size, 2 * SETTINGS_LIMIT + 64), size)
+            text = within.take(size)
             name, _, value = _text(text, frame[9], version).partition("\0")
             if name.upper() == KEY:
                 yield value.strip("\ufeff\0").encode()
