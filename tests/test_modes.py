@@ -1,0 +1,327 @@
+"""Cover, Extend and Edit with a planner that listens: what reaches the models, what comes back.
+
+The planner has random weights: what it says is nonsense, but legal and always the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import tiny_planner
+import torch
+
+import backend
+import checkpoints
+import host
+import worker
+from song import HELPERS, MODES, SAMPLE_RATE, Failed, Idea, Take
+
+STEADY = {
+    "inference_steps": 3,
+    "guidance_scale": 3.0,
+    "shift": 1.0,
+    "seed": 7,
+    "instrumental": False,
+    "lyrics": "[verse]\nla la la",
+    "thinking": True,
+    "use_cot_caption": False,
+}
+
+
+def music(seconds: float, root: float = 220.0, seed: int = 0) -> np.ndarray:
+    """A chord under a click on every half second, float32 [2, samples] at 48 kHz."""
+    t = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    chord = sum(np.sin(2 * np.pi * root * ratio * t + seed) for ratio in (1, 1.26, 1.5)) / 8
+    click = 0.3 * np.exp(-60 * (t % 0.5)) * np.sin(2 * np.pi * 1500 * t)
+    return np.stack([chord + click, chord + 0.8 * click]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    """Files somebody might bring: two short songs at 48 kHz, one at 44.1 kHz in mono."""
+    folder = tmp_path_factory.mktemp("brought")
+    made = {name: folder / f"{name}.wav" for name in ("song", "other", "mono")}
+    soundfile.write(made["song"], music(3.2).T, SAMPLE_RATE, "PCM_24")
+    soundfile.write(made["other"], music(2.5, 329.6, 1).T, SAMPLE_RATE, "PCM_24")
+    soundfile.write(made["mono"], music(3.0)[0][::1], 44_100, "PCM_16")
+    return made
+
+
+@pytest.fixture(scope="module")
+def planned(own_cache, tmp_path_factory):
+    """A studio whose planner has as many codes as the embedded model, and random weights."""
+    model = checkpoints.choose("mini")
+    slots, tiny_planner.SLOTS = tiny_planner.SLOTS, checkpoints.codebook(model.folder)
+    folder = tiny_planner.write(tmp_path_factory.mktemp("planner"))
+    tiny_planner.SLOTS = slots
+    made = backend.Studio(model, host.find_place("cpu"), str(folder))
+    yield made
+    made.leave("v")
+
+
+@pytest.fixture(scope="module")
+def far_wall(planned, files):
+    """Runs a request; hands over its ending and one hash of all that the transformer received."""
+    assert isinstance(run(planned, "generate", prompt="x", duration_s=10), Take)
+    (engine,) = [v for k, v in worker._resident.items() if k[0] == planned.model]
+
+    def listen(mode: str, **given):
+        heard = hashlib.sha256()
+
+        def record(_module, args, kwargs):
+            for value in (*args, *(kwargs[name] for name in sorted(kwargs))):
+                if isinstance(value, torch.Tensor):
+                    heard.update(str(tuple(value.shape)).encode())
+                    heard.update(value.float().contiguous().numpy().tobytes())
+
+        hook = engine.pipe.transformer.register_forward_pre_hook(record, with_kwargs=True)
+        try:
+            return run(planned, mode, **given), heard.hexdigest()
+        finally:
+            hook.remove()
+
+    return listen
+
+
+def run(studio, mode: str, **given):
+    request = {**MODES, **HELPERS}[mode]
+    base = STEADY if mode in MODES else {"seed": 7}
+    return list(studio.run(request.of({**base, **given}), "v"))[-1]
+
+
+BASES = {
+    "generate": {"prompt": "warm lofi piano", "duration_s": 10},
+    "cover": {},
+    "extend": {"after_s": 2.0},
+    "edit": {"start_s": 1.0, "end_s": 2.0, "inference_steps": 4},
+}
+SHARED = {
+    "prompt": "bright house piano",
+    "lyrics": "[verse]\nslow rain",
+    "instrumental": True,
+    "inference_steps": 5,
+    "guidance_scale": 6.0,
+    "infer_method": "sde",
+    "seed": 8,
+    "cfg_interval_start": 0.5,
+    "cfg_interval_end": 0.5,
+    "shift": 3.0,
+    "use_adg": True,
+    "thinking": False,
+    "use_cot_caption": True,
+    "use_cot_metas": False,
+    "use_cot_language": False,
+    "lm_temperature": 1.9,
+    "lm_top_p": 0.2,
+    "lm_top_k": 1,
+    "lm_cfg_scale": 4.0,
+    "lm_negative_prompt": "noise",
+    "bpm": 140,
+    "keyscale": "A minor",
+    "timesignature": "6",
+    "vocal_language": "de",
+}
+OWN = {
+    "generate": {"duration_s": 11.0, "reference": "other"},
+    "cover": {"source": "other", "reference": "other", "strength": 0.5, "noise": 0.5},
+    "extend": {"source": "other", "before_s": 1.0, "after_s": 3.0},
+    "edit": {
+        "source": "other",
+        "kind": "morph",
+        "start_s": 0.5,
+        "end_s": 2.5,
+        "repaint_mode": "conservative",
+        "repaint_strength": 0.0,
+    },
+}
+MORPH = {
+    "source_prompt": "dark drone",
+    "source_lyrics": "oh",
+    "n_min": 0.5,
+    "n_max": 0.6,
+    "n_avg": 2,
+}
+DEAF = {"lm_cfg_scale", "lm_negative_prompt"}
+"""Knobs that guide what is composed; listening composes nothing."""
+
+
+def asked(mode: str, files, **changes) -> dict:
+    """A mode's base request with `changes`; names of files become their paths."""
+    given = {**({} if mode == "generate" else {"source": "song"}), **BASES[mode], **changes}
+    return {k: files[v] if k in ("source", "reference") else v for k, v in given.items()}
+
+
+TURNS = [
+    (mode, name, value)
+    for mode in MODES
+    for name, value in {**SHARED, **OWN[mode]}.items()
+    if mode == "generate" or name not in DEAF
+]
+
+
+def test_every_knob_of_every_mode_is_turned_here():
+    for mode, request in MODES.items():
+        known = {k.name for k in request.knobs()}
+        morph = set(MORPH) if mode == "edit" else set()
+        alone = {"duration_s"} if mode == "cover" else set()
+        assert known == set(SHARED) | set(OWN[mode]) | morph | alone
+
+
+@pytest.fixture(scope="module")
+def at_rest(far_wall, files):
+    """What each mode's base request makes the transformer hear."""
+    return {mode: far_wall(mode, **asked(mode, files))[1] for mode in MODES}
+
+
+@pytest.mark.parametrize(("mode", "name", "value"), TURNS)
+def test_turning_it_changes_what_reaches_the_model(far_wall, at_rest, files, mode, name, value):
+    also = {"prompt": "chimes"} if value == "morph" else {}
+    ending, heard = far_wall(mode, **asked(mode, files, **{name: value}, **also))
+    assert isinstance(ending, Take), ending
+    assert heard != at_rest[mode]
+
+
+@pytest.mark.parametrize("name", MORPH)
+def test_every_knob_of_a_morph_reaches_the_model(far_wall, files, name):
+    base = asked("edit", files, kind="morph", prompt="chimes")
+    assert far_wall("edit", **base)[1] != far_wall("edit", **{**base, name: MORPH[name]})[1]
+
+
+def test_the_length_of_a_cover_without_a_song_is_the_one_asked_for(far_wall, files):
+    for seconds in (10.0, 11.5):
+        take, _ = far_wall("cover", reference=files["song"], duration_s=seconds)
+        assert take.samples == seconds * SAMPLE_RATE
+
+
+@pytest.mark.parametrize("mode", ["cover", "extend", "edit"])
+def test_a_knob_that_listening_cannot_use_is_told(far_wall, at_rest, files, mode):
+    take, heard = far_wall(mode, **asked(mode, files, lm_cfg_scale=4.0))
+    assert heard == at_rest[mode]
+    assert "Planner guidance was left out" in take.notes[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_same_request_is_the_same_take(planned, files, mode):
+    one, two = (run(planned, mode, **asked(mode, files, use_cot_caption=True)) for _ in range(2))
+    assert Path(one.path).read_bytes() == Path(two.path).read_bytes()
+    assert (one.plan, one.codes) == (two.plan, two.codes)
+    assert one.plan
+
+
+def test_the_planner_composes_five_codes_a_second_and_the_take_keeps_them(planned):
+    take = run(planned, "generate", prompt="lofi", duration_s=10.5)
+    assert len(take.codes) == 52
+    assert take.samples == 504_000
+    assert set(take.plan) == {"bpm", "duration", "keyscale", "language", "timesignature"}
+    assert take.planner.name == planned.planner.name
+    assert len(take.planner.sha256) == 64
+
+
+def test_what_a_person_set_stays(planned, files):
+    given = {"bpm": 77, "keyscale": "Eb minor", "timesignature": "3", "vocal_language": "fr"}
+    take = run(planned, "generate", prompt="lofi", **given)
+    assert take.plan["bpm"] == 77
+    assert take.plan["keyscale"] == "Eb minor"
+    heard = run(planned, "cover", source=files["song"], **given)
+    assert not heard.plan, "nothing was left to find"
+
+
+@pytest.mark.parametrize(("name", "rate"), [("song", 48_000), ("mono", 44_100)])
+@pytest.mark.parametrize(("before_s", "after_s"), [(0, 2.0), (1.25, 0), (0.5, 1.5)])
+def test_extended_by_what_was_asked_and_the_song_stays(
+    planned, files, name, rate, before_s, after_s
+):
+    take = run(planned, "extend", source=files[name], before_s=before_s, after_s=after_s)
+    made = _samples(take.path)
+    source = planned._sources.read(files[name])
+    before, after = round(before_s * SAMPLE_RATE), round(after_s * SAMPLE_RATE)
+    assert made.shape[1] == before + source.samples + after == take.samples
+    fade = round(0.05 * SAMPLE_RATE)
+    kept = np.load(source.sound)[:, (before and fade) : source.samples - (after and fade)]
+    stayed = made[:, before + (before and fade) :][:, : kept.shape[1]]
+    tolerance = 0 if rate == 48_000 else 2**-23  # 24 bits in the file
+    assert np.abs(stayed - kept).max() <= tolerance
+    assert take.changed_outside == 0
+    assert len(take.seams) == bool(before) + bool(after)
+
+
+def test_a_repaint_says_that_nothing_outside_changed(planned, files):
+    take = run(planned, "edit", source=files["song"], start_s=1.0, end_s=2.0)
+    before, after = _samples(files["song"]), _samples(take.path)
+    fade = round(0.025 * SAMPLE_RATE)
+    outside = np.ones(before.shape[1], bool)
+    outside[SAMPLE_RATE - fade : 2 * SAMPLE_RATE + fade] = False
+    assert np.array_equal(before[:, outside], after[:, outside])
+    assert not np.array_equal(before, after)
+    assert take.changed_outside == 0
+    assert [round(s.at_s, 2) for s in take.seams] == [0.99, 2.01]
+
+
+def test_a_take_forgets_no_file_and_tells_no_path(planned, files, tmp_path):
+    mine = tmp_path / "my song.wav"
+    mine.write_bytes(files["song"].read_bytes())
+    take = run(planned, "cover", source=mine)
+    digest = hashlib.sha256(mine.read_bytes()).hexdigest()
+    mine.unlink()
+    assert take.files == {"source": digest}
+    told = json.loads(Path(take.path).with_suffix(".json").read_text())
+    assert told["request"]["source"] == "my song.wav"
+    assert str(host.private_folder()) not in json.dumps(told)
+    again = list(planned.run(take.again(), "v"))[-1]
+    assert Path(again.path).read_bytes() == Path(take.path).read_bytes()
+
+
+def test_the_planner_alone_answers_with_an_idea(planned, files):
+    for mode, given in {
+        "inspire": {"idea": "rain", "instrumental": True},
+        "rewrite": {"prompt": "rain", "lyrics": "la"},
+        "listen": {"source": files["song"]},
+    }.items():
+        idea = run(planned, mode, **given)
+        assert isinstance(idea, Idea)
+        assert idea.prompt
+        assert 30 <= idea.bpm <= 300
+        assert run(planned, mode, **given) == idea
+    assert run(planned, "inspire", idea="rain", seed=8) != run(planned, "inspire", idea="rain")
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "code"),
+    [
+        ("extend", {"source": "song", "after_s": 235.0, "before_s": 5.0}, "extended-too-long"),
+        ("edit", {"source": "song", "start_s": 5.0}, "region-outside"),
+        ("edit", {"source": "song", "start_s": 3.1999, "end_s": 3.2}, None),
+        ("cover", {"source": Path("/etc/passwd")}, "source-unreadable"),
+        ("cover", {"source": Path("/nowhere/song.wav")}, "source-missing"),
+    ],
+)
+def test_what_cannot_be_done_has_a_name_and_leaves_nothing(planned, files, mode, given, code):
+    if given["source"] == "song":
+        given = {**given, "source": files["song"]}
+    before = set(host.private_folder().glob("*/"))
+    ending = run(planned, mode, **given)
+    if code is None:
+        assert isinstance(ending, Take), "a region of no sample but the last is still one"
+        return
+    assert isinstance(ending, Failed)
+    assert ending.code == code
+    assert "/" not in f"{ending.message} {ending.action}".replace("Before or After", "")
+    assert set(host.private_folder().glob("*/")) == before
+
+
+def test_without_a_planner_thinking_is_refused_and_the_card_says_why(own_cache):
+    studio = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"), "none")
+    assert studio.card().planner == ""
+    assert "--planner none" in studio.card().no_planner
+    ending = run(studio, "generate", prompt="x")
+    assert ending.code == "planner-missing"
+    assert run(studio, "inspire", idea="x").code == "planner-missing"
+
+
+def _samples(path: Path | str) -> np.ndarray:
+    return soundfile.read(path, dtype="float32", always_2d=True)[0].T
