@@ -38,6 +38,7 @@ PIECES = {
     "very soft": lambda: band(6) * np.float32(0.005),
     "bass": lambda: faded(tone(5, 40, 0.5)),
     "treble": lambda: faded(tone(5, 9_000, 0.1)),
+    "twenty seconds on an offset": lambda: faded(tone(21, 440, 0.05) + np.float32(0.5)),
     "exactly one block": lambda: noise(0.4),
 }
 
