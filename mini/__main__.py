@@ -11,7 +11,16 @@ from pathlib import Path
 
 import torch
 
-from mini import gates, planner, planner_gates, train_generator, train_tokens, train_vae
+from mini import (
+    gates,
+    planner,
+    planner_gates,
+    shipped,
+    songwriter,
+    train_generator,
+    train_tokens,
+    train_vae,
+)
 from mini.export import assemble, check_limits, write
 from mini.latents import Corpus, build_corpus, encode_silence
 from mini.model import FSQ_LEVELS, TINY, Sizes, silence_latent
@@ -33,6 +42,7 @@ class Recipe:
     tokens: tuple[int, int]
     generator: tuple[int, int]
     planner: tuple[int, int]
+    songwriter: tuple[int, int]
     sizes: Sizes
     processes: int = PROCESSES
     lengths: tuple[int, ...] = train_generator.LENGTHS
@@ -42,13 +52,19 @@ class Recipe:
         return Run(work / stage, steps, batch, self.processes)
 
 
-FULL = Recipe(4000, 96, (1250, 16), (700, 64), (8000, 8), (2000, 8), Sizes())
-SMALL = Recipe(6, 2, (2, 4), (2, 8), (2, 4), (2, 2), TINY, 1, (64,))
+FULL = Recipe(4000, 96, (1250, 16), (700, 64), (8000, 12), (4000, 10), (2000, 12), Sizes())
+SMALL = Recipe(6, 2, (2, 4), (2, 8), (2, 4), (2, 2), (2, 2), TINY, 1, (64,))
 
 
 def make(work: Path, vendor: Path, recipe: Recipe, start: Path | None = None) -> None:
-    """All stages in turn; the finished checkpoint is written to `vendor`."""
-    train_vae.train_vae(recipe.run(work, "codec"), start=start)
+    """All stages in turn; the finished checkpoint is written to `vendor`.
+
+    `start` is a checkpoint whose codec and codes are kept and whose generator is trained on.
+    """
+    if start is None:
+        train_vae.train_vae(recipe.run(work, "codec"))
+    else:
+        shipped.unpack(start, work)
     codec = train_vae.load_codec(work / "codec")
     for name, pieces, held_out in (
         ("corpus", recipe.pieces, False),
@@ -59,7 +75,8 @@ def make(work: Path, vendor: Path, recipe: Recipe, start: Path | None = None) ->
             shutil.copy(work / "corpus" / "scale.pt", work / name / "scale.pt")
         build_corpus(work / "codec", work / name, pieces, held_out)
     corpus, held = Corpus(work / "corpus"), Corpus(work / "held")
-    train_tokens.train_tokens(recipe.run(work, "tokens"), corpus, held, recipe.sizes)
+    if start is None:
+        train_tokens.train_tokens(recipe.run(work, "tokens"), corpus, held, recipe.sizes)
     codes = train_tokens.load_codes(work / "tokens", recipe.sizes)
     words = text_tokenizer(work / "text_tokenizer")
     silence = silence_latent(encode_silence(codec, corpus.scale))
@@ -72,12 +89,15 @@ def make(work: Path, vendor: Path, recipe: Recipe, start: Path | None = None) ->
         for part, name in ((corpus, "corpus"), (held, "held"))
     )
     speech = planner.planner_tokenizer(work / "planner_tokenizer", CODE_COUNT)
-    planner.train_planner(recipe.run(work, "planner"), corpus, held, ids, speech)
+    sounds = planner.sound_of_codes(codes, CODE_COUNT, planner.WIDTH)
+    planner.train_planner(recipe.run(work, "planner"), corpus, held, ids, speech, sounds)
+    lyrical = songwriter.songwriter_tokenizer(work / "songwriter_tokenizer")
+    songwriter.train_songwriter(recipe.run(work, "songwriter"), lyrical)
     finish(work, vendor, recipe)
 
 
 def finish(work: Path, vendor: Path, recipe: Recipe) -> None:
-    """Writes the checkpoint from the stages' last states; the planner may still be missing."""
+    """Writes the checkpoint from the stages' last states; planner and songwriter may be missing."""
     corpus = Corpus(work / "corpus")
     codec = train_vae.load_codec(work / "codec")
     silence = silence_latent(encode_silence(codec, corpus.scale))
@@ -89,14 +109,17 @@ def finish(work: Path, vendor: Path, recipe: Recipe) -> None:
         speech = planner.planner_tokenizer(work / "planner_tokenizer", CODE_COUNT)
         planning = planner.load_planner(work / "planner", speech)
     write(vendor, assemble(codec, corpus.scale, codes, generator, words), planning, speech)
+    if (work / "songwriter" / "last.ckpt").exists():
+        lyrical = songwriter.songwriter_tokenizer(work / "songwriter_tokenizer")
+        writer = songwriter.load_songwriter(work / "songwriter", lyrical)
+        songwriter.save_songwriter(writer, lyrical, vendor / "songwriter")
     print("{} parameters, {} bytes".format(*check_limits(vendor)))
 
 
 def report(work: Path, vendor: Path, count: int, steps: int, guidance: float, shift: float) -> None:
     """Measures every gate, writes `report.json`, `report.md` and the spectrograms of eight songs."""
     results, sounds = gates.run(vendor, count, steps, guidance, shift)
-    if (vendor / "planner").exists() and (work / "held" / "codes.npy").exists():
-        import numpy as np
+    if (vendor / "planner").exists() and list((work / "held").glob("codes-*.npy")):
         from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
         speech = PreTrainedTokenizerFast.from_pretrained(vendor / "planner")
@@ -104,8 +127,10 @@ def report(work: Path, vendor: Path, count: int, steps: int, guidance: float, sh
         held = Corpus(work / "held")
         results += planner_gates.planning_gates(model, speech, gates.held_out_pieces(count))
         results += planner_gates.listening_gates(
-            model, speech, held, np.load(work / "held" / "codes.npy"), min(count, len(held))
+            model, speech, held, planner.read_codes(held, work / "held"), min(count, len(held))
         )
+    if (vendor / "songwriter").exists():
+        results += songwriter.writing_gates(vendor / "songwriter", count)
     work.mkdir(parents=True, exist_ok=True)
     (work / "report.json").write_text(json.dumps(gates.as_json(results), indent=1) + "\n")
     (work / "report.md").write_text(gates.table(results) + "\n")
@@ -139,11 +164,15 @@ def main() -> None:
     parser.add_argument(
         "--small", action="store_true", help="a run of minutes that only proves the machinery"
     )
-    parser.add_argument("--start", type=Path, help="weights of an earlier codec to begin from")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="a finished checkpoint to go on from: codec and codes stay as they are",
+    )
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--shift", type=float, default=1.0)
+    parser.add_argument("--shift", type=float, default=3.0)
     asked = parser.parse_args()
     recipe = SMALL if asked.small else FULL
     if asked.stage == "make":

@@ -13,16 +13,17 @@ from torch import Tensor
 from mini.compose import FRAMES_PER_SECOND, Piece, compose
 from mini.render import HOP, render
 from mini.train_vae import HELD_OUT, load_codec
+from mini.training import bfloat16_is_fast
 from mini.vae import LATENTS, Codec, LatentScale
 
 FRAMES = 640  # 25.6 s of each piece
-CORPUS_SEED, SCALE_PIECES, SHARD = 1_000, 96, 250
+CORPUS_SEED, SCALE_PIECES, SHARD = 1_000, 96, 125
 
 
 @torch.no_grad()
 def encode(codec: Codec, sound: np.ndarray) -> Tensor:
     """Latents (frames, 64), float32, in the codec's own scale, of stereo sound (2, n)."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast()):
         return codec.encode(torch.from_numpy(sound)[None])[0].T.float()
 
 
@@ -106,9 +107,9 @@ class Corpus:
         self.places = [
             (shard, row) for shard, latents in enumerate(self.shards) for row in range(len(latents))
         ]
-        firsts = [int(path.stem.removeprefix("latents-")) for path in paths]
+        self.firsts = [int(path.stem.removeprefix("latents-")) for path in paths]  # seeds
         self.pieces = [
-            replace(compose(firsts[shard] + row), notes=()) for shard, row in self.places
+            replace(compose(self.firsts[shard] + row), notes=()) for shard, row in self.places
         ]
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from diffusers import AceStepTransformer1DModel, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.ace_step.modeling_ace_step import (
     AceStepAudioTokenDetokenizer,
@@ -14,7 +15,7 @@ from diffusers.pipelines.ace_step.modeling_ace_step import (
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
-from mini.compose import BEAT_FRAMES
+from mini.compose import BEAT_FRAMES, SCALES, STYLES, Piece
 from mini.prompts import order_embeddings
 from mini.vae import LATENTS
 
@@ -22,7 +23,8 @@ WINDOW = 5  # latent frames in one audio code
 FSQ_LEVELS = (4, 4, 4, 4, 4, 4)  # 4096 codes
 SILENCE_FRAMES = 15_000  # 600 s, as the pipeline expects
 TIMBRE_FRAMES = 750  # 30 s of reference
-CLOCK = 0.5  # how loud the clock is beside latents of unit variance
+CLOCK = 1.0  # how loud the clock is beside latents of unit variance
+READ = 4 + len(BEAT_FRAMES) + 12 + len(STYLES)  # numbers of a reading
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,13 @@ def clock(frames: int) -> Tensor:
     """The beat clock (frames, 64): sine and cosine of every tempo's beat and bar, frame by frame.
 
     Attention here knows distances only, and the silence latent is what text-to-music reads as its
-    source. Written into it, the clock tells each frame its place in the beat and in the bar at any
-    tempo of the grid; the prompt says which hand to watch. It repeats, so it has no end.
+    source. Written into it, the clock tells each frame its place in the sixteenth, the beat and the
+    bar at any tempo of the grid; the prompt says which hands to watch. It repeats: it has no end.
     """
-    periods = [n * beat for beat in BEAT_FRAMES for n in (1, 4)] + [
-        3 * beat for beat in BEAT_FRAMES[1:]
-    ]
+    periods = sorted({beat * n for beat in BEAT_FRAMES for n in (0.25, 0.5, 1, 2, 3, 4)})
     angle = 2 * math.pi * torch.arange(frames)[:, None] / torch.tensor(periods)
-    return CLOCK * torch.cat([angle.sin(), angle.cos()], dim=1)
+    hands = CLOCK * torch.cat([angle.sin(), angle.cos()], dim=1)
+    return F.pad(hands, (0, LATENTS - hands.shape[1]))
 
 
 def silence_latent(encoded: Tensor) -> Tensor:
@@ -175,8 +176,27 @@ def scheduler() -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0)
 
 
+def reading(piece: Piece, start: int, frames: int, step: int) -> Tensor:
+    """What the words of a piece mean at every `step`-th frame from `start` on, (n, READ).
+
+    Sine and cosine of the place in the beat and in the bar, which tempo, which scale, which style.
+    """
+    at = torch.arange(start, start + frames, step)[:, None]
+    angle = 2 * math.pi * at / torch.tensor([piece.beat_frames, piece.bar_frames])
+    tempo = [float(beat == piece.beat_frames) for beat in BEAT_FRAMES]
+    scale = {(piece.tonic + step) % 12 for step in SCALES[piece.mode]}
+    style = [float(name == piece.style) for name in STYLES]
+    told = torch.tensor([*tempo, *(float(tone in scale) for tone in range(12)), *style])
+    return torch.cat([angle.sin(), angle.cos(), told.expand(len(at), -1)], dim=1)
+
+
 class Generator(nn.Module):
-    """Text encoder, condition encoder and DiT, trained together."""
+    """Text encoder, condition encoder and DiT, trained together.
+
+    In training a linear reader of the DiT's second block tells `reading`, a pair of frames at a
+    time: the words must arrive there, and be joined with the clock, before any sound depends on
+    it. The reader is not exported.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, sizes: Sizes, silence: Tensor):
         super().__init__()
@@ -184,6 +204,12 @@ class Generator(nn.Module):
         self.condition_encoder = build_condition_encoder(sizes)
         self.transformer = build_transformer(sizes)
         self.condition_encoder.silence_latent.copy_(silence)
+        self.reader = nn.Linear(sizes.hidden, READ)
+        self.heard: Tensor | None = None
+        self.transformer.layers[1].register_forward_hook(self._hear)
+
+    def _hear(self, _block: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        self.heard = output if self.training else None
 
     @property
     def silence(self) -> Tensor:
@@ -226,3 +252,7 @@ class Generator(nn.Module):
             context_latents=context,
             return_dict=False,
         )[0].float()
+
+    def read(self) -> Tensor:
+        """The reader's guess (B, T / 2, READ) at what the last `velocity` was asked for."""
+        return self.reader(self.heard).float()

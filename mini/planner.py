@@ -6,6 +6,7 @@ tokenizer by whoever uses it.
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from mini.attention import use_grouped_attention
 from mini.compose import FRAMES_PER_SECOND, Piece
 from mini.latents import FRAMES, Corpus
-from mini.model import WINDOW, heads
+from mini.model import READ, WINDOW, heads, reading
 from mini.prompts import (
     END,
     NUMBERS,
@@ -31,10 +33,12 @@ from mini.prompts import (
 )
 from mini.train_tokens import Codes
 from mini.training import Run, Trained, fit, rank
-from mini.words import caption, describe, lyrics
+from mini.words import bpm_near, caption, describe, lyrics
 
 GENERATE = "Generate audio semantic tokens based on the given conditions:"
 UNDERSTAND = "Understand the given musical conditions and describe the audio semantics accordingly:"
+INSPIRE = "Expand the user's input into a more detailed and specific musical description:"
+REWRITE = "Format the user's input into a more detailed and specific musical description:"
 NOTHING = "NO USER INPUT"
 CODES_PER_SECOND = FRAMES_PER_SECOND // WINDOW
 START, STOP, THINK, THOUGHT = "<|im_start|>", "<|im_end|>", "<think>", "</think>"
@@ -44,6 +48,11 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 WIDTH, LAYERS = 192, 5
+SPREAD = 0.05  # of an embedding's numbers
+LISTENING, TELLING = 0.4, 0.06  # of the turns
+HEARD_SECONDS = (6, 10, 25)  # of a planned piece's codes, at most
+FACT_WEIGHT = 4.0  # of numbers and keys among the words of an answer
+CODE_WEIGHT, READ_WEIGHT = 0.5, 2.0  # of the codes' loss and the reader's error beside the words'
 
 
 def code_token(code: int) -> str:
@@ -55,11 +64,12 @@ def planner_tokenizer(folder: Path, codes: int, pieces: int = 600) -> PreTrained
     if (folder / "tokenizer.json").exists():
         return PreTrainedTokenizerFast.from_pretrained(folder)
     tokenizer = train_bpe(sample_texts(pieces), 700, lowercase=False, special=[END, START, STOP])
-    phrases = [f"# Instruction\n{text}\n\n" for text in (GENERATE, UNDERSTAND)]
+    phrases = [f"# Instruction\n{text}\n\n" for text in (GENERATE, UNDERSTAND, INSPIRE, REWRITE)]
     phrases += [
         "# Caption\n",
         "\n\n# Lyric\n",
         "# Lyric\n",
+        "\n\ninstrumental: ",
         NOTHING,
         *(f"{field}:" for field in FIELDS),
     ]
@@ -94,9 +104,11 @@ def think(plan: dict[str, object]) -> str:
     return f"{THINK}\n{text}\n{THOUGHT}\n\n"
 
 
-def plan_of(piece: Piece, seconds: int, rng: random.Random) -> dict[str, object]:
+def plan_of(
+    piece: Piece, seconds: int, rng: random.Random, bpm: int | None = None
+) -> dict[str, object]:
     return {
-        "bpm": piece.bpm,
+        "bpm": bpm or piece.bpm,
         "caption": describe(piece),
         "duration": seconds,
         "keyscale": piece.key,
@@ -107,22 +119,40 @@ def plan_of(piece: Piece, seconds: int, rng: random.Random) -> dict[str, object]
 
 @torch.no_grad()
 def encode_codes(codes: Codes, corpus: Corpus, folder: Path) -> np.ndarray:
-    """Code ids (pieces, 5, n) of a corpus, at each of the five offsets of a code's window."""
-    path = folder / "codes.npy"
-    if path.exists() and len(known := np.load(path)) == len(corpus):
-        return known
+    """Code ids (pieces, 5, n) of a corpus, at each of the five offsets of a code's window.
+
+    Every file of latents gets one of codes beside it, so that a corpus may grow.
+    """
     count = FRAMES // WINDOW - 1
-    ids = np.zeros((len(corpus), WINDOW, count), np.int16)
-    for begin in range(0, len(corpus), 64):
-        rows = range(begin, min(begin + 64, len(corpus)))
-        latents = torch.from_numpy(
-            np.stack([corpus.latents(row) for row in rows]).astype(np.float32)
-        )
-        for offset in range(WINDOW):
-            window = latents[:, offset : offset + count * WINDOW]
-            ids[begin : begin + 64, offset] = codes.encode(window)[1].numpy()
-    np.save(path, ids)
-    return ids
+    use_grouped_attention(codes)
+    for first, shard in zip(corpus.firsts, corpus.shards, strict=True):
+        path = folder / f"codes-{first}.npy"
+        if path.exists():
+            continue
+        ids = np.zeros((len(shard), WINDOW, count), np.int16)
+        for row, latents in enumerate(shard):
+            windows = torch.from_numpy(latents.astype(np.float32)).unfold(0, count * WINDOW, 1)
+            ids[row] = codes.encode(windows[:WINDOW].transpose(1, 2))[1].numpy()
+        np.save(path, ids)
+    return read_codes(corpus, folder)
+
+
+def read_codes(corpus: Corpus, folder: Path) -> np.ndarray:
+    """The codes (pieces, 5, n) that `encode_codes` wrote."""
+    return np.concatenate([np.load(folder / f"codes-{first}.npy") for first in corpus.firsts])
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A prompt and its answer, as ids; what sounds (n, READ) from place `heard_at` on; a gap in the
+    positions, for music longer than any of the corpus."""
+
+    prompt: list[int]
+    answer: list[int]
+    heard_at: int
+    heard: Tensor
+    gap_at: int = 0
+    gap: int = 0
 
 
 class Conversations(IterableDataset):
@@ -154,69 +184,108 @@ class Conversations(IterableDataset):
         row = self.codes[index, start % WINDOW, start // WINDOW : start // WINDOW + count]
         return [self.first_code + int(code) for code in row]
 
-    def _planning(self, rng: random.Random) -> tuple[list[int], list[int], int]:
-        """Prompt, answer and the gap of positions before the codes."""
+    def _planning(self, rng: random.Random) -> Turn:
+        """A plan and codes from words, or codes from nothing."""
         index = rng.randrange(len(self.corpus))
         piece = self.corpus.pieces[index]
         starts = range(0, FRAMES - 12 * FRAMES_PER_SECOND, 4 * piece.bar_frames)
         start = rng.choice(starts)
         fitting = (self.codes.shape[2] * WINDOW - start) // FRAMES_PER_SECOND
+        fitting = min(fitting, rng.choice(HEARD_SECONDS))
         seconds = rng.randint(10, 60)
-        words, sung = (
-            caption(piece, rng, mention=0.5),
-            lyrics(piece, rng, start, seconds * FRAMES_PER_SECOND),
-        )
-        plan = plan_of(piece, seconds, rng)
+        bpm = bpm_near(piece, rng) if rng.random() < 0.5 else piece.bpm
+        words = caption(piece, rng, mention=0.5, bpm=bpm)
+        sung = lyrics(piece, rng, start, seconds * FRAMES_PER_SECOND) or "[Instrumental]"
+        plan = plan_of(piece, seconds, rng, bpm if str(bpm) in words else None)
         for field, chance in (("caption", 0.25), ("language", 0.2)):
             if rng.random() < chance:
                 del plan[field]
-        prompt = generate_prompt(words, sung or "[Instrumental]")
-        if rng.random() < 0.08:
+        prompt = generate_prompt(words, sung)
+        if rng.random() < 0.06:
             prompt, plan = chat(GENERATE, NOTHING), {}
         elif rng.random() < 0.04:
-            prompt = chat(GENERATE, f"# Lyric\n{sung or '[Instrumental]'}\n")
-        prompt_ids, thought = self._ids(prompt), self._ids(think(plan))
+            prompt = chat(GENERATE, f"# Lyric\n{sung}\n")
+        asked, thought = self._ids(prompt), self._ids(think(plan))
         music = self._codes(index, start, min(seconds, fitting) * CODES_PER_SECOND)
+        heard = reading(piece, start, len(music) * WINDOW, WINDOW)
         whole = seconds <= fitting
         gap = 0 if whole else rng.randint(0, (seconds - fitting) * CODES_PER_SECOND)
-        self._gap_at = len(prompt_ids) + len(thought)
+        gap_at = len(asked) + len(thought)
         if not plan:  # an empty thought is given, not asked for
-            return prompt_ids + thought, music + [self.stop] * whole, gap
-        return prompt_ids, thought + music + [self.stop] * whole, gap
+            asked, thought = asked + thought, []
+        answer = thought + music + [self.stop] * whole
+        return Turn(asked, answer, gap_at, heard, gap_at, gap)
 
-    def _listening(self, rng: random.Random) -> tuple[list[int], list[int], int]:
+    def _listening(self, rng: random.Random) -> Turn:
+        """A plan and lyrics from codes."""
         index = rng.randrange(len(self.corpus))
         piece = self.corpus.pieces[index]
         start = rng.randrange(0, FRAMES - 10 * FRAMES_PER_SECOND - WINDOW)
         fitting = (self.codes.shape[2] * WINDOW - start) // FRAMES_PER_SECOND
         seconds = rng.randint(6, max(6, fitting))
         music = self._codes(index, start, seconds * CODES_PER_SECOND)
-        head, tail = chat(UNDERSTAND, "\0").split("\0")
+        head, tail = map(self._ids, chat(UNDERSTAND, "\0").split("\0"))
         sung = lyrics(piece, rng, start, seconds * FRAMES_PER_SECOND) or "[Instrumental]"
-        self._gap_at = 0
         answer = [*self._ids(think(plan_of(piece, seconds, rng)) + sung), self.stop]
-        return self._ids(head) + music + self._ids(tail), answer, 0
+        heard = reading(piece, start, len(music) * WINDOW, WINDOW)
+        return Turn(head + music + tail, answer, len(head), heard)
+
+    def _telling(self, rng: random.Random) -> Turn:
+        """A plan and lyrics from an idea, or from a style and lyrics that are kept."""
+        piece = rng.choice(self.corpus.pieces)
+        seconds = rng.randint(10, 60)
+        sung = lyrics(piece, rng, 0, seconds * FRAMES_PER_SECOND) or "[Instrumental]"
+        bpm = bpm_near(piece, rng)
+        words = caption(piece, rng, mention=0.4, bpm=bpm)
+        if rng.random() < 0.5:
+            idea = words if rng.random() < 0.8 else NOTHING
+            wordless = str(not piece.tagged).lower()
+            prompt = chat(INSPIRE, f"{idea}\n\ninstrumental: {wordless}")
+        else:
+            prompt = chat(REWRITE, f"# Caption\n{words}\n\n# Lyric\n{sung}")
+        plan = plan_of(piece, seconds, rng, bpm if str(bpm) in words else None)
+        answer = [*self._ids(think(plan) + sung), self.stop]
+        return Turn(self._ids(prompt), answer, 0, torch.zeros(0, READ))
+
+    def _turn(self, rng: random.Random) -> Turn:
+        chance = rng.random()
+        if chance < LISTENING:
+            return self._listening(rng)
+        return self._telling(rng) if chance < LISTENING + TELLING else self._planning(rng)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         rng = random.Random(self.seed + 1000 * rank())
         while True:
-            rows = []
-            for _ in range(self.batch):
-                prompt, answer, gap = (self._listening if rng.random() < 0.4 else self._planning)(
-                    rng
-                )
-                rows.append((prompt, answer, self._gap_at, gap))
-            length = -(-max(len(p) + len(a) for p, a, _, _ in rows) // 32) * 32
-            ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
-            labels = torch.full((len(rows), length), -100)
-            positions = torch.arange(length).repeat(len(rows), 1)
-            for row, (prompt, answer, gap_at, gap) in enumerate(rows):
-                end = len(prompt) + len(answer)
-                ids[row, :end] = torch.tensor(prompt + answer)
-                labels[row, len(prompt) : end] = torch.tensor(answer)
-                if gap:
-                    positions[row, gap_at:] += gap
-            yield {"ids": ids, "labels": labels, "positions": positions}
+            turns = [self._turn(rng) for _ in range(self.batch)]
+            length = -(-max(len(turn.prompt) + len(turn.answer) for turn in turns) // 32) * 32
+            ids = torch.full((len(turns), length), self.tokenizer.pad_token_id)
+            labels = torch.full((len(turns), length), -100)
+            positions = torch.arange(length).repeat(len(turns), 1)
+            heard = torch.full((len(turns), length, READ), torch.nan)
+            for row, turn in enumerate(turns):
+                end = len(turn.prompt) + len(turn.answer)
+                ids[row, :end] = torch.tensor(turn.prompt + turn.answer)
+                labels[row, len(turn.prompt) : end] = torch.tensor(turn.answer)
+                heard[row, turn.heard_at : turn.heard_at + len(turn.heard)] = turn.heard
+                positions[row, turn.gap_at :] += turn.gap
+            yield {"ids": ids, "labels": labels, "positions": positions, "heard": heard}
+
+
+@torch.no_grad()
+def sound_of_codes(codes: Codes, count: int, width: int) -> Tensor:
+    """What each code sounds like, as the rows (count, width) of an embedding with unit spread.
+
+    The five frames a code alone is decoded to, along their `width` directions of most variance.
+    """
+    quantizer = codes.tokenizer.quantizer
+    latents = codes.detokenizer(
+        quantizer.get_output_from_indices(torch.arange(count)[None, :, None])
+    )
+    frames = latents[0].unflatten(0, (count, WINDOW)).flatten(1)
+    frames = frames - frames.mean(0)
+    _, _, directions = torch.linalg.svd(frames, full_matrices=False)
+    turned = frames @ directions[:width].T @ torch.linalg.qr(torch.randn(width, width))[0]
+    return turned / turned.std()
 
 
 def build_planner(
@@ -237,49 +306,87 @@ def build_planner(
         **heads(width),
     )
     planner = Qwen3ForCausalLM(config)
-    order_embeddings(planner.model.embed_tokens.weight.data, tokenizer, scale=0.05)
+    order_embeddings(planner.model.embed_tokens.weight.data, tokenizer, scale=SPREAD)
     return planner
 
 
-class TrainedPlanner(Trained):
-    """Next-token loss over the answers; codes and words are logged apart."""
+class Heard(nn.Module):
+    """The planner, and in training a linear reader of its middle layer at every code.
 
-    def __init__(self, steps: int, planner: nn.Module, first_code: int, rate: float = 1.5e-3):
+    The reader tells tempo, place in the bar, scale and style (`reading`) of what has sounded up to
+    there: many times the teaching that one plan a piece gives. It is not exported.
+    """
+
+    def __init__(self, planner: Qwen3ForCausalLM):
+        super().__init__()
+        self.planner = planner
+        self.reader = nn.Linear(planner.config.hidden_size, READ)
+        self.middle: Tensor | None = None
+        planner.model.layers[len(planner.model.layers) // 2].register_forward_hook(self._hear)
+
+    def _hear(self, _layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        self.middle = output
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Hidden states (B, L, width) and the reader's guesses (B, L, READ)."""
+        hidden = self.planner.model(input_ids=batch["ids"], position_ids=batch["positions"])
+        middle, self.middle = self.middle, None
+        return hidden.last_hidden_state, self.reader(middle).float()
+
+
+class TrainedPlanner(Trained):
+    """Next-token loss over the answers, and the reader's error; words and codes are logged apart."""
+
+    def __init__(
+        self, steps: int, planner: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast,
+        rate: float = 1.5e-3,
+    ):  # fmt: skip
         super().__init__(steps, rate, warmup=100, decay=0.02, average=0.995)
-        self.model, self.first_code = planner, first_code
+        self.model = Heard(planner)
+        self.first_code = tokenizer.convert_tokens_to_ids(code_token(0))
+        facts = [*map(str, NUMBERS), *key_names()]
+        self.weights = torch.ones(self.first_code)
+        self.weights[tokenizer.convert_tokens_to_ids(facts)] = FACT_WEIGHT
         self.start_average()
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        hidden = model.model(
-            input_ids=batch["ids"], position_ids=batch["positions"]
-        ).last_hidden_state[:, :-1]
+    def loss(self, model: Heard, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        hidden, guessed = model(batch)
         labels = batch["labels"][:, 1:]
         asked = labels >= 0
-        logits = model.lm_head(hidden[asked]).float()
+        logits = model.planner.lm_head(hidden[:, :-1][asked]).float()
         losses = F.cross_entropy(logits, labels[asked], reduction="none")
         codes = labels[asked] >= self.first_code
+        weights = self.weights.to(losses.device)[labels[asked][~codes]]
+        words = (weights * losses[~codes]).sum() / weights.sum()
+        told = batch["heard"].isfinite()
+        read = (guessed - batch["heard"])[told].square().mean()
+        numbers = {"words": words, "codes": losses[codes].mean(), "read": read}
         # A plan is few words among many codes: both kinds weigh the same.
-        words_loss, codes_loss = losses[~codes].mean(), losses[codes].mean()
-        return words_loss + codes_loss, {"words": words_loss.detach(), "codes": codes_loss.detach()}
+        loss = words + CODE_WEIGHT * numbers["codes"] + READ_WEIGHT * read
+        return loss, {name: value.detach() for name, value in numbers.items()}
 
 
 def train_planner(
     run: Run, corpus: Corpus, held_out: Corpus, code_ids: tuple[np.ndarray, np.ndarray],
-    tokenizer: PreTrainedTokenizerFast, width: int = WIDTH, layers: int = LAYERS,
+    tokenizer: PreTrainedTokenizerFast, sounds: Tensor, width: int = WIDTH, layers: int = LAYERS,
 ) -> Qwen3ForCausalLM:  # fmt: skip
+    """Trains a planner whose codes begin as `sounds` (codes, width), see `sound_of_codes`."""
     planner = build_planner(tokenizer, width, layers)
-    module = TrainedPlanner(run.steps, planner, tokenizer.convert_tokens_to_ids(code_token(0)))
+    first = tokenizer.convert_tokens_to_ids(code_token(0))
+    planner.model.embed_tokens.weight.data[first : first + len(sounds)] = SPREAD * sounds
+    module = TrainedPlanner(run.steps, planner, tokenizer)
     train = DataLoader(
-        Conversations(corpus, code_ids[0], tokenizer, run.batch, seed=11), batch_size=None
+        Conversations(corpus, code_ids[0], tokenizer, run.batch, seed=11 + run.resumed()),
+        batch_size=None,
     )
     held = [next(iter(Conversations(held_out, code_ids[1], tokenizer, 48, seed=12)))]
     fit(module, train, DataLoader(held, batch_size=None), run)
-    return module.average.module
+    return module.average.module.planner
 
 
 def load_planner(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     state = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
-    prefix = "average.module."
+    prefix = "average.module.planner."
     weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     table = weights["model.embed_tokens.weight"]
     layers = 1 + max(

@@ -16,18 +16,20 @@ from transformers import PreTrainedTokenizerFast
 
 from mini.attention import use_grouped_attention
 from mini.latents import Corpus, Crop
-from mini.model import Generator, Sizes
+from mini.model import Generator, Sizes, reading
 from mini.prompts import lyric_prompt, text_prompt
+from mini.shipped import begin_generator
 from mini.train_tokens import Codes
 from mini.training import Run, Trained, fit, rank
 from mini.vae import LATENTS
 from mini.words import bpm_near, caption, lyrics, spell
 
-LENGTHS = (256, 256, 256, 512)  # latent frames of a batch; one of the longest has half the crops
+LENGTHS = (160, 160, 160, 320)  # latent frames of a batch; one of the longest has half the crops
 REFERENCE_FRAMES, REFERENCES = 250, 1  # a batch carries one timbre reference
-REPAINT, COVER, NULL = 0.2, 0.12, 0.12  # chances of the tasks
+REPAINT, COVER, NULL = 0.15, 0.08, 0.1  # chances of the tasks
 TIME_SHIFT = 2.5  # pushes training times towards noise: there tempo, key and form are decided
 KEPT_WEIGHT = 0.2  # of the loss where repaint keeps the source
+READ_WEIGHT = 1.0  # of the reader's error
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Batch:
     references: Tensor  # (R, 250, 64), of the first R of the batch
     null: Tensor  # (B,) bool: the condition is dropped
     weight: Tensor  # (B, T, 1) of the loss
+    reading: Tensor  # (B, T / 2, READ): what the words mean
 
 
 def repaint_span(frames: int, rng: random.Random) -> tuple[int, int]:
@@ -106,7 +109,7 @@ class Tasks(IterableDataset):
             frames = rng.choice(self.lengths)
             count = max(2, self.batch * min(self.lengths) // frames)
             targets, contexts, texts, sung, weights = [], [], [], [], []
-            references = []
+            references, readings = [], []
             for index in range(count):
                 task = self._task(rng)
                 referred = index < REFERENCES and self.only is None
@@ -117,14 +120,13 @@ class Tasks(IterableDataset):
                 text, lyric = self._words(crop, task, referred, rng)
                 if referred:
                     other = self.corpus.crop(REFERENCE_FRAMES, rng, aligned=False)
-                    same = self.corpus.cut(
-                        self.corpus.pieces.index(crop.piece), other.start, REFERENCE_FRAMES
-                    )
+                    same = self.corpus.cut(crop.index, other.start, REFERENCE_FRAMES)
                     references.append(same.latents)
                 targets.append(crop.latents)
                 contexts.append(torch.cat([source, mask], dim=-1))
                 texts.append(text)
                 sung.append(lyric)
+                readings.append(reading(crop.piece, crop.start, frames, step=2))
                 weights.append(KEPT_WEIGHT + (1 - KEPT_WEIGHT) * mask[:, :1])
             tokens = {"padding": "longest", "return_tensors": "pt", "truncation": True}
             yield Batch(
@@ -137,6 +139,7 @@ class Tasks(IterableDataset):
                 else torch.zeros(0, REFERENCE_FRAMES, LATENTS),
                 null=torch.tensor([rng.random() < NULL for _ in range(count)]),
                 weight=torch.stack(weights),
+                reading=torch.stack(readings),
             )
 
 
@@ -147,7 +150,7 @@ class TrainedGenerator(Trained):
         self, steps: int, tokenizer: PreTrainedTokenizerFast, sizes: Sizes, silence: Tensor,
         rate: float = 1e-3,
     ):  # fmt: skip
-        super().__init__(steps, rate, warmup=150, decay=0.01, average=0.998)
+        super().__init__(steps, rate, warmup=150, decay=0.01, average=0.997)
         self.model = Generator(tokenizer, sizes, silence)
         use_grouped_attention(self.model.condition_encoder)
         use_grouped_attention(self.model.transformer)
@@ -191,8 +194,10 @@ class TrainedGenerator(Trained):
             .to(batch.target.device)
         )
         error = self._velocity_error(model, batch, time, torch.randn_like(batch.target), batch.null)
-        loss = (error * batch.weight).sum() / (batch.weight.sum() * LATENTS)
-        return loss, {"velocity": loss.detach()}
+        velocity = (error * batch.weight).sum() / (batch.weight.sum() * LATENTS)
+        told = ~batch.null
+        read = (model.read() - batch.reading)[told].square().mean()
+        return velocity + READ_WEIGHT * read, {"velocity": velocity.detach(), "read": read.detach()}
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Held-out text-to-music error at fixed times, with the condition and without."""
@@ -200,7 +205,7 @@ class TrainedGenerator(Trained):
         generator = torch.Generator().manual_seed(1)
         noise = torch.randn(batch.target.shape, generator=generator).to(batch.target.device)
         self.silent = None
-        for value in (0.2, 0.5, 0.8, 0.95):
+        for value in (0.5, 0.8, 0.95):
             time = torch.full((len(noise),), value, device=noise.device)
             for name, null in (("velocity", False), ("null", True)):
                 dropped = torch.full_like(batch.null, null)
@@ -224,17 +229,16 @@ def train_generator(
     silence: Tensor, sizes: Sizes, lengths: tuple[int, ...] = LENGTHS,
 ) -> Generator:  # fmt: skip
     module = TrainedGenerator(run.steps, tokenizer, sizes, silence)
+    begin_generator(module.model, run.folder)
+    module.start_average()
     frames = silence[0]
-    resumed = len(
-        list(run.folder.glob("log*"))
-    )  # a run that goes on doesn't see the same batches again
-    train = Tasks(corpus, codes, tokenizer, frames, 7 + resumed, run.batch, lengths)
-    held = Tasks(held_out, codes, tokenizer, frames, 8, 2 * run.batch, lengths[:1], "text2music")
+    train = Tasks(corpus, codes, tokenizer, frames, 7 + run.resumed(), run.batch, lengths)
+    held = Tasks(held_out, codes, tokenizer, frames, 8, run.batch, lengths[:1], "text2music")
     loaders = (
         DataLoader(train, batch_size=None),
         DataLoader([next(iter(held))], batch_size=None, collate_fn=lambda b: b),
     )
-    fit(module, *loaders, run)
+    fit(module, *loaders, run, check_every=500)
     return module.average.module
 
 

@@ -111,14 +111,11 @@ class TrainedCodec(Trained):
         return loss, {"spectrum": spectrum.detach(), "wave": wave.detach(), "roll": notes.detach()}
 
 
-def train_vae(run: Run, frames: int = 32, start: Path | None = None) -> Codec:
-    """Trains, or goes on training; `start` names a codec's weights to begin from."""
+def train_vae(run: Run, frames: int = 32) -> Codec:
+    """Trains, or goes on training."""
     module = TrainedCodec(run.steps)
     if not (run.folder / "last.ckpt").exists():
-        if start is None:
-            initialise(module.model.codec, next(iter(Crops(32, 128, seed=1)))[0])
-        else:
-            module.model.codec.load_state_dict(torch.load(start, weights_only=True))
+        initialise(module.model.codec, next(iter(Crops(32, 128, seed=1)))[0])
         module.start_average()
     held_out = [next(iter(Crops(24, 100, seed=HELD_OUT)))]
     crops = DataLoader(Crops(run.batch, frames, seed=run.steps), batch_size=None)

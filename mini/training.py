@@ -83,6 +83,16 @@ class Run:
     batch: int
     processes: int = PROCESSES
 
+    def resumed(self) -> int:
+        """How often it was begun before: one that goes on doesn't see the same batches again."""
+        return len(list(self.folder.glob("log*")))
+
+
+def bfloat16_is_fast() -> bool:
+    """Whether this machine multiplies bfloat16 itself; one that doesn't is slower with it."""
+    told = torch.cpu.get_capabilities()
+    return torch.cuda.is_available() or bool(told.get("amx_bf16") or told.get("avx512_bf16"))
+
 
 def rank() -> int:
     """Number of this process among those that train together."""
@@ -115,7 +125,7 @@ def fit(
         accelerator="auto",
         devices=processes,
         strategy="ddp_fork" if processes > 1 else "auto",
-        precision="bf16-mixed",
+        precision="bf16-mixed" if bfloat16_is_fast() else "32-true",
         gradient_clip_val=clip,
         val_check_interval=check_every,
         check_val_every_n_epoch=None,

@@ -38,7 +38,8 @@ def spell(key: str, rng: random.Random) -> str:
 
 def bpm_near(piece: Piece, rng: random.Random) -> int:
     """Any whole tempo that lies nearest to the piece's own among the tempi of the grid."""
-    low, high = piece.beat_frames + 0.5, piece.beat_frames - 0.5
+    half = (BEAT_FRAMES[1] - BEAT_FRAMES[0]) / 2
+    low, high = piece.beat_frames + half, piece.beat_frames - half
     slowest, fastest = 60 * FRAMES_PER_SECOND / low, 60 * FRAMES_PER_SECOND / high
     return rng.randint(math.ceil(slowest), math.ceil(fastest) - 1)
 
@@ -53,8 +54,11 @@ def describe(piece: Piece) -> str:
     return f"A {mood} {style.names[0]} track with {listed}"
 
 
-def caption(piece: Piece, rng: random.Random, mention: float = 0.15) -> str:
-    """A caption as a musician might type it; tempo and key are named with chance `mention`."""
+def caption(piece: Piece, rng: random.Random, mention: float = 0.15, bpm: int | None = None) -> str:
+    """A caption as a musician might type it; tempo and key are named with chance `mention`.
+
+    The tempo named is `bpm`, or the piece's own.
+    """
     style = STYLES[piece.style]
     name = rng.choice(style.names)
     moods = rng.sample(style.moods, rng.choice((0, 1, 1, 2)))
@@ -74,7 +78,7 @@ def caption(piece: Piece, rng: random.Random, mention: float = 0.15) -> str:
     if rng.random() < 0.2:
         more.append("instrumental")
     if rng.random() < mention:
-        more.append(rng.choice(("{} bpm", "at {} bpm", "tempo {}")).format(piece.bpm))
+        more.append(rng.choice(("{} bpm", "at {} bpm", "tempo {}")).format(bpm or piece.bpm))
     if rng.random() < mention:
         more.append(rng.choice(("in {}", "{}", "key of {}")).format(spell(piece.key, rng)))
     form = rng.random()

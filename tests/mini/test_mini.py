@@ -1,6 +1,7 @@
 """The embedded model's own making: laws of its parts, and the small mode from end to end."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,14 @@ pytest.importorskip("lightning", reason="the embedded model is trained with Ligh
 from diffusers import AceStepPipeline
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mini import measure, planner
+import lyrics
+import stanzas
+from mini import measure, planner, shipped, songwriter, verses
 from mini.__main__ import SMALL, make
 from mini.compose import BEAT_FRAMES, STYLES, bpm_of, compose
+from mini.gates import drain
 from mini.measure import Key
+from mini.model import clock
 from mini.prompts import lyric_prompt, text_prompt, text_tokenizer
 from mini.render import HOP, SAMPLE_RATE, piano_roll, render
 from mini.vae import LATENTS, Codec, LatentScale, export, initialise, prune_identity
@@ -76,6 +81,38 @@ def test_the_exported_codec_is_the_codec():
         inner = slice(25 * HOP, -25 * HOP)
         played, wanted = vae.decode(exported).sample, codec.decode(latents)
         assert torch.allclose(played[..., inner], wanted[..., inner], atol=1e-4)
+
+
+def test_a_codec_comes_back_out_of_its_export():
+    torch.manual_seed(0)
+    codec = Codec().eval()
+    initialise(codec, torch.from_numpy(render(compose(1), 0, 80))[None])
+    unscaled = LatentScale(torch.zeros(LATENTS), torch.ones(LATENTS))
+    restored = shipped.restore_codec(export(codec, unscaled)).state_dict()
+    for name, weight in codec.state_dict().items():
+        assert torch.allclose(restored[name], weight, atol=1e-6), name
+
+
+@pytest.mark.parametrize("beat", BEAT_FRAMES)
+def test_the_clock_has_a_hand_for_every_beat_and_bar(beat):
+    hands, frames = clock(800), torch.arange(800)
+    assert hands.shape == (800, LATENTS)
+    for period in (beat, 4 * beat):
+        turning = torch.sin(2 * torch.pi * frames / period)
+        likeness = [torch.corrcoef(torch.stack([turning, hand]))[0, 1] for hand in hands.T[:60]]
+        assert max(likeness) > 0.999
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_verses_are_what_was_asked_for(seed):
+    draft = verses.write(seed)
+    sections = stanzas.parts(draft.text)
+    assert stanzas.normalise(draft.text) == draft.text
+    assert stanzas.sections(draft.text) == stanzas.asked(draft.structure)
+    assert all(len(lines) in (0, draft.lines) for _, lines in sections)
+    choruses = {tuple(lines) for name, lines in sections if name == "chorus"}
+    assert len(choruses) <= 1
+    assert stanzas.turns(songwriter.request(draft))
 
 
 def test_prompts_are_the_pipelines_to_the_byte():
@@ -150,4 +187,9 @@ def test_the_small_mode_makes_a_whole_checkpoint(tmp_path):
     first, last = (tokenizer.convert_tokens_to_ids(planner.code_token(n)) for n in (0, 4095))
     assert last - first == 4095
 
+    writer = replace(lyrics.WRITERS["mini"], folder=vendor / "songwriter")
+    drain(lyrics.Songwriter.load(writer, vendor / "songwriter", "cpu"))
+
     make(tmp_path / "work", vendor, SMALL)  # goes on where it stood: nothing is left to do
+    make(tmp_path / "next", tmp_path / "second", SMALL, start=vendor)  # or from what was made
+    assert (tmp_path / "second" / "model_index.json").exists()
