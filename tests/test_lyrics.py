@@ -336,13 +336,13 @@ def write(writer, **changes):
 
 
 def test_a_seed_fixes_the_text_and_another_one_changes_it(writer):
-    first = write(writer)
+    first = write(writer, structure="verse")
     assert isinstance(first, Written)
-    assert len(first.text) > 40
+    assert len(first.text) > 30
     np.random.seed(0)  # others' dice are not ours
-    assert write(writer) == first
-    others = {write(writer, seed=seed).text for seed in (0, 1, 2)}
-    assert len(others | {first.text}) == 4
+    assert write(writer, structure="verse") == first
+    others = {write(writer, structure="verse", seed=seed).text for seed in (0, 1)}
+    assert len(others | {first.text}) == 3
 
 
 def test_both_engines_write_the_same_words_of_the_same_weights(writers):
@@ -353,53 +353,23 @@ def test_both_engines_write_the_same_words_of_the_same_weights(writers):
 def test_no_word_of_the_prompt_is_in_the_answer(writers):
     brief = "zanzibar quicksilver umbrella"
     for writer in writers.values():
-        text = write(writer, brief=brief).text
+        text = write(writer, brief=brief, structure="verse").text
         assert text.startswith("[verse]\n")
         for word in (*brief.split(), "songwriter", "Language", "system", "<|"):
             assert word not in text.removeprefix("[verse]")
 
 
-def test_every_knob_reaches_the_model(writers, monkeypatch):
-    writer = writers["torch"]
-    before = reached(writer, monkeypatch)
-    turned = {
-        "brief": "leaving a small town",
-        "structure": "chorus, verse",
-        "language": "fi",
-        "tone": "bitter",
-        "rhyme": "free",
-        "lines": 5,
-        "seed": 8,
-        "temperature": 0.3,
-        "top_p": 0.5,
-        "top_k": 3,
-        "repetition_penalty": 1.9,
-    }
-    assert turned.keys() == Lyrics.model_fields.keys()
-    for name, value in turned.items():
-        assert reached(writer, monkeypatch, **{name: value}) != before, name
-
-
-def reached(writer, monkeypatch, **changes):
-    """Every token that the model reads for a request, answer included."""
-    read, there = [], writer.model.read
-    with monkeypatch.context() as patch:
-        patch.setattr(writer.model, "read", lambda ids: (read.extend(ids), there(ids))[1])
-        write(writer, **{"structure": "verse", **changes})
-    return read
-
-
 def test_closing_stops_between_two_words(writer, monkeypatch):
     monkeypatch.setattr(lyrics, "PULSE_S", 0.0)
-    whole, read, there = write(writer), [], writer.model.read
+    whole, read, there = write(writer, structure="verse"), [], writer.model.read
     monkeypatch.setattr(writer.model, "read", lambda ids: (read.append(ids), there(ids))[1])
-    steps = writer.write(request())
+    steps = writer.write(request(structure="verse"))
     texts = [next(steps).text for _ in range(8)]
     steps.close()
     stopped = len(read)
     assert len(texts[-1]) < len(whole.text)
     assert stopped <= 8
-    assert write(writer) == whole, "what was stopped leaves nothing behind"
+    assert write(writer, structure="verse") == whole, "what was stopped leaves nothing behind"
 
 
 @pytest.mark.parametrize("engine", ["torch", "mlx"])
@@ -514,6 +484,41 @@ def test_a_song_comes_out_as_it_was_said(monkeypatch):
         assert not last.startswith("[") or last.endswith("]"), "no half tag"
     assert [(s.step, s.steps) for s in seen][-1] == (3, 3)
     assert all(isinstance(s, Progress) and s.stage == "Writing the words" for s in seen)
+
+
+def test_every_knob_reaches_the_model():
+    """The prompt and the dice together: every token that the model reads, its answer included."""
+
+    class Undecided(Scripted):
+        def read(self, ids: list[int]) -> np.ndarray:
+            self.heard[-1] += ids
+            return np.random.default_rng(len(self.heard[-1])).normal(0, 1, 366).astype(np.float32)
+
+    def reached(**changes):
+        writer = Songwriter(WRITERS["qwen"], tiny_writer.tokenizer(), Undecided())
+        asked = request(**changes)
+        drain(writer.repair(asked, asked.repair) if asked.repair else writer.write(asked))
+        return writer.model.heard
+
+    before = reached()
+    assert reached() == before
+    turned = {
+        "brief": "leaving a small town",
+        "structure": "chorus, verse",
+        "language": "fi",
+        "tone": "bitter",
+        "rhyme": "free",
+        "lines": 5,
+        "seed": 8,
+        "temperature": 0.3,
+        "top_p": 0.5,
+        "top_k": 3,
+        "repetition_penalty": 1.9,
+        "repair": "[verse]\nla",
+    }
+    assert turned.keys() == Lyrics.model_fields.keys()
+    for name, value in turned.items():
+        assert reached(**{name: value}) != before, name
 
 
 @pytest.mark.parametrize("mark", ["<|im_end|>", "<|endoftext|>"])
