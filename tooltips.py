@@ -18,7 +18,7 @@ TIPS: dict[str, str] = {
     "prompt": "Genre, instruments, mood, tempo, voice: whatever you would tell a band.",
     "cover.prompt": "What it is to become. Left empty, the style heard in the song is used.",
     "extend.prompt": "How it goes on. Left empty, the style heard in the song is used.",
-    "edit.prompt": "What it is to become. Left empty, the style heard in the song is used.",
+    "edit.prompt": "What it is to become. A repaint may be left empty: it keeps the style heard.",
     "instrumental": "Whether anybody sings.",
     "lyrics": "One line for each sung line. Tags such as [verse] and [chorus] shape the song.",
     "extend.lyrics": "What is sung in the new part, one line for each sung line.",

@@ -157,7 +157,8 @@ class _Room:
 
     def _wire_file(self, box: gr.File, picture: Picture) -> None:
         def read(given: Any) -> Iterator[Update]:
-            name = (given or {}).get("orig_name") or words.A_FILE
+            name = given.get("orig_name") if isinstance(given, dict) else None
+            name = name or words.A_FILE
             yield {picture.box: picture.reading(name)}
             try:
                 yield {picture.box: picture.show(look(self.studio, given), given["url"])}

@@ -16,6 +16,7 @@ import wave
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,10 @@ class FakeStudio:
     def __init__(self, card: Card = CARD, folder: Path | None = None) -> None:
         self._card = card
         self.folder = folder or Path(tempfile.mkdtemp(prefix="ace-fake-"))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was asked, and all takes."""
         self.idea = IDEA
         self.asked: list[Request] = []
         self.looked: list[Path] = []
@@ -116,7 +121,7 @@ class FakeStudio:
                         elapsed_s=time.monotonic() - began,
                         left_s=None if stage == "Loading" else (3.0, 8.0),
                     )
-                    time.sleep(0.3 if "slow" in words else 0.01)
+                    time.sleep(0.3 if "slow" in words else 0.002)
             done = True
             if "fail" in words:
                 yield Failed(
@@ -178,7 +183,7 @@ class FakeStudio:
         number = len(self.asked)
         path = self.folder / f"take-{number}.wav"
         samples = round(self._length(request) * 48_000)
-        write_tone(path, samples, 220 + 20 * number)
+        write_tone(path, samples, 220 + 20 * (number % 3))
         ran: dict[str, Any] = request.model_dump(mode="json")
         card = {"inference_steps": "steps", "guidance_scale": "guidance", "shift": "shift"}
         for name, on_card in card.items():
@@ -218,16 +223,20 @@ class FakeStudio:
 
 def write_tone(path: Path, samples: int, hertz: float) -> None:
     """A quiet stereo tone, 24 bits, 48 kHz."""
-    second = b"".join(
-        struct.pack("<i", round(2e6 * math.sin(2 * math.pi * hertz * n / 48_000)))[:3] * 2
-        for n in range(48_000)
-    )
-    whole = second * (samples // 48_000 + 1)
+    whole = _second(hertz) * (samples // 48_000 + 1)
     with wave.open(str(path), "wb") as out:
         out.setnchannels(2)
         out.setsampwidth(3)
         out.setframerate(48_000)
         out.writeframes(whole[: samples * 6])
+
+
+@lru_cache
+def _second(hertz: float) -> bytes:
+    return b"".join(
+        struct.pack("<i", round(2e6 * math.sin(2 * math.pi * hertz * n / 48_000)))[:3] * 2
+        for n in range(48_000)
+    )
 
 
 if __name__ == "__main__":

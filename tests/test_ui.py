@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -54,7 +54,7 @@ class Page:
         (found,) = (
             f
             for f in self.demo.fns.values()
-            if any(t[0] == wanted and does in (None, t[1]) for t in f.targets)
+            if f.fn and any(t[0] == wanted and does in (None, t[1]) for t in f.targets)
         )
         return found
 
@@ -91,31 +91,38 @@ class Page:
         """What the studio is asked for. The job is given up as soon as it is known."""
         already = len(self.studio.asked)
         running = self.event(f"{mode}-run").fn(caller(), *self.form(mode, **changes).values())
-        for update in running:
-            if len(self.studio.asked) > already:
-                running.close()
-                return self.studio.asked[-1]
-        raise AssertionError(update)
+        while len(self.studio.asked) == already:
+            assert next(running, None), "it was never asked for"
+        running.close()
+        return self.studio.asked[-1]
 
 
-@pytest.fixture(autouse=True)
-def upload_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    if "GRADIO_TEMP_DIR" not in os.environ:  # the served page has set its own
-        monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "page"))
-    return Path(os.environ["GRADIO_TEMP_DIR"])
+@pytest.fixture(scope="module", autouse=True)
+def upload_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, upload_folder: Path) -> Page:
+    return Page(FakeStudio(folder=tmp_path_factory.mktemp("studio")))
 
 
 @pytest.fixture
-def page(tmp_path: Path, upload_folder: Path) -> Page:
-    return Page(FakeStudio(folder=tmp_path))
+def page(built: Page) -> Page:
+    """The page as it opens. Building it takes a second, so one is used in turn."""
+    built.studio.reset()
+    return built
 
 
 @pytest.fixture
-def brought(upload_folder: Path) -> Callable[..., dict[str, Any]]:
+def brought(upload_folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """A file as the browser holds it once it is uploaded."""
 
     def bring(name: str = "tune.wav", seconds: float = 9) -> dict[str, Any]:
-        path = upload_folder / "abc" / name
+        path = upload_folder / tmp_path.name / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tone(path, round(seconds * 48_000), 330)
         return {
@@ -196,6 +203,290 @@ def test_a_knob_turned_arrives_in_the_request_and_nothing_else_does(
         assert changed == {knob.name} | ALSO.get((mode, knob.name), set())
 
 
+def test_what_is_hidden_is_not_asked_for(page: Page, brought: Callable[..., dict[str, Any]]):
+    song, turned = brought(), {"strength": 0.3, "noise": 0.4, "duration_s": 77}
+    covered = page.ask("cover", source=song, **turned)
+    assert (covered.strength, covered.noise, covered.duration_s) == (0.3, 0.4, 30)
+    sounds_like = page.ask("cover", reference=song, **turned)
+    assert (sounds_like.strength, sounds_like.noise, sounds_like.duration_s) == (1, 0, 77)
+    turned = {"source_prompt": "old", "n_max": 0.5, "repaint_strength": 0.9, "region": [1, 2]}
+    repainted = page.ask("edit", source=song, **turned)
+    assert (repainted.source_prompt, repainted.n_max, repainted.start_s) == ("", 1, 1)
+    assert (
+        page.ask("edit", source=song, repaint_mode="aggressive", **turned).repaint_strength == 0.5
+    )
+    morphed = page.ask("edit", source=song, kind="morph", prompt="brass", **turned)
+    assert (morphed.source_prompt, morphed.n_max, morphed.start_s) == ("old", 0.5, 0)
+    assert (morphed.end_s, morphed.repaint_strength) == (None, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "steer", "there", "gone"),
+    [
+        ("cover", {}, [], ["strength", "noise", "duration_s"]),
+        ("cover", {"reference": "x"}, ["duration_s"], ["strength", "noise"]),
+        ("cover", {"source": "x", "reference": "x"}, ["strength", "noise"], ["duration_s"]),
+        ("edit", {"kind": "repaint"}, ["repaint_mode", "repaint_strength"], ["n_max"]),
+        ("edit", {"repaint_mode": "conservative"}, ["repaint_mode"], ["repaint_strength"]),
+        ("edit", {"kind": "morph"}, ["n_max", "n_min", "n_avg", "source_prompt"], ["repaint_mode"]),
+    ],
+)
+def test_controls_come_and_go_with_what_they_are_for(
+    page: Page, mode: str, steer: dict[str, Any], there: list[str], gone: list[str]
+):
+    by = next(iter(steer), "instrumental")
+    inputs = page.event(f"{mode}-{by}", "change").inputs
+    at_first = {b.elem_id.removeprefix(f"{mode}-"): b.value for b in inputs}
+    (seen,) = page.press(f"{mode}-{by}", *{**at_first, **steer}.values(), does="change")
+    assert all(seen[f"{mode}-{name}"]["visible"] for name in there)
+    assert not any(seen[f"{mode}-{name}"]["visible"] for name in gone)
+    if not steer:
+        assert not any(page.blocks[f"{mode}-{name}"].visible for name in gone)
+
+
+@pytest.mark.parametrize("mode", LISTENERS)
+def test_a_run_without_a_song_says_to_choose_one(page: Page, mode: str, toasts: list[str]):
+    last = page.make(mode)[-1]
+    assert "No file was chosen for Song. Choose a song from your disk." in toasts
+    assert "No file was chosen for Song." in last[f"{mode}-status"]
+    assert last[f"{mode}-run"]["interactive"] is True
+    assert not page.studio.asked
+
+
+def test_a_region_that_is_not_there_yet_is_waited_for(
+    page: Page, brought: Callable[..., dict[str, Any]], toasts: list[str]
+):
+    page.make("edit", source=brought())
+    assert toasts[0].startswith("tune.wav is still being read.")
+    assert page.ask("edit", source=brought(), kind="morph", prompt="brass").kind == "morph"
+
+
+def test_a_song_is_looked_at_as_soon_as_it_is_there(
+    page: Page, brought: Callable[..., dict[str, Any]]
+):
+    song = brought("my tune.wav", seconds=9)
+    reading, ready = page.press("edit-source", song, does="upload")
+    assert reading["edit-source-look"]["told"] == "Reading my tune.wav"
+    seen = ready["edit-source-look"]
+    assert (seen["state"], seen["seconds"], seen["told"]) == (
+        "ready",
+        9,
+        "0:09.0 · 48 kHz · stereo",
+    )
+    assert seen["value"] == [3.0, 6.0]
+    assert len(seen["peaks"]) == 1000
+    assert seen["url"] == song["url"].lstrip("/")
+    assert page.studio.looked == [Path(song["path"])]
+    (blank,) = page.press("edit-source", does="clear")
+    assert (blank["state"], blank["value"], blank["peaks"]) == ("empty", None, [])
+    *_, cover = page.press("cover-source", song, does="upload")
+    assert cover["cover-source-look"]["value"] is None, "no region to pick in a cover"
+
+
+def test_a_file_that_is_no_music_is_refused_politely_and_let_go(
+    page: Page, brought: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
+    notes = brought("notes.txt")
+    Path(notes["path"]).write_text("dear diary")
+    *_, refused = page.press("cover-source", notes, does="upload")
+    assert refused["cover-source"] is None
+    seen = refused["cover-source-look"]
+    assert (seen["state"], seen["told"]) == (
+        "refused",
+        "notes.txt cannot be read as music: it holds no sound.",
+    )
+    assert seen["notes"][0].startswith("Save it as WAV, FLAC or MP3")
+    monkeypatch.setattr(page.studio, "look", lambda _: 1 / 0)
+    *_, broken = page.press("cover-source", brought(), does="upload")
+    assert "Something broke inside the studio (ZeroDivisionError)." in str(broken)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "/etc/passwd",
+        {"path": "/etc/passwd"},
+        {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}},
+        {"path": "{folder}/../../etc/passwd", "meta": {"_type": "gradio.FileData"}},
+        {"path": "{folder}/link", "meta": {"_type": "gradio.FileData"}},
+        {"path": "{folder}/gone.wav", "meta": {"_type": "gradio.FileData"}},
+        {"path": "{folder}", "meta": {"_type": "gradio.FileData"}},
+        {"path": "https://example.org/a.wav", "meta": {"_type": "gradio.FileData"}},
+        {"path": 7, "meta": {"_type": "gradio.FileData"}},
+        {"path": "a\0b", "meta": {"_type": "gradio.FileData"}},
+        ["/etc/passwd"],
+        7,
+    ],
+)
+def test_only_what_was_uploaded_here_is_read(
+    page: Page, upload_folder: Path, given: Any, toasts: list[str]
+):
+    (upload_folder / "link").unlink(missing_ok=True)
+    (upload_folder / "link").symlink_to("/etc/passwd")
+    if isinstance(given, dict) and isinstance(given["path"], str):
+        given = {**given, "path": given["path"].replace("{folder}", str(upload_folder))}
+    last = page.make("extend", source=given)[-1]
+    assert re.search("was not uploaded to this page|is not there any more", toasts[0])
+    assert "/etc" not in str(last) + toasts[0]
+    *_, refused = page.press("extend-source", given, does="upload")
+    assert refused["extend-source-look"]["state"] == "refused"
+    assert not page.studio.asked
+    assert not page.studio.looked
+
+
+def test_a_take_goes_to_another_tab_with_its_words(page: Page, upload_folder: Path):
+    page.generate(lyrics="la la", duration_s=10)
+    take = page.studio.takes("one")[0]
+    values = page.form("edit", prompt="mine").values()
+    first, then = page.press("generate-to-edit", take.id, *values)
+    assert first["studio"]["selected"] == "edit"
+    assert first["edit-source-look"]["state"] == "reading"
+    assert then["edit-source"]["value" if isinstance(then["edit-source"], dict) else 0]
+    assert then["edit-source-look"]["state"] == "ready"
+    assert page.studio.looked[0].is_relative_to(upload_folder), "served by this page"
+    filled = plain("edit", then)
+    assert (filled["lyrics"], filled["source_prompt"]) == ("la la", "a waltz")
+    assert filled["source_lyrics"] == "la la"
+    assert "prompt" not in filled, "what a person wrote stays"
+    *_, cover = page.press("generate-to-cover", take.id, *page.form("cover").values())
+    assert plain("cover", cover)["prompt"] == "a waltz"
+    assert cover["cover-strength"]["visible"]
+
+
+def test_an_instrumental_stays_one_on_another_tab(page: Page):
+    page.generate(instrumental=True, duration_s=10)
+    take = page.studio.takes("one")[0]
+    *_, then = page.press("generate-to-extend", take.id, *page.form("extend").values())
+    assert plain("extend", then)["instrumental"] is True
+    assert then["extend-lyrics"]["visible"] is False
+
+
+def test_an_edit_says_what_it_kept_and_what_was_heard_and_no_path(
+    page: Page, brought: Callable[..., dict[str, Any]]
+):
+    last = page.make("edit", source=brought("my tune.wav"), region=[3.4, 6.7], lyrics="la")[-1]
+    told = re.sub(r"<[^>]+>", "|", last["edit-facts"])
+    for words_ in (
+        "Outside the region||0 samples changed",
+        "Seam at 3.4 s||good",
+        "Seam at 6.7 s||audible",
+        "As heard",
+        "A bright waltz with a clarinet",
+        "Song||my tune.wav",
+        "From||3.4 s",
+    ):
+        assert words_ in told
+    assert "Let go at" not in told, "what meant nothing is not told"
+    assert "Planner guidance" not in told
+    take = page.studio.takes("one")[0]
+    assert str(Path(take.request["source"]).parent) not in str({**last, "edit-json": 0})
+    ((caption, _),) = last["edit-shelf"]["choices"]
+    assert caption.startswith("A bright waltz with a clarinet\n9 s · my tune.wav · From 3.4 s")
+
+
+def test_settings_of_an_edit_go_back_with_file_and_region(
+    page: Page, brought: Callable[..., dict[str, Any]]
+):
+    song = brought()
+    page.make("edit", source=song, region=[1.5, 4.0], prompt="brass")
+    take = page.studio.takes("one")[0]
+    (update,) = page.press("edit-reuse", take.id)
+    filled = plain("edit", update)
+    assert (filled["region"], filled["prompt"]) == ([1.5, 4.0], "brass")
+    assert Path(filled["source"]).read_bytes() == Path(song["path"]).read_bytes()
+    Path(song["path"]).unlink()
+    (update,) = page.press("edit-reuse", take.id)
+    assert update["edit-source-look"]["told"] == "tune.wav is not there any more."
+    assert plain("edit", update)["prompt"] == "brass"
+
+
+def test_a_surprise_fills_the_whole_form_anew(page: Page):
+    page.studio.idea = IDEA.model_copy(update={"keyscale": ""})
+    form = page.form(prompt="old", keyscale="C major", duration_s=20, vocal_language="de")
+    first, *_, last = page.press("generate-inspire", "a train", *form.values())
+    asked = page.studio.asked[0]
+    assert (asked.mode, asked.idea, asked.vocal_language) == ("inspire", "a train", "de")
+    assert first["generate-inspire"]["interactive"] is False
+    assert last["generate-inspire"]["interactive"] is True
+    filled = plain("generate", last)
+    assert (filled["prompt"], filled["lyrics"], filled["bpm"]) == (IDEA.prompt, IDEA.lyrics, 84)
+    assert (filled["keyscale"], filled["duration_s"]) == ("", 42)
+    assert "Style, Lyrics, Tempo" in last["generate-status"]
+    page.studio.idea = Idea(prompt="drone", lyrics="[Instrumental]", duration_s=600)
+    *_, last = page.press("generate-inspire", "", *form.values())
+    filled = plain("generate", last)
+    assert (filled["instrumental"], filled["duration_s"]) == (True, 240)
+    assert "lyrics" not in filled
+
+
+def test_formatting_changes_the_words_and_nothing_a_person_set(page: Page, toasts: list[str]):
+    form = page.form(prompt="old", lyrics="la", bpm="92")
+    *_, last = page.press("generate-rewrite", *form.values())
+    asked = page.studio.asked[0]
+    assert (asked.mode, asked.prompt, asked.lyrics) == ("rewrite", "old", "la")
+    filled = plain("generate", last)
+    assert (filled["prompt"], filled["lyrics"]) == (IDEA.prompt, IDEA.lyrics)
+    assert "bpm" not in filled
+    page.press("generate-rewrite", *page.form().values())
+    assert toasts[0].startswith("The style is empty.")
+
+
+@pytest.mark.parametrize("kind", ["repaint", "morph"])
+def test_listening_fills_what_was_left_open(
+    page: Page, brought: Callable[..., dict[str, Any]], kind: str, toasts: list[str]
+):
+    form = page.form("edit", source=brought(), region=[1, 2], kind=kind, bpm="92", lyrics="mine")
+    *_, last = page.press("edit-listen", *form.values())
+    assert (page.studio.asked[0].mode, page.studio.asked[0].source.name) == ("listen", "tune.wav")
+    filled = plain("edit", last)
+    assert filled["keyscale"] == "D minor"
+    assert filled["source_prompt"] == IDEA.prompt
+    assert ("prompt" in filled) is (kind == "repaint")
+    assert not filled.keys() & {"bpm", "lyrics"}
+    page.press("edit-listen", *page.form("edit").values())
+    assert toasts == ["No file was chosen for Song. Choose a song from your disk."]
+
+
+def test_a_helper_can_be_stopped_and_can_fail(page: Page, toasts: list[str]):
+    *_, last = page.press("generate-inspire", "fail", *page.form().values())
+    assert "There was not enough memory" in last["generate-status"]
+    running = page.event("generate-inspire").fn(caller(), "slow", *page.form().values())
+    next(running), next(running)
+    page.press("generate-stop")
+    *_, last = running
+    assert words.CANCELLED in str(last)
+    assert not plain(
+        "generate", {getattr(b, "elem_id", None) or "": v for b, v in last.items()}
+    ) & (KNOBS.keys())
+
+
+def test_without_a_planner_the_page_says_why_and_offers_nothing(tmp_path: Path):
+    why = "The planner (0.4 GB) is not on this computer; run: python app.py fetch --planner"
+    page = Page(FakeStudio(CARD.model_copy(update={"planner": "", "no_planner": why}), tmp_path))
+    planner = [k for k in Generate.knobs() if k.group == PLANNER]
+    assert len(planner) == 9
+    for mode in MODES:
+        assert not any(page.blocks[f"{mode}-{k.name}"].interactive for k in planner)
+        said = [b.value for b in page.demo.blocks.values() if "why" in (b.elem_classes or [])]
+        assert len(said) == len(MODES)
+        assert all(why in told for told in said)
+    for button in ("generate-inspire", "generate-rewrite", "cover-listen", "edit-listen"):
+        assert page.blocks[button].interactive is False
+    assert page.blocks["generate-idea"].info == why
+    page.generate()
+    assert page.studio.asked[0].thinking is None
+    first, *_, last = page.generate()
+    assert "generate-inspire" not in first.keys() | last.keys(), "not even when a song is done"
+
+
+def test_where_the_planner_listens_there_is_nothing_to_guide(page: Page):
+    for mode in MODES:
+        for name in forms.COMPOSING:
+            block = page.blocks[f"{mode}-{name}"]
+            assert block.interactive is (mode == "generate")
+            assert (block.info == words.LISTENS) is (mode != "generate")
+
+
 def plain(mode: str, update: dict[str, Any]) -> dict[str, Any]:
     """The values among an update of a form's fields, by knob."""
     values = {}
@@ -262,8 +553,11 @@ def test_a_run_locks_generate_and_frees_stop_then_the_other_way_round(page: Page
     assert last["generate-stop"]["interactive"] is False
 
 
-def test_the_status_counts_steps_and_time_and_the_reader_hears_stages_only(page: Page):
-    updates = page.generate(prompt="slow")
+def test_the_status_counts_steps_and_time_and_the_reader_hears_stages_only(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ui, "REFRESH_S", 0)
+    updates = page.generate()
     status = [u["generate-status"] for u in updates if "generate-status" in u]
     assert any("step 3 of 20" in s and "about 3 to 8 s left" in s for s in status)
     assert words.MEASURING in status[1]
@@ -428,14 +722,11 @@ def test_a_closed_tab_closes_the_job_and_leaves(page: Page):
     assert page.studio.left == ["one"]
 
 
-@pytest.mark.parametrize("module", ["ui", "endpoints", "theme", "tooltips"])
-def test_the_page_is_importable_without_torch(module: str):
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-def test_gradio_reports_nothing_to_anyone():
-    code = "import theme, gradio.analytics as a; import sys; sys.exit(a.analytics_enabled())"
+def test_the_page_brings_no_torch_in_and_gradio_reports_nothing_to_anyone():
+    code = (
+        "import ui, sys, gradio.analytics as a;"
+        "sys.exit('torch' in sys.modules or a.analytics_enabled())"
+    )
     env = {"PATH": "/usr/bin", "GRADIO_ANALYTICS_ENABLED": "True"}
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env).returncode == 0
 
@@ -448,9 +739,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeStudi
     patch = pytest.MonkeyPatch()
     patch.setenv("NO_PROXY", "127.0.0.1,localhost")
     patch.setenv("no_proxy", "127.0.0.1,localhost")
-    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("page")))
     studio = FakeStudio(folder=tmp_path_factory.mktemp("takes"))
-    demo = ui.build(studio)
+    studio.demo = demo = ui.build(studio)
     options = {**theme.launch_options(), "allowed_paths": [str(studio.folder)]}
     _, url, _ = demo.queue(max_size=64).launch(
         server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **options
@@ -494,6 +784,66 @@ def test_an_api_call_returns_the_song_and_its_take(served: Any, client: Client):
     assert (studio.asked[-1].bpm, studio.asked[-1].keyscale) == (90, "A minor")
     assert "path" not in take
     assert studio.left[-1].startswith("api-"), "nothing of it stays on the shelf"
+
+
+def test_songs_and_helpers_by_api_take_files_that_were_uploaded(
+    served: Any, client: Client, tmp_path: Path
+):
+    studio, _ = served
+    write_tone(tmp_path / "my tune.wav", 9 * 48_000, 330)
+    song = handle_file(tmp_path / "my tune.wav")
+    sound, take = client.predict(source=song, prompt="brass", strength=0.5, api_name="/cover")
+    assert Path(sound).read_bytes()[:4] == b"RIFF"
+    assert (take["request"]["source"], take["request"]["strength"]) == ("my tune.wav", 0.5)
+    assert studio.asked[-1].source.read_bytes() == (tmp_path / "my tune.wav").read_bytes()
+    assert client.predict(source=song, api_name="/listen")["bpm"] == 84
+    assert client.predict(idea="a train", api_name="/inspire")["prompt"] == IDEA.prompt
+    told = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    for name in ("source", "reference"):
+        (box,) = (p for p in told["/cover"]["parameters"] if p["parameter_name"] == name)
+        meta = box["type"]["properties"]["meta"]["properties"]["_type"]
+        assert meta == {"const": "gradio.FileData"}, "what makes it a file to an MCP client"
+
+
+MARKED = {"meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "/etc/passwd",
+        {"path": "/etc/passwd"},
+        {"path": "/etc/passwd", **MARKED},
+        {"path": "{folder}/../../../../../../etc/passwd", **MARKED},
+        {"path": "/etc/passwd", "url": "/gradio_api/file=/etc/passwd", **MARKED},
+    ],
+)
+@pytest.mark.parametrize("way", ["api", "page-run", "page-look"])
+def test_a_path_on_the_server_is_never_read(served: Any, given: Any, way: str):
+    studio, url = served
+    if isinstance(given, dict):
+        folder = os.environ["GRADIO_TEMP_DIR"]
+        given = {**given, "path": given["path"].replace("{folder}", folder)}
+    already = len(studio.asked), len(studio.looked)
+    if way == "api":
+        called = httpx.post(f"{url}gradio_api/call/v2/extend", json={"source": given})
+        address = f"{url}gradio_api/call/extend/{called.json()['event_id']}"
+    else:
+        elem_id, does = (
+            ("extend-run", "click") if way == "page-run" else ("extend-source", "upload")
+        )
+        blocks = {b.elem_id: b for b in studio.demo.blocks.values() if getattr(b, "elem_id", None)}
+        (event,) = (
+            f for f in studio.demo.fns.values() if f.fn and (blocks[elem_id]._id, does) in f.targets
+        )
+        data = [given if b.elem_id == "extend-source" else b.value for b in event.inputs]
+        body = {"data": data, "fn_index": event._id, "session_hash": f"thief-{time.time()}"}
+        assert httpx.post(f"{url}gradio_api/queue/join", json=body).status_code == 200
+        address = f"{url}gradio_api/queue/data?session_hash={body['session_hash']}"
+    told = httpx.get(address, timeout=30).text
+    assert re.search("not uploaded|Cannot move|error", told), told
+    assert "root:" not in told
+    assert (len(studio.asked), len(studio.looked)) == already
 
 
 @pytest.mark.parametrize(
