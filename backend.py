@@ -15,19 +15,21 @@ import time
 import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import audio
 import checkpoints
 import host
-import planner as planners
+import lyrics
+import residents
 import worker
 from errors import StudioError
+from finishing import FINISHES
 from jobs import Job, cautious, region_of, thinks, work_of
 from knobs import Request
 from song import (
+    HELPERS,
     MAX_SEED,
     Cancelled,
     Card,
@@ -37,17 +39,17 @@ from song import (
     Failed,
     Generate,
     Look,
+    Lyrics,
+    Made,
     Progress,
     Sound,
     Take,
 )
 from sources import Sources
+from turns import Turns
 
 SHELF = 10
 """Takes kept for each visitor."""
-
-LONGEST_QUEUE = 16
-"""Jobs that may wait for the device."""
 
 HEARTBEAT_S = 1.0
 """A running job is heard from at least this often."""
@@ -65,11 +67,13 @@ class Studio:
         """`planner` names one of `planner.SIZES` or a folder, or is "none"; empty for the best."""
         self.model = model
         self.place = place
-        self.planner, self._no_planner = find_planner(model, place, planner)
+        self.planner, self._no_planner = residents.find_planner(model, place, planner)
+        self.writer = lyrics.choose(model.name, place.device)
         self._rates = host.Rates(f"{place.speed_class}|{model.name}")
         self._turn = Turns()
         self._sources = Sources()
         self._shelf: dict[str, deque[Take]] = defaultdict(deque)
+        self._made: dict[str, deque[Made]] = defaultdict(deque)
         self._running: dict[str, set[Path]] = defaultdict(set)
         self._orphans: set[Path] = set()
         self._guard = threading.Lock()
@@ -91,7 +95,17 @@ class Studio:
             takes_guidance=model.guidance > 1,
             planner=self.planner.title if self.planner else "",
             no_planner=self._no_planner,
+            writer=self.writer.title,
+            no_writer=self._no_writer(),
         )
+
+    def _no_writer(self) -> str:
+        """Why no words can be written here; empty where they can."""
+        try:
+            lyrics.find(self.writer)
+        except StudioError as error:
+            return str(error)
+        return ""
 
     def look(self, path: Path) -> Look:
         """How long the file at `path` is and how it looks; what is read here is not read again.
@@ -149,8 +163,8 @@ class Studio:
         self.stop(visitor)
         with self._guard:
             self._orphans |= self._running.get(visitor, set())
-            for take in self._shelf.pop(visitor, ()):
-                _discard(take)
+            for kept in (*self._shelf.pop(visitor, ()), *self._made.pop(visitor, ())):
+                _discard(kept)
 
     def takes(self, visitor: str) -> tuple[Take, ...]:
         """The visitor's takes, newest first, at most `SHELF`."""
@@ -171,10 +185,14 @@ class Studio:
     def _accept(self, request: Request) -> Job:
         """Resolve what the request leaves open. What comes out is what the take records."""
         notes: list[str] = []
-        changes = {"seed": _given(request.seed, secrets.randbelow(MAX_SEED + 1))}
+        changes = {}
+        if hasattr(request, "seed"):
+            changes["seed"] = _given(request.seed, secrets.randbelow(MAX_SEED + 1))
         if isinstance(request, Sound):
             changes |= self._resolved(request, notes)
-        elif self.planner is None:
+        elif isinstance(request, Lyrics):
+            lyrics.find(self.writer)
+        elif request.mode in HELPERS and self.planner is None:
             raise StudioError("planner-missing", reason=self._no_planner)
         return self._job(request.model_copy(update=changes), tuple(notes))
 
@@ -209,8 +227,9 @@ class Studio:
         name = secrets.token_hex(8)
         folder = host.private_folder() / name
         folder.mkdir(mode=0o700)
-        asked = not isinstance(request, Sound) or thinks(request)
-        planner = self.planner if asked else None
+        planner = self.planner if thinks(request) else None
+        writer = self.writer if isinstance(request, Lyrics) else None
+        weights = [each for each in (self.model, planner, writer) if each]
         return Job(
             id=name,
             request=request,
@@ -220,7 +239,8 @@ class Studio:
             folder=folder,
             notes=notes,
             planner=planner,
-            in_turn=planner is not None and _short_of_memory(self.model, planner, self.place),
+            writer=writer,
+            in_turn=len(weights) > 1 and residents.short_of_memory(weights, self.place),
         )
 
     def _with_files(self, job: Job) -> Job:
@@ -240,7 +260,7 @@ class Studio:
             changes[field], files[field] = mine, known.sha256
             notes += known.look.notes
         source, limit = seconds.get("source", 0.0), self.model.longest_s
-        if source > limit:
+        if source > limit and isinstance(job.request, Sound):
             raise StudioError("source-too-long", name=changes["source"].name, limit=limit)
         if isinstance(job.request, Extend):
             whole = job.request.before_s + source + job.request.after_s
@@ -265,13 +285,21 @@ class Studio:
 
     def _ready(self, job: Job) -> Iterator[Progress]:
         """Bring what is missing to disk; returns the job with the folders of its weights."""
-        folders = []
-        for weights in (job.model, job.planner):
-            folder = weights and checkpoints.locate(weights)
-            if weights and (folder is None or weights.missing(folder)):
+        if job.request.mode in FINISHES:
+            return job
+        needed = (job.writer,) if job.writer else (job.model, job.planner)
+        found = {}
+        for weights in filter(None, needed):
+            folder = checkpoints.locate(weights)
+            if folder is None or weights.missing(folder):
                 folder = yield from checkpoints.fetch(weights)
-            folders.append(folder)
-        return replace(job, source=folders[0], planner_folder=folders[1])
+            found[weights] = folder
+        return replace(
+            job,
+            source=found.get(job.model, Path()),
+            planner_folder=found.get(job.planner),
+            writer_folder=found.get(job.writer),
+        )
 
     def _flag(self, visitor: str, only: Path | None = None) -> None:
         with self._guard:
@@ -281,7 +309,7 @@ class Studio:
 
     def _work(self, job: Job) -> dict[str, float]:
         """The stages this job will go through on the device, with the units each will cost."""
-        return work_of(job, worker.is_loaded(job.model), worker.is_loaded(job.planner))
+        return work_of(job, residents.is_loaded(job.model), residents.is_loaded(job.planner))
 
     def _serve(self, job: Job, visitor: str, clock: host.Clock, tell: Tell) -> None:
         """The job's own thread: read the files, wait, fetch, perform, put on the shelf."""
@@ -297,14 +325,14 @@ class Studio:
             self._running[visitor].discard(job.flag)
             if not self._running[visitor]:
                 del self._running[visitor]
-            if job.flag in self._orphans or not isinstance(ending, Take):
+            if job.flag in self._orphans or not isinstance(ending, Take | Made):
                 self._orphans.discard(job.flag)
                 shutil.rmtree(job.folder, ignore_errors=True)
             else:
                 job.flag.unlink(missing_ok=True)
                 for sound in job.folder.glob("*/sound.npy"):
                     sound.unlink()
-                shelf = self._shelf[visitor]
+                shelf = (self._shelf if isinstance(ending, Take) else self._made)[visitor]
                 shelf.appendleft(ending)
                 while len(shelf) > SHELF:
                     _discard(shelf.pop())
@@ -325,6 +353,8 @@ class Studio:
                     return stopped_at("Reading the file")
                 raise
         clock.expect(self._work(job))
+        if job.request.mode in FINISHES and job.request.mode != "stems":
+            return self._listen(worker.carry_out(job), tell)
         with self._turn.wait(job.stopped, tell) as mine:
             if not mine:
                 return stopped_at("Waiting")
@@ -341,7 +371,7 @@ class Studio:
             for attempt in (1, 2):
                 asked = host.gpu_seconds(usual, guess, attempt)
                 try:
-                    ending = self._listen(replace(job, gpu_seconds=asked), tell)
+                    ending = self._listen(worker.perform(replace(job, gpu_seconds=asked)), tell)
                 except Exception as error:
                     trouble = host.gpu_trouble(error)
                     if trouble is None:
@@ -355,95 +385,12 @@ class Studio:
                 return ending
             raise StudioError("gpu-aborted")
 
-    def _listen(self, job: Job, tell: Tell) -> Event:
-        for event in worker.perform(job):
+    def _listen(self, events: Iterator[Event], tell: Tell) -> Event:
+        for event in events:
             if not isinstance(event, Progress):
                 return event
             tell(event)
         raise StudioError("internal", kind="NoEnding")
-
-
-class Turns:
-    """A first-come-first-served queue for the device. On ZeroGPU everybody gets their own."""
-
-    def __init__(self) -> None:
-        self._line: deque[object] = deque()
-        self._moved = threading.Condition()
-
-    @contextmanager
-    def wait(self, stopped: Callable[[], bool], tell: Tell) -> Iterator[bool]:
-        """Entered when it is one's turn; False if `stopped` came first.
-
-        Raises:
-            StudioError: `queue-full`.
-        """
-        if host.ON_ZERO:
-            yield not stopped()
-            return
-        me = object()
-        with self._moved:
-            if len(self._line) > LONGEST_QUEUE:
-                raise StudioError("queue-full", waiting=len(self._line) - 1)
-            self._line.append(me)
-        try:
-            with self._moved:
-                while self._line[0] is not me and not stopped():
-                    tell(Progress(stage="Waiting", step=self._line.index(me)))
-                    self._moved.wait(timeout=0.2)
-            yield not stopped()
-        finally:
-            with self._moved:
-                self._line.remove(me)
-                self._moved.notify_all()
-
-
-def find_planner(
-    model: checkpoints.Model, place: host.Place, name: str = ""
-) -> tuple[planners.Size | None, str]:
-    """The planner that goes with `model` at `place`, or None and the reason in a clause.
-
-    Args:
-        name: one of `planner.SIZES`, a folder in the original layout, "none", or empty: then the
-            model's own, or the largest that the device has room for (on a bare CPU the smallest).
-
-    Raises:
-        StudioError: `model-unknown`.
-    """
-    if name == "none":
-        return None, "it was turned off with --planner none"
-    sizes = {size.name: size for size in planners.SIZES}
-    own = Path(name).expanduser() if name else (model.folder or Path()) / "planner"
-    if name in sizes:
-        return sizes[name], ""
-    if (own / "config.json").is_file():
-        whole = sum(f.stat().st_size for f in own.glob("*.safetensors"))
-        title = f"{model.title} planner" if not name else own.resolve().name
-        return planners.Size(
-            name=own.resolve().name,
-            title=title,
-            repo=name if name else f"{model.repo}/planner",
-            folder=own.resolve(),
-            size_bytes=whole,
-        ), ""
-    if name:
-        raise StudioError("model-unknown", name=name[:80], known=", ".join([*sizes, "none"]))
-    if model.name == "mini":
-        return None, "the embedded model has none"
-    here = checkpoints.locate(model)
-    if here is not None and not checkpoints.codebook(here):
-        return None, f"{model.title} was published without audio codes"
-    memory = host.memory_gb(place.device)
-    best = planners.fitting(memory)
-    if best is None:
-        least = planners.SIZES[0].from_gb
-        return None, f"the smallest needs {least:g} GB of memory and there are {memory:.1f}"
-    return (planners.SIZES[0] if place.device == "cpu" else best), ""
-
-
-def _short_of_memory(model: checkpoints.Model, planner: planners.Size, place: host.Place) -> bool:
-    """Whether model and planner must take turns: both with a tenth more, and 4 GB to work in."""
-    needed = 1.1 * (model.size_bytes + planner.size_bytes) / 1e9 + 4
-    return needed > host.memory_gb(place.device) and model.name != "mini"
 
 
 class _Returning:
@@ -464,8 +411,9 @@ def _given(value, default):
     return default if value is None else value
 
 
-def _discard(take: Take) -> None:
-    shutil.rmtree(Path(take.path).parent, ignore_errors=True)
+def _discard(kept: Take | Made) -> None:
+    path = kept.path if isinstance(kept, Take) else kept.paths[0]
+    shutil.rmtree(Path(path).parent, ignore_errors=True)
 
 
 def _hint(model: checkpoints.Model, place: host.Place) -> str | None:

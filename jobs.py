@@ -14,10 +14,14 @@ import checkpoints
 import grammar
 import host
 from errors import StudioError
+from finishing import FINISHES
 from knobs import Request
-from song import HELPERS, INSTRUMENTAL, SAMPLE_RATE, Edit, Extend, Generate, Sound
+from song import HELPERS, INSTRUMENTAL, SAMPLE_RATE, Edit, Extend, Generate, Lyrics, Sound
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from lyrics import Writer
     from planner import Size
 
 
@@ -27,6 +31,10 @@ STAGES = (
     *("Decoding", "Writing"),
 )
 """All that a job may go through, in order, once its turn has come and its models are on disk."""
+
+
+FINISHING = {"export": "Writing", "master": "Setting the loudness", "stems": "Splitting into stems"}
+"""The stage that finishing a take spends its time in."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,8 @@ class Job:
     gpu_seconds: int = 0
     planner: Size | None = None
     planner_folder: Path | None = None
+    writer: Writer | None = None
+    writer_folder: Path | None = None
     in_turn: bool = False
     sounds: dict[str, Path] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -70,6 +80,12 @@ class Job:
         if isinstance(request, Extend):
             return request.before_s + source + request.after_s
         return request.duration_s if source is None else source
+
+    def sound(self, field: str) -> np.ndarray:
+        """The file that came in as `field`: float32 [2, samples] at 48 kHz."""
+        import numpy as np
+
+        return np.load(self.sounds[field])
 
     def stopped(self) -> bool:
         return self.flag.exists()
@@ -130,6 +146,8 @@ def region_of(request: Edit, samples: int) -> tuple[int, int]:
 
 def thinks(request: Request) -> bool:
     """Whether the planner has anything to do for `request`."""
+    if not isinstance(request, Sound):
+        return request.mode in HELPERS
     composes = isinstance(request, Generate) and bool(request.thinking)
     return composes or bool(wanted(request))
 
@@ -143,6 +161,10 @@ def work_of(job: Job, loaded: bool = False, planned: bool = False) -> dict[str, 
     import sampler
 
     planned = planned or job.planner is None
+    if isinstance(job.request, Lyrics):
+        return {"Loading the songwriter": 1.0, "Writing the words": 1.0}
+    if job.request.mode in FINISHES:
+        return {FINISHING[job.request.mode]: job.seconds["source"]}
     if job.request.mode in HELPERS:
         heard = job.seconds.get("source", 0.0)
         return _told(

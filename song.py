@@ -182,6 +182,7 @@ class Lyrics(Request):
     top_p: Real = knob(0.9, "Top-p", 0.05, 1, 0.05, group=WRITING)
     top_k: Whole = knob(40, "Top-k", 0, 200, 1, group=WRITING)
     repetition_penalty: Real = knob(1.05, "Repetition penalty", 1, 2, 0.05, group=WRITING)
+    repair: str = knob("", "Draft to repair", lines=8, max_length=8000, group=WRITING)
 
     @field_validator("brief")
     @classmethod
@@ -258,7 +259,7 @@ class Card(BaseModel):
 
     `hint` is one plain sentence for people whose machine plays a smaller model than it could be,
     or slowly; None where there is nothing to explain. `planner` names the 5Hz planner; where there
-    is none it is empty, and `no_planner` says why.
+    is none it is empty, and `no_planner` says why; so it is with the songwriter, `writer`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -275,6 +276,8 @@ class Card(BaseModel):
     takes_guidance: bool
     planner: str = ""
     no_planner: str = ""
+    writer: str = ""
+    no_writer: str = ""
 
 
 class Progress(BaseModel):
@@ -312,7 +315,8 @@ class Take(BaseModel):
     `plan` is what the planner wrote or heard (fields of `grammar.Plan`), `codes` what it composed,
     five a second. `files` are the sha256 of the files that went in, by field. For an edit that
     keeps part of its source, `changed_outside` counts the samples that differ outside the region
-    and its crossfade, and `seams` says of each edge where it is and how it measures.
+    and its crossfade, and `seams` says of each edge where it is and how it measures. `adapters` are
+    those that played (`stack.AdapterUsed`), `check` is what was measured (`measure.Check`).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -334,6 +338,8 @@ class Take(BaseModel):
     files: dict[str, str] = {}
     changed_outside: int | None = None
     seams: tuple[SeamHeard, ...] = ()
+    adapters: tuple[dict[str, Any], ...] = ()
+    check: dict[str, Any] = {}
     made_at: datetime
     studio: str
 
@@ -372,6 +378,17 @@ class Draft(BaseModel):
     def as_asked(self) -> bool:
         """Whether the draft has just the sections that were asked for."""
         return self.asked == self.got
+
+
+class Made(BaseModel):
+    """Files made of a take: where they are, and what is to be said of them."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["made"] = "made"
+    mode: str
+    paths: tuple[str, ...]
+    facts: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
 
 
 class Idea(BaseModel):
@@ -426,4 +443,4 @@ class Failed(BaseModel):
         return cls(code=error.code, message=error.message, action=error.action)
 
 
-Event = Progress | Take | Draft | Idea | Cancelled | Failed
+Event = Progress | Take | Draft | Idea | Made | Cancelled | Failed

@@ -86,6 +86,13 @@ def song(**changes: Any):
     return Generate.of({**given, **changes})
 
 
+def heard(path: Any):
+    """The samples of a sound file, float32 [2, samples]."""
+    import soundfile
+
+    return soundfile.read(path, dtype="float32", always_2d=True)[0].T
+
+
 def run_app(*args: str, cwd: Path = ROOT, timeout: float = 240, **env: str):
     """`python app.py ...` as a person would run it, to its end."""
     return subprocess.run(

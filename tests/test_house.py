@@ -11,13 +11,13 @@ from conftest import ROOT
 
 FLOORS = [
     {"app", "ui", "forms", "board", "endpoints", "desk", "theme"},
-    {"backend", "worker", "jobs", "sources", "host"},
+    {"backend", "worker", "thinking", "residents", "jobs", "sources", "turns", "host"},
     {
         *("edits", "pipeline", "planner", "grammar", "qwen", "sampler", "codec", "audio"),
         *("decoding", "export", "settings", "post_process", "measure", "checkpoints"),
         *("lyrics", "stanzas", "qwen2", "loras", "stack"),
     },
-    {"song", "knobs", "tooltips", "errors"},
+    {"song", "finishing", "knobs", "tooltips", "errors"},
 ]
 SIDEWAYS = {
     ("app", "ui"),
@@ -36,7 +36,16 @@ SIDEWAYS = {
     ("backend", "worker"),
     ("backend", "sources"),
     ("backend", "jobs"),
+    ("backend", "residents"),
+    ("backend", "turns"),
+    ("turns", "host"),
     ("worker", "host"),
+    ("worker", "residents"),
+    ("worker", "thinking"),
+    ("thinking", "residents"),
+    ("thinking", "jobs"),
+    ("residents", "host"),
+    ("residents", "jobs"),
     ("worker", "jobs"),
     ("jobs", "host"),
     ("sources", "host"),
@@ -64,6 +73,7 @@ SIDEWAYS = {
     ("stack", "loras"),
     ("song", "errors"),
     ("song", "knobs"),
+    ("finishing", "knobs"),
     ("knobs", "errors"),
     ("tooltips", "knobs"),
     ("tooltips", "song"),

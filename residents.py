@@ -1,0 +1,201 @@
+"""Which models a job needs, and what is in memory: loaded once, where room is short one at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import checkpoints
+import host
+import planner as planners
+from errors import StudioError
+from jobs import Job
+from song import ModelUsed, Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from pipeline import Engine
+
+
+_resident: dict[tuple, Any] = {}
+_fingerprints: dict[Path, str] = {}
+_loading = threading.Lock()
+
+
+def load(job: Job) -> Iterator[Progress]:
+    """Bring the job's engine and planner into memory, if there is room for both."""
+    yield from engine(job)
+    if job.planner and not job.in_turn:
+        yield from planner(job)
+
+
+def is_loaded(weights: checkpoints.Weights | None) -> bool:
+    """Whether `weights` are in memory already."""
+    return any(key[0] == weights for key in list(_resident))
+
+
+def engine(job: Job) -> Iterator[Progress]:
+    """The engine of the job's model, loaded if it is not there yet (returned)."""
+
+    def load() -> Iterator[Progress]:
+        from pipeline import Engine
+
+        loaded = yield from Engine.load(job.model, job.source, job.place.device, job.place.dtype)
+        _fingerprints[job.source] = checkpoints.fingerprint(job.source)
+        return loaded
+
+    return (yield from _held(job, job.model, job.source, "Loading", load))
+
+
+def planner(job: Job) -> Iterator[Progress]:
+    """The job's planner, loaded if it is not there yet (returned)."""
+
+    def load() -> Iterator[Progress]:
+        from planner import Planner
+
+        home = job.planner.home(job.planner_folder)
+        dtype = job.place.dtype if job.place.device == "cuda" else "float32"
+        loaded = yield from Planner.load(
+            home, checkpoints.codebook(job.source), job.place.device, dtype
+        )
+        _fingerprints[job.planner_folder] = checkpoints.fingerprint(home)
+        return loaded
+
+    return (yield from _held(job, job.planner, job.planner_folder, "Loading the planner", load))
+
+
+def _held(
+    job: Job,
+    weights: checkpoints.Weights,
+    folder: Path,
+    stage: str,
+    load: Callable[[], Iterator[Any]],
+) -> Iterator[Any]:
+    """What is resident under these weights; where memory is short, everything else goes first."""
+    key = (weights, folder, job.place)
+    if key not in _resident:
+        yield Progress(stage=stage)
+        with _loading:
+            host.settle(job.place)
+            if job.in_turn:
+                _resident.clear()
+                host.free(job.place.device)
+            _resident[key] = yield from load()
+    return _resident[key]
+
+
+def songwriter(job: Job) -> Iterator[Progress]:
+    """The job's songwriter, loaded if it is not there yet (returned)."""
+
+    def load() -> Iterator[Progress]:
+        from lyrics import Songwriter
+
+        writer = yield from Songwriter.load(job.writer, job.writer_folder, job.place.device)
+        _fingerprints[job.writer_folder] = checkpoints.fingerprint(job.writer_folder)
+        return writer
+
+    return (yield from _held(job, job.writer, job.writer_folder, "Loading the songwriter", load))
+
+
+def separator(job: Job) -> Iterator[Progress]:
+    """The separator of stems, loaded if it is not there yet (returned)."""
+    from post_process import HTDEMUCS
+    from post_process import load as load_separator
+
+    def load() -> Iterator[Progress]:
+        return load_separator(HTDEMUCS, job.place.device)
+
+    return (yield from _held(job, HTDEMUCS, Path(), f"Loading {HTDEMUCS.title}", load))
+
+
+_latents: OrderedDict[tuple, torch.Tensor | None] = OrderedDict()
+REMEMBERED = 8
+"""Encoded files kept for the next take: 1.5 MB for the longest."""
+
+
+def encoded(
+    job: Job,
+    by: Engine,
+    name: str,
+    sounds: dict[str, np.ndarray],
+    how: Callable[[Engine, np.ndarray], Iterator[Progress]],
+) -> Iterator[Progress]:
+    """Latents of the file that came in as `name`, made once; None if there is none (returned)."""
+    import pipeline
+
+    if name not in sounds:
+        return None
+    key = (job.source, job.place, job.files[name], how.__name__)
+    if key not in _latents:
+        with pipeline.memory(by.device, job.model, job.duration_s):
+            _latents[key] = yield from how(by, sounds[name])
+        while len(_latents) > REMEMBERED:
+            _latents.popitem(last=False)
+    _latents.move_to_end(key)
+    return _latents[key]
+
+
+def used(weights: checkpoints.Weights, folder: Path) -> ModelUsed:
+    """Which weights made something, as a take records it."""
+    return ModelUsed(
+        name=weights.name,
+        source=weights.repo,
+        revision=checkpoints.revision(weights, folder),
+        sha256=_fingerprints[folder],
+        licence=weights.licence,
+        may_sell=weights.may_sell,
+    )
+
+
+def find_planner(
+    model: checkpoints.Model, place: host.Place, name: str = ""
+) -> tuple[planners.Size | None, str]:
+    """The planner that goes with `model` at `place`, or None and the reason in a clause.
+
+    Args:
+        name: one of `planner.SIZES`, a folder in the original layout, "none", or empty: then the
+            model's own, or the largest that the device has room for (on a bare CPU the smallest).
+
+    Raises:
+        StudioError: `model-unknown`.
+    """
+    if name == "none":
+        return None, "it was turned off with --planner none"
+    sizes = {size.name: size for size in planners.SIZES}
+    own = Path(name).expanduser() if name else (model.folder or Path()) / "planner"
+    if name in sizes:
+        return sizes[name], ""
+    if (own / "config.json").is_file():
+        whole = sum(f.stat().st_size for f in own.glob("*.safetensors"))
+        title = f"{model.title} planner" if not name else own.resolve().name
+        return planners.Size(
+            name=own.resolve().name,
+            title=title,
+            repo=name if name else f"{model.repo}/planner",
+            folder=own.resolve(),
+            size_bytes=whole,
+        ), ""
+    if name:
+        raise StudioError("model-unknown", name=name[:80], known=", ".join([*sizes, "none"]))
+    if model.name == "mini":
+        return None, "the embedded model has none"
+    here = checkpoints.locate(model)
+    if here is not None and not checkpoints.codebook(here):
+        return None, f"{model.title} was published without audio codes"
+    memory = host.memory_gb(place.device)
+    best = planners.fitting(memory)
+    if best is None:
+        least = planners.SIZES[0].from_gb
+        return None, f"the smallest needs {least:g} GB of memory and there are {memory:.1f}"
+    return (planners.SIZES[0] if place.device == "cpu" else best), ""
+
+
+def short_of_memory(weights: Sequence[checkpoints.Weights], place: host.Place) -> bool:
+    """Whether these must take turns: all of them with a tenth more, and 4 GB to work in."""
+    whole = sum(each.size_bytes for each in weights)
+    return 1.1 * whole / 1e9 + 4 > host.memory_gb(place.device)
