@@ -1,4 +1,4 @@
-"""The front door: the studio's page, or one song from the command line."""
+"""The front door: the studio's page, or one thing done from the command line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,25 @@ from pathlib import Path
 import audio
 import backend
 import checkpoints
+import export
 import host  # first: it brings `spaces`, which ZeroGPU wants before anything touches CUDA
+import residents
+import settings
 import tooltips
 from errors import StudioError
+from finishing import FINISHES
 from knobs import Knob, Request
-from song import MODES, Cancelled, Failed, Progress, Take
+from replay import compare, faithful
+from song import MODES, Cancelled, Draft, Failed, Lyrics, Made, Progress, Take
+
+COMMANDS: dict[str, type[Request]] = {**MODES, Lyrics.mode: Lyrics, **FINISHES}
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 """Exit codes beside 0."""
+
+SUFFIXES = (".wav", ".flac", ".mp3")
+
+Ending = Take | Draft | Made | Cancelled | Failed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,11 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         model, place = _chosen(args)
         if args.command == "fetch":
-            return _fetch(model)
-        studio = backend.Studio(model, place)
+            return _fetch(model, place, args.planner)
+        studio = backend.Studio(model, place, args.planner or os.environ.get("ACE_PLANNER", ""))
         if args.command is None:
             return _serve(studio, args)
-        return _make(studio, MODES[args.command], args)
+        if args.command == "replay":
+            return _replay(studio, args)
+        return _make(studio, COMMANDS[args.command], args)
     except StudioError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return USAGE
@@ -57,21 +70,40 @@ def _parser() -> argparse.ArgumentParser:
             **keep,
         )
         on.add_argument("--device", choices=("cpu", "cuda", "mps"), **keep)
+        on.add_argument(
+            "--planner", help="0.6B, 1.7B, 4B, a folder, or none (or ACE_PLANNER)", **keep
+        )
     parser.add_argument("--host", help="address to serve on (default: this machine only)")
     parser.add_argument("--port", type=int, help="port to serve on (default: first free from 7860)")
     commands = parser.add_subparsers(dest="command", metavar="command")
-    for mode, request in MODES.items():
+    for mode, request in COMMANDS.items():
         command = commands.add_parser(
             mode, help=request.__doc__, parents=[common], allow_abbrev=False
         )
         for knob in request.knobs():
             _flag(command, mode, knob)
-        command.add_argument("--out", type=Path, help=".wav or .flac (default: song-SEED.wav)")
-        command.add_argument(
-            "--json", action="store_true", help="print the take as JSON on standard output"
-        )
+        _out(command)
+    again = commands.add_parser(
+        "replay", help="make the song of a file anew", parents=[common], allow_abbrev=False
+    )
+    again.add_argument("file", type=Path, help="a WAV, FLAC, MP3 or JSON that the studio wrote")
+    for name in backend.SOURCES:
+        again.add_argument(f"--{name}", type=Path, help="the file that went in, if one did")
+    _out(again)
     commands.add_parser("fetch", help="bring a model to this computer", parents=[common])
     return parser
+
+
+def _out(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--out", type=Path, help="where to: .wav, .flac or .mp3 for a song (default: song-SEED.wav)"
+    )
+    command.add_argument(
+        "--without-settings", action="store_true", help="keep the settings out of the file"
+    )
+    command.add_argument(
+        "--json", action="store_true", help="print what came of it as JSON on standard output"
+    )
 
 
 def _flag(command: argparse.ArgumentParser, mode: str, knob: Knob) -> None:
@@ -117,16 +149,34 @@ def _serve(studio: backend.Studio, args: argparse.Namespace) -> int:
 
 
 def _make(studio: backend.Studio, mode: type[Request], args: argparse.Namespace) -> int:
-    """Make one song without a page."""
+    """Do one thing without a page."""
     names = {knob.name for knob in mode.knobs()}
     given = {k: v for k, v in vars(args).items() if k in names and v is not None}
-    request = mode.of(given)
-    if args.out and args.out.suffix.lower() not in (".wav", ".flac"):
+    return _done(_to_the_end(studio, mode.of(given), args), args)
+
+
+def _replay(studio: backend.Studio, args: argparse.Namespace) -> int:
+    """Make the song of a file anew, and say how it compares with the sound in the file."""
+    told = settings.read_settings(args.file)
+    if told is None:
+        raise StudioError("settings-missing", name=args.file.name)
+    given = {k: getattr(args, k) for k in backend.SOURCES if getattr(args, k)}
+    ending = _to_the_end(studio, settings.request_of(told, **given), args)
+    if isinstance(ending, Take):
+        for line in (*faithful(told, ending), compare(args.file, ending)):
+            print(line, file=sys.stderr)
+    return _done(ending, args)
+
+
+def _to_the_end(studio: backend.Studio, request: Request, args: argparse.Namespace) -> Ending:
+    """Run `request` with its progress on standard error; Ctrl-C stops it."""
+    song = request.mode in MODES
+    if song and args.out and args.out.suffix.lower() not in SUFFIXES:
         raise StudioError(
             "value-out-of-range",
             label="--out",
-            problem="ends in .wav or .flac",
-            fix="Name the file song.wav or song.flac",
+            problem="ends in .wav, .flac or .mp3",
+            fix="Name the file song.wav, song.flac or song.mp3",
         )
     if args.out and not args.out.resolve().parent.is_dir():
         raise StudioError("not-writable", place=str(args.out.parent))
@@ -136,31 +186,76 @@ def _make(studio: backend.Studio, mode: type[Request], args: argparse.Namespace)
     for event in studio.run(request, "terminal"):
         if isinstance(event, Progress):
             show(event)
-        elif isinstance(event, Take):
-            out = args.out or Path(f"song-{event.request['seed']}.wav")
-            audio.hand_over(Path(event.path), out)
-            show.end(f"{out}: {event.duration_s:g} s, seed {event.request['seed']}")
-            for note in event.notes:
-                print(note, file=sys.stderr)
-            if args.json:
-                told = event.model_copy(update={"path": str(out)})
-                print(json.dumps(told.model_dump(mode="json")))
-            return 0
-        elif isinstance(event, Cancelled):
-            show.end("Cancelled.")
-            return INTERRUPTED
-        elif isinstance(event, Failed):
-            show.end(f"{event.code}: {event.message} {event.action}")
-            return FAILED
-    return FAILED
+    show.end()
+    return event
 
 
-def _fetch(model: checkpoints.Model) -> int:
-    """Bring a model to disk, telling each file as it comes."""
+def _done(ending: Ending, args: argparse.Namespace) -> int:
+    """Hand over what came of it; returns the exit code."""
+    if isinstance(ending, Cancelled):
+        print("Cancelled.", file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(ending, Failed):
+        print(f"{ending.code}: {ending.message} {ending.action}", file=sys.stderr)
+        return FAILED
+    told = ending.model_dump(mode="json")
+    if isinstance(ending, Take):
+        seed = ending.request["seed"]
+        out = args.out or Path(f"song-{seed}.wav")
+        _hand_over(ending, out, not args.without_settings)
+        told = {**ending.told().model_dump(mode="json"), "path": str(out)}
+        print(f"{out}: {ending.duration_s:g} s, seed {seed}", file=sys.stderr)
+    elif isinstance(ending, Made):
+        outs = _places(ending, args.out)
+        for path, out in zip(ending.paths, outs, strict=True):
+            audio.hand_over(Path(path), out)
+            print(out, file=sys.stderr)
+        told["paths"] = [str(out) for out in outs]
+    elif isinstance(ending, Draft) and args.out:
+        audio.write_text(args.out, ending.text + "\n")
+    elif isinstance(ending, Draft) and not args.json:
+        print(ending.text)
+    for note in ending.notes:
+        print(note, file=sys.stderr)
+    if args.json:
+        print(json.dumps(told))
+    return 0
+
+
+def _hand_over(take: Take, out: Path, with_settings: bool) -> None:
+    """Put a take's song at `out`, in the format of its name."""
+    kind = out.suffix.lower().lstrip(".")
+    if kind == "wav" and with_settings:
+        audio.hand_over(Path(take.path), out)
+        return
+    told = settings.settings_of(take) if with_settings else None
+    title = take.request["prompt"] or out.stem
+    tags = export.Tags(title, take.model.name, take.model.licence)
+    for _ in export.convert(Path(take.path), out, kind, told, tags):
+        pass
+
+
+def _places(made: Made, out: Path | None) -> list[Path]:
+    """Where files made of a take go: one at `out`, several into the folder `out`."""
+    names = [Path(path).name for path in made.paths]
+    if len(names) == 1:
+        return [out or Path(names[0])]
+    folder = out or Path()
+    folder.mkdir(exist_ok=True)
+    return [folder / name for name in names]
+
+
+def _fetch(model: checkpoints.Model, place: host.Place, planner: str | None) -> int:
+    """Bring a model to disk, or the planner that is named, telling each file as it comes."""
+    wanted: checkpoints.Weights = model
+    if planner:
+        wanted, _ = residents.find_planner(model, place, planner)
+    if wanted is None:
+        return 0
     show = _Line(sys.stderr)
-    for event in checkpoints.fetch(model):
+    for event in checkpoints.fetch(wanted):
         show(event)
-    show.end(f"{model.title} is here.")
+    show.end(f"{wanted.title} is here.")
     return 0
 
 
@@ -180,10 +275,10 @@ class _Line:
         self._stage = event.stage
         self._stream.flush()
 
-    def end(self, text: str) -> None:
+    def end(self, text: str = "") -> None:
         if self._live and self._stage:
             self._stream.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
-        self._stream.write(text + "\n")
+        self._stream.write(text + "\n" if text else "")
         self._stream.flush()
 
 

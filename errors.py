@@ -127,6 +127,10 @@ KINDS: dict[str, Kind] = {
         "The settings in {name} cannot be used: {problem}.",
         "Choose another file, such as the JSON that was saved beside it.",
     ),
+    "settings-missing": Kind(
+        "{name} holds no settings of this studio.",
+        "Choose a file that the studio wrote, and that no other program has written anew.",
+    ),
     "settings-need-file": Kind(
         "{name} went into this song, and settings hold no sound.", "Choose it as {label}."
     ),

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 FLOORS = [
     {"app", "ui", "forms", "board", "endpoints", "desk", "theme"},
-    {"backend", "worker", "thinking", "residents", "jobs", "sources", "turns", "host"},
+    {"backend", "worker", "thinking", "residents", "jobs", "sources", "turns", "replay", "host"},
     {
         *("edits", "pipeline", "planner", "grammar", "qwen", "sampler", "codec", "audio"),
         *("decoding", "export", "settings", "post_process", "measure", "checkpoints"),
@@ -39,6 +39,7 @@ SIDEWAYS = {
     ("backend", "residents"),
     ("backend", "turns"),
     ("turns", "host"),
+    ("replay", "host"),
     ("worker", "host"),
     ("worker", "residents"),
     ("worker", "thinking"),

@@ -1,0 +1,64 @@
+"""A song made again from its own file: what could make it differ, and by how much it does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import decoding
+import host
+from song import Take
+
+LONGEST_S = 600.0
+
+
+def faithful(told: Mapping[str, Any], take: Take) -> list[str]:
+    """Sentences for everything that stands in the way of the same samples; none if nothing does.
+
+    Args:
+        told: settings of the file, as `settings.read_settings` gives them.
+        take: what was made of them here.
+    """
+    said = []
+    for part in ("model", "planner"):
+        then, now = told.get(part) or {}, getattr(take, part)
+        if then and now is None:
+            said.append(f"The file was made with the planner {then['name']}; there is none here.")
+        elif now is not None and then.get("sha256") != now.sha256:
+            had = f"{then['name']}" if then else "no planner"
+            said.append(f"The file was made with {had} of other weights than {now.name} here.")
+    then, now = told["device"], take.device.model_dump()
+    differing = [name for name in ("kind", "dtype", "threads", "torch") if then[name] != now[name]]
+    said += [f"The file was made with {n} {then[n]}; here it is {now[n]}." for n in differing]
+    brought = [field for field, sha in told["files"].items() if take.files.get(field) != sha]
+    said += [f"The {field} is not the file that went in then." for field in brought]
+    return said
+
+
+def compare(path: Path, take: Take) -> str:
+    """One sentence on how the sound in the file at `path` compares with that of `take`.
+
+    Raises:
+        StudioError: those of `decoding.decode`, but for a file without sound, such as JSON.
+    """
+    import numpy as np
+
+    if path.suffix.lower() == ".json":
+        return "The file holds settings only, so there is no sound to compare with."
+    then = decoding.decode(path, LONGEST_S, host.private_folder()).sound
+    now = decoding.decode(Path(take.path), LONGEST_S, host.private_folder()).sound
+    if then.shape != now.shape:
+        lengths = [sound.shape[1] for sound in (then, now)]
+        return f"The file holds {lengths[0]} samples, and {lengths[1]} were made."
+    difference = float(np.sqrt(np.mean(np.square(then - now, dtype=np.float64))))
+    if not difference:
+        return "The same samples came out, every one."
+    level = float(np.sqrt(np.mean(np.square(then, dtype=np.float64))))
+    away = 20 * math.log10(difference / level) if level else 0.0
+    return (
+        f"The difference lies {-away:.1f} dB below the song."
+        if away < 0
+        else ("It is another song: the difference is as loud as the song itself.")
+    )
