@@ -18,7 +18,7 @@ from song import SAMPLE_RATE
 if TYPE_CHECKING:
     import numpy as np
 
-    from song import Request
+    from song import Sound
 
 GATE_LUFS, RELATIVE_GATE_LU = -70.0, -10.0
 """ITU-R BS.1770-4: blocks below the first count as silence, then those that far below the mean."""
@@ -107,7 +107,7 @@ class Check(BaseModel):
     clipped: int
 
 
-def check(sound: np.ndarray, request: Request) -> Check:
+def check(sound: np.ndarray, request: Sound) -> Check:
     """Measure `sound` and compare it with the request that made it: its `bpm` and `keyscale`."""
     lufs, peak = loudness(sound), true_peak(sound)
     return Check(
@@ -330,7 +330,7 @@ def key(sound: np.ndarray) -> tuple[str | None, bool]:
     best = max(fits, key=fits.get)
     others = [fit for name, fit in fits.items() if name not in (best, _relative(*best))]
     lead = fits[best] - max(others)
-    unequal = tones.std() / tones.mean() >= KEY_CONTRAST
+    unequal = tones.std() >= KEY_CONTRAST * tones.mean()
     sure = unequal and fits[best] >= KEY_FIT and lead >= KEY_LEAD
     return f"{NAMES[best[1]][best[0]]} {best[1]}", bool(sure)
 
