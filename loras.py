@@ -400,19 +400,16 @@ def _delta(
     raw = TENSOR.fullmatch(right[0])["module"]
     if trained and not trained.agrees(raw, roles, rank):
         raise unreadable(name, f"its settings speak of other matrices for {module}")
-    return Delta(right, left, _scale(raw, roles, rank, alpha, trained), shape, rank)
+    return Delta(right, left, _scale(raw, rank, alpha, trained), shape, rank)
 
 
-def _scale(
-    raw: str, roles: Mapping[str, str], rank: int, alpha: float | None, trained: _Trained | None
-) -> float:
+def _scale(raw: str, rank: int, alpha: float | None, trained: _Trained | None) -> float:
     """What stands before the product: alpha / rank, which are equal where nobody says.
 
     An alpha in the file itself counts first. LyCORIS trains whole w1 and w2 at 1, whatever alpha
-    it writes. Sources: PEFT's `lora/layer.py` and `lokr/layer.py`, LyCORIS' `modules/lokr.py`.
+    it writes, and a full delta is what it is. Sources: PEFT's `lora/layer.py` and
+    `lokr/layer.py`, LyCORIS' `modules/lokr.py`.
     """
-    if "diff" in roles:
-        return 1.0
     if alpha is not None and rank:
         return alpha / rank
     return trained.strength(raw) if trained else 1.0
