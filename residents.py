@@ -192,7 +192,10 @@ def find_planner(
     if best is None:
         least = planners.SIZES[0].from_gb
         return None, f"the smallest needs {least:g} GB of memory and there are {memory:.1f}"
-    return (planners.SIZES[0] if place.device == "cpu" else best), ""
+    chosen = planners.SIZES[0] if place.device == "cpu" else best
+    if model.name not in checkpoints.MODELS and checkpoints.locate(chosen) is None:
+        return None, f"{chosen.title} is not on this computer; fetch it with: {chosen.command}"
+    return chosen, ""
 
 
 def short_of_memory(weights: Sequence[checkpoints.Weights], place: host.Place) -> bool:

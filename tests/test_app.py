@@ -22,6 +22,7 @@ def test_two_runs_with_one_seed_write_identical_bytes(tmp_path):
         done = run_app(
             *("generate", "--prompt", "warm lofi piano", "--duration-s", "12.34"),
             *("--inference-steps", "2", "--seed", seed, "--out", str(tmp_path / f"{name}.wav")),
+            "--without-settings",
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout == ""
@@ -59,7 +60,7 @@ def test_without_out_the_seed_names_the_file(tmp_path):
         (["--prompt", "x", "--duration-s", "nan"], "Length is a number"),
         (["--prompt", "x", "--lyrics", "la " * 4000], "12,000 characters"),
         (["--prompt", "x", "--stepz", "3"], "unrecognized arguments: --stepz"),
-        (["--prompt", "x", "--out", "song.ogg"], ".wav or .flac"),
+        (["--prompt", "x", "--out", "song.ogg"], ".wav, .flac or .mp3"),
         (["--prompt", "x", "--out", "nowhere/song.wav"], "not-writable"),
         (["--prompt", "x", "--model", "nobody"], "model-unknown"),
         (["--prompt", "x", "--device", "cuda"], "device-missing"),
@@ -128,6 +129,43 @@ def test_proxies_and_a_dead_hub_do_not_matter_to_the_embedded_model(tmp_path):
         HF_HUB_OFFLINE="0",
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_song_goes_through_every_door_and_comes_back(tmp_path):
+    """Made as MP3, extended to FLAC, replayed, mastered, exported: each in a process of its own."""
+
+    def run(*args, code=0):
+        done = run_app(*args, cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        return done
+
+    run("generate", *SHORT, "--seed", "5", "--out", "a.mp3")
+    run(
+        "extend",
+        "--source",
+        "a.mp3",
+        "--after-s",
+        "2.5",
+        "--inference-steps",
+        "2",
+        "--out",
+        "b.flac",
+    )
+    assert soundfile.info(tmp_path / "a.mp3").frames == 480_000
+    assert soundfile.info(tmp_path / "b.flac").frames == 600_000
+    assert "settings-need-file" in run("replay", "b.flac", code=2).stderr
+    again = run("replay", "b.flac", "--source", "a.mp3", "--out", "c.wav")
+    assert "The same samples came out, every one." in again.stderr
+    both = [soundfile.read(tmp_path / name)[0] for name in ("b.flac", "c.wav")]
+    assert np.array_equal(*both)
+    told = json.loads(run("master", "--source", "c.wav", "--json").stdout)
+    assert told["facts"]["true_peak_dbtp"] <= -1.0
+    assert told["paths"] == ["c-master.wav"]
+    run("export", "--source", "c.wav", "--format", "mp3", "--no-settings", "--out", "d.mp3")
+    assert "settings-missing" in run("replay", "d.mp3", code=2).stderr
+    assert "writer-missing" in run("lyrics", "--brief", "rain", code=1).stderr
+    assert "prompt-empty" in run("edit", "--source", "c.wav", "--kind", "morph", code=2).stderr
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_help_is_made_from_the_knobs():
