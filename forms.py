@@ -17,9 +17,9 @@ from knobs import PLANNER, SONG, Knob, Request
 from song import Card, Look
 
 ORDER = (
-    *("source", "reference", "kind", "repaint_mode", "repaint_strength"),
+    *("source", "reference", "before_s", "after_s", "kind", "repaint_mode", "repaint_strength"),
     *("source_prompt", "source_lyrics", "prompt", "instrumental", "lyrics"),
-    *("before_s", "after_s", "duration_s", "strength", "noise", "n_max", "n_min", "n_avg"),
+    *("duration_s", "strength", "noise", "n_max", "n_min", "n_avg"),
 )
 """How the knobs of a song follow each other on the form."""
 

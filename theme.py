@@ -60,6 +60,12 @@ GREYS = Color(
 )
 CORNERS = Size(name="six", xxs="2px", xs="3px", sm="4px", md="6px", lg="6px", xl="6px", xxl="6px")
 
+TICK = (
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16' fill='none'"
+    f" stroke='{GROUND}' stroke-width='2.5'><path d='M3.5 8.5l3 3 6-7'/></svg>"
+)
+"""What stands in a ticked box: dark, since the box itself is white."""
+
 LOOK: dict[str, str] = {
     "body_background_fill": GROUND,
     "body_text_color": INK,
@@ -117,6 +123,7 @@ LOOK: dict[str, str] = {
     "checkbox_border_color_hover": INK,
     "checkbox_border_color_focus": INK,
     "checkbox_border_color_selected": INK,
+    "checkbox_check": f'url("data:image/svg+xml,{quote(TICK)}")',
     "checkbox_shadow": "none",
     "checkbox_label_background_fill": GROUND,
     "checkbox_label_background_fill_hover": RAISED,

@@ -35,10 +35,11 @@ const slide = () => {
     end.max = most;
     end.value = at;
     end.style.setProperty("--range_progress", `${(at / most) * 100}%`);
+    end.setAttribute("aria-label", [say.from, say.to][i]);
     end.setAttribute("aria-valuetext", clock(at));
     const row = end.parentElement;
-    row.querySelector("span").textContent = [say.from, say.to][i];
-    row.querySelector("output").textContent = clock(at);
+    row.querySelector(".name").textContent = [say.from, say.to][i];
+    row.querySelector(".at").textContent = clock(at);
   });
 };
 

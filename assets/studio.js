@@ -89,6 +89,7 @@
         chosen.focus();
         scrollTo(0, 0);
       }
+      if (chosen) list.scrollTo({ left: chosen.offsetLeft - list.offsetLeft - 48 });
       list.setAttribute("aria-label", document.title);
       list.setAttribute("aria-orientation", narrow.matches ? "horizontal" : "vertical");
       for (const tab of tabs()) {

@@ -14,16 +14,19 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from conftest import ROOT
+from fake_studio import write_tone
 
 import tooltips as words
 from song import Generate
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, FileChooser, Locator, Page
 
 pytestmark = pytest.mark.browser
 
@@ -75,17 +78,16 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
-@pytest.fixture(scope="module")
-def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`python app.py` as a person starts it, in a process group that ends with the tests."""
+@contextmanager
+def _serving(folder: Path, *command: str) -> Iterator[str]:
+    """The page of a program, in a process group that ends with the tests."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("studio")
+        port = str(free.getsockname()[1])
     log = folder / "log"
     with log.open("w") as out:
         app = subprocess.Popen(
-            [sys.executable, str(ROOT / "app.py"), "--model", "mini", "--port", str(port)],
+            [sys.executable, *(part.replace("PORT", port) for part in command)],
             cwd=folder,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -93,6 +95,7 @@ def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
                 **os.environ,
                 **dict.fromkeys(WAYS_OUT, "http://127.0.0.1:9"),
                 "HF_HUB_OFFLINE": "0",
+                "NO_PROXY": "127.0.0.1",
                 "XDG_CACHE_HOME": str(folder),
             },
             start_new_session=True,
@@ -111,13 +114,41 @@ def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             os.killpg(app.pid, signal.SIGKILL)
 
 
+@pytest.fixture(scope="module")
+def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`python app.py` as a person starts it."""
+    folder = tmp_path_factory.mktemp("studio")
+    with _serving(folder, str(ROOT / "app.py"), "--model", "mini", "--port", "PORT") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def quick(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same page on a studio that answers at once."""
+    folder = tmp_path_factory.mktemp("quick")
+    with _serving(folder, str(ROOT / "tests" / "fake_studio.py"), "PORT") as address:
+        yield address
+
+
 @pytest.fixture
-def visit(browser: Browser, url: str) -> Iterator[Callable[..., Page]]:
-    """Open the page at a width. At the end nothing may have gone wrong or gone outside."""
+def visit(open_at: Callable[..., Page], url: str) -> Callable[..., Page]:
+    """Open the page of the real studio."""
+    return lambda width=1440, query="": open_at(url, width, query)
+
+
+@pytest.fixture
+def drop_in(open_at: Callable[..., Page], quick: str) -> Callable[..., Page]:
+    """Open the page of the quick one on a tab."""
+    return lambda tab, width=1440: open_at(quick, width, f"?tab={tab}")
+
+
+@pytest.fixture
+def open_at(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Open a page at a width. At the end nothing may have gone wrong or gone outside."""
     wrong: list[str] = []
     contexts = []
 
-    def open_page(width: int = 1440, query: str = "") -> Page:
+    def open_page(url: str, width: int, query: str) -> Page:
         context = browser.new_context(viewport={"width": width, "height": WIDTHS.get(width, 700)})
         contexts.append(context)
         page = context.new_page()
@@ -138,7 +169,7 @@ def visit(browser: Browser, url: str) -> Iterator[Callable[..., Page]]:
             "response", lambda r: wrong.append(f"{r.status}: {r.url}") if r.status >= 400 else None
         )
         page.goto(url + query)
-        page.locator("#generate-run").wait_for()
+        page.locator(".actions button.primary:visible").wait_for()
         page.locator(".said[aria-live]").first.wait_for(state="attached")
         return page
 
@@ -163,12 +194,40 @@ def _wait(done: Callable[[], bool], timeout_s: float) -> None:
         time.sleep(0.1)
 
 
-def _state(page: Page, state: str) -> Locator:
-    return page.locator(f"#generate-status [data-state={state}]")
+def _state(page: Page, state: str, mode: str = "generate") -> Locator:
+    return page.locator(f"#{mode}-status [data-state={state}]")
 
 
-def _box(page: Page, knob: str) -> Locator:
-    return page.locator(f"#generate-{knob} textarea")
+@pytest.fixture(scope="module")
+def tune(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("disk") / "my tune.wav"
+    write_tone(path, 21 * 48_000, 330)
+    return path
+
+
+def _bring(page: Page, field: str, path: Path) -> Locator:
+    """Choose a file for a field and wait until the studio has looked at it."""
+    page.locator(f"#{field} input[type=file]").set_input_files(path)
+    seen = page.locator(f"#{field}-look .picture:is([data-state=ready], [data-state=refused])")
+    seen.wait_for()
+    return seen
+
+
+def _region(page: Page) -> tuple[float, float]:
+    """From and To, which must say the same to the eye, to the keys and to a screen reader."""
+    ends = []
+    for name in ("From", "To"):
+        slider = page.get_by_role("slider", name=name, exact=True)
+        at = float(slider.input_value())
+        assert slider.get_attribute("aria-valuetext") == f"{at:.1f} s"
+        row = page.locator("#edit-source-look label", has_text=name)
+        assert row.locator(".at").inner_text() == f"{at:.1f} s"
+        ends.append(at)
+    return ends[0], ends[1]
+
+
+def _box(page: Page, knob: str, mode: str = "generate") -> Locator:
+    return page.locator(f"#{mode}-{knob} textarea")
 
 
 def _ask(page: Page, style: str, length: float = 10) -> None:
@@ -384,3 +443,176 @@ def test_axe_finds_nothing(visit: Callable[..., Page], width: int):
     page.wait_for_function("document.getAnimations().every(a => a.playState === 'finished')")
     found = axe.Axe().run(page).response["violations"]
     assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []
+
+
+@pytest.mark.parametrize("width", [320, *WIDTHS])
+def test_a_piece_goes_through_all_tabs(drop_in: Callable[..., Page], tune: Path, width: int):
+    page = drop_in("cover", width)
+    page.locator("#cover-run").click()
+    _state(page, "failed", "cover").wait_for()
+    assert "No file was chosen for Song." in page.locator("#cover-status").inner_text()
+    assert page.locator("#cover-strength").is_hidden()
+
+    seen = _bring(page, "cover-source", tune)
+    assert "0:21.0 · 48 kHz · stereo" in seen.inner_text()
+    page.locator("#cover-strength").wait_for()
+    assert page.locator("#cover-duration_s").is_hidden()
+    _box(page, "prompt", "cover").fill("brass band")
+    for mode, next_one in (("cover", "extend"), ("extend", "edit"), ("edit", None)):
+        page.locator(f"#{mode}-run").click()
+        _state(page, "done", mode).wait_for()
+        facts = page.locator(f"#{mode}-facts").inner_text()
+        assert "AS HEARD" in facts
+        assert "/" not in facts.split("MADE WITH")[0].replace("4/4", ""), "no path"
+        assert _fits(page)
+        if next_one is None:
+            continue
+        page.locator(f"#{mode}-to-{next_one}").click()
+        page.locator(f"#{next_one}-source-look [data-state=ready]").wait_for()
+        tab = page.get_by_role("tab", name=words.MODES[next_one])
+        assert tab.get_attribute("aria-selected") == "true"
+        assert page.evaluate("document.activeElement.id") == f"t-{next_one}-button"
+        assert _box(page, "prompt", next_one).input_value() == "brass band"
+        assert _fits(page)
+    assert "Outside the region\n0 samples changed" in re.sub(r"\n+", "\n", facts)
+    assert re.search(r"Seam at 3.4 s\s+good", facts)
+    assert page.evaluate(GREY) == []
+
+
+def test_a_region_is_picked_by_hand_and_by_keys_and_played_alone(
+    drop_in: Callable[..., Page], tune: Path
+):
+    page = drop_in("edit")
+    _bring(page, "edit-source", tune)
+    assert _region(page) == (7, 14)
+    start, end = (page.get_by_role("slider", name=name, exact=True) for name in ("From", "To"))
+    for slider, keys, expected in (
+        (start, ["ArrowRight"], (7.1, 14)),
+        (start, ["Shift+ArrowRight", "ArrowUp"], (8.2, 14)),
+        (start, ["ArrowLeft", "Shift+ArrowDown"], (7.1, 14)),
+        (end, ["Shift+ArrowLeft", "ArrowLeft"], (7.1, 12.9)),
+        (end, ["End"], (7.1, 21)),
+        (start, ["Home"], (0, 21)),
+        (start, ["End"], (20.9, 21)),
+        (end, ["Home"], (20.9, 21)),
+        (start, ["Home"], (0, 21)),
+        (end, ["Home"], (0, 0.1)),
+    ):
+        slider.focus()
+        for key in keys:
+            page.keyboard.press(key)
+        assert _region(page) == pytest.approx(expected), keys
+    canvas = page.locator("#edit-source-look canvas")
+    box = canvas.bounding_box()
+    middle = box["y"] + box["height"] / 2
+
+    def at(seconds: float) -> float:
+        return box["x"] + box["width"] * seconds / 21
+
+    page.mouse.move(at(12), middle)
+    page.mouse.down()
+    page.mouse.move(at(9), middle)
+    page.mouse.move(at(6), middle)
+    page.mouse.up()
+    assert _region(page) == pytest.approx((6, 12), abs=0.15)
+    page.mouse.move(at(12), middle)
+    page.mouse.down()
+    page.mouse.move(at(7), middle, steps=3)
+    page.mouse.up()
+    start_s, end_s = _region(page)
+    assert (start_s, end_s) == pytest.approx((6, 7), abs=0.15), "an edge follows, the other stays"
+
+    sound = page.locator("#edit-source-look audio")
+    page.locator("#edit-source-look .play").click()
+    _wait(lambda: sound.evaluate("e => !e.paused && e.currentTime") > start_s, 30)
+    assert page.locator("#edit-source-look .play").inner_text() == words.PICTURE["stop"]
+    _wait(lambda: sound.evaluate("e => e.paused"), 30)
+    assert end_s <= sound.evaluate("e => e.currentTime") < end_s + 0.5
+
+    page.locator("#edit-run").click()
+    _state(page, "done", "edit").wait_for()
+    facts = page.locator("#edit-facts").inner_text()
+    assert re.search(rf"From\s+{start_s:g} s\s+To\s+{end_s:g} s", facts)
+    page.locator("#edit-kind label").nth(1).click()
+    page.locator("#edit-n_max").wait_for()
+    assert page.get_by_role("slider", name="From").count() == 0
+    assert page.locator("#edit-repaint_mode").is_hidden()
+    page.locator("#edit-kind label").nth(0).click()
+    page.locator("#edit-n_max").wait_for(state="hidden")
+    assert _region(page) == (start_s, end_s), "the region has waited"
+    page.locator("#edit-source .icon-button").click()
+    page.locator("#edit-source-look [data-state=empty]").wait_for()
+    assert page.get_by_role("slider", name="From").count() == 0
+
+
+def test_files_come_by_keyboard_and_by_drop_and_leave_politely(
+    drop_in: Callable[..., Page], tune: Path
+):
+    page = drop_in("cover")
+    choosers: list[FileChooser] = []
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
+
+    def asks() -> bool:  # on a busy machine the button may not listen to the first press yet
+        page.get_by_role("button", name="Song: choose a file, or drop it here").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(400)
+        return bool(choosers)
+
+    _wait(asks, 60)
+    choosers[0].set_files(tune)
+    page.locator("#cover-source-look [data-state=ready]").wait_for()
+    page.get_by_role("button", name="Song: remove the file").focus()
+    page.keyboard.press("Enter")
+    page.locator("#cover-source-look [data-state=empty]").wait_for()
+    page.locator("#cover-strength").wait_for(state="hidden")
+
+    dropped = page.evaluate_handle(
+        "() => { const data = new DataTransfer();"
+        "data.items.add(new File(['dear diary'], 'notes.txt')); return data; }"
+    )
+    target = page.locator("#cover-reference .upload-container")
+    target.dispatch_event("drop", {"dataTransfer": dropped})
+    refused = page.locator("#cover-reference-look [data-state=refused]")
+    refused.wait_for()
+    assert "notes.txt cannot be read as music" in refused.inner_text()
+    assert refused.locator("[role=status]").count() == 1, "a screen reader hears it"
+    target.wait_for()
+    page.locator("#cover-run").click()
+    _state(page, "failed", "cover").wait_for()
+    assert "Choose a song" in page.locator("#cover-status").inner_text()
+
+
+def test_a_surprise_fills_the_form_and_can_be_stopped(drop_in: Callable[..., Page]):
+    page = drop_in("generate", 390)
+    idea = page.get_by_role("textbox", name="Idea")
+    idea.fill("slow rain")
+    page.get_by_role("button", name=words.HELP["inspire"]).click()
+    _state(page, "running").wait_for()
+    page.locator("#generate-stop").click()
+    _state(page, "stopped").wait_for()
+    assert _box(page, "prompt").input_value() == ""
+    idea.fill("rain")
+    page.get_by_role("button", name=words.HELP["inspire"]).click()
+    _state(page, "done").wait_for()
+    assert "Filled in: Style, Lyrics" in page.locator("#generate-status").inner_text()
+    assert _box(page, "prompt").input_value() == "Slow warm synthwave, gated drums"
+    assert page.locator("#generate-duration_s input[type=number]").input_value() == "42"
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_axe_finds_nothing_on_the_other_tabs(drop_in: Callable[..., Page], tune: Path, width: int):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page = drop_in("edit", width)
+    page.emulate_media(reduced_motion="reduce")
+    for mode in ("edit", "cover"):
+        page.locator(f"#t-{mode}-button").click()
+        page.locator(f"#{mode}-run").wait_for()
+        _bring(page, f"{mode}-source", tune)
+        page.locator(f"#t-{mode}").get_by_role("button", name=words.ADVANCED).click()
+        page.locator(f"#{mode}-run").click()
+        _state(page, "done", mode).wait_for()
+        page.locator(f"#{mode}-player #waveform audio").wait_for(state="attached")
+        page.wait_for_function("document.getAnimations().every(a => a.playState === 'finished')")
+        found = axe.Axe().run(page).response["violations"]
+        assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []
+        assert page.evaluate(GREY) == []
