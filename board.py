@@ -1,8 +1,10 @@
-"""The half of a tab that answers: what is pressed, how far it is, the take and its shelf."""
+"""The half of a tab that answers: what is pressed, how far it is, what has come of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,14 @@ import gradio as gr
 
 import theme
 import tooltips as words
+from desk import Studio, watch
 from errors import StudioError
 from forms import unasked
-from song import Cancelled, Failed, Take
+from knobs import Request
+from song import Cancelled, Event, Failed, Progress, Take
+
+REFRESH_S = 0.2
+"""The page hears of progress within one stage at most this often."""
 
 WAVEFORM = gr.WaveformOptions(
     waveform_color="#8A8A8A",
@@ -24,31 +31,121 @@ WAVEFORM = gr.WaveformOptions(
 Update = dict[Any, Any]  # by component; what is not in it stays as it is
 
 
-class Board:
-    """Buttons, status, the latest take and the shelf of one tab.
+class Console:
+    """The main button, Stop, and the line that says how far it is.
 
     Attributes:
-        at_rest: what the form shows at first; captions leave it out.
-        sends: the buttons that take the piece to another tab, by mode.
         locked: further buttons that must not be pressed while a job runs.
+        reader: where text appears while it is written.
     """
 
-    def __init__(self, mode: str, at_rest: dict[str, Any]) -> None:
-        self.mode, self.at_rest = mode, at_rest
+    def __init__(self, mode: str, able: bool = True) -> None:
+        self.mode = mode
         self.locked: list[gr.Button] = []
+        self.reader: gr.Textbox | None = None
         with gr.Column(elem_classes="console", min_width=0):
             with gr.Row(elem_classes="actions"):
-                self.run = gr.Button(words.MODES[mode], variant="primary", elem_id=f"{mode}-run")
+                self.run = gr.Button(
+                    words.BUTTONS.get(mode, words.MODES[mode]),
+                    variant="primary",
+                    interactive=able,
+                    elem_id=f"{mode}-run",
+                )
                 self.stop = gr.Button(
                     words.STOP, variant="stop", interactive=False, elem_id=f"{mode}-stop"
                 )
             self.status = gr.HTML(theme.status("idle", words.READY), elem_id=f"{mode}-status")
             self.said = gr.HTML("", elem_id=f"{mode}-said", elem_classes="said")
-        self.empty = gr.HTML(
-            f"<p class='title'>{words.NOTHING_YET}</p><p>{escape(words.NOTHING_YET_TIPS[mode])}</p>",
+
+    def nothing_yet(self, title: str = words.NOTHING_YET) -> gr.HTML:
+        """What stands where the answer will be."""
+        tip = escape(words.NOTHING_YET_TIPS[self.mode])
+        return gr.HTML(
+            f"<p class='title'>{title}</p><p>{tip}</p>",
             elem_classes="empty-shelf",
-            elem_id=f"{mode}-empty",
+            elem_id=f"{self.mode}-empty",
         )
+
+    def parts(self) -> list[gr.blocks.Block]:
+        """Everything that a job may change."""
+        return [self.run, self.stop, self.status, self.said, *self.locked]
+
+    def running(self, on: bool) -> Update:
+        """Lock what must not be pressed twice, and the other way round."""
+        return {
+            **dict.fromkeys((self.run, *self.locked), gr.update(interactive=not on)),
+            self.stop: gr.update(interactive=on, value=words.STOP),
+        }
+
+    def follow(
+        self,
+        studio: Studio,
+        ask: Callable[[], Request],
+        visitor: str,
+        end: Callable[[Event], Update],
+    ) -> Iterator[Update]:
+        """Watch one job from the first click to its ending, which `end` shows.
+
+        Blocks nowhere, least in `finally`.
+        """
+        yield {
+            **self.running(True),
+            self.status: theme.status("running", words.STARTING),
+            self.said: words.STARTING,
+        }
+        heard, stage = 0.0, ""
+        with closing(watch(studio, ask, visitor)) as events:
+            for event in events:
+                now = time.monotonic()
+                if not isinstance(event, Progress):
+                    yield {**self.running(False), **self._ended(event, end)}
+                elif event.stage != stage:
+                    heard, stage = now, event.stage
+                    yield {**self._heard(event), self.said: words.stage(stage)}
+                elif now - heard >= REFRESH_S:
+                    heard = now
+                    yield self._heard(event)
+
+    def _heard(self, event: Progress) -> Update:
+        told = {self.status: theme.progress(event)}
+        return {**told, self.reader: event.text} if self.reader and event.text else told
+
+    def _ended(self, event: Event, end: Callable[[Event], Update]) -> Update:
+        if isinstance(event, Cancelled):
+            return {
+                self.status: theme.status("stopped", words.CANCELLED, words.clock(event.elapsed_s)),
+                self.said: words.CANCELLED,
+            }
+        return self.failed(event) if isinstance(event, Failed) else end(event)
+
+    def done(self, headline: str, *details: str, said: str = "") -> Update:
+        """Something has ended well."""
+        return {
+            self.status: theme.status("done", headline, *details, fraction=1.0),
+            self.said: escape(f"{headline}. {said}".strip()),
+        }
+
+    def failed(self, trouble: StudioError | Failed) -> Update:
+        """Something could not be done."""
+        toast(trouble)
+        return {
+            self.status: theme.status("failed", trouble.message, trouble.action),
+            self.said: "",  # the toast is announced already
+        }
+
+
+class Board(Console):
+    """The console of a song with its latest take and the shelf of the others.
+
+    Attributes:
+        at_rest: what the form shows at first; captions leave it out.
+        sends: the buttons that take the piece to another tab, by mode.
+    """
+
+    def __init__(self, mode: str, at_rest: dict[str, Any]) -> None:
+        super().__init__(mode)
+        self.at_rest = at_rest
+        self.empty = self.nothing_yet()
         with gr.Column(visible=False, elem_classes="result", min_width=0) as self.result:
             self.player = gr.Audio(
                 label=words.PLAYER,
@@ -75,19 +172,12 @@ class Board:
             )
             self.facts = gr.HTML("", elem_id=f"{mode}-facts")
 
+        self.locked.append(self.again)
+
     def parts(self) -> list[gr.blocks.Block]:
         """Everything that a job may change."""
-        return [
-            *(self.run, self.stop, self.status, self.said, self.empty, self.result, self.player),
-            *(self.again, self.wav, self.settings, self.shelf, self.facts, *self.locked),
-        ]
-
-    def running(self, on: bool) -> Update:
-        """Lock what must not be pressed twice, and the other way round."""
-        return {
-            **dict.fromkeys((self.run, self.again, *self.locked), gr.update(interactive=not on)),
-            self.stop: gr.update(interactive=on, value=words.STOP),
-        }
+        mine = (self.empty, self.result, self.player, self.wav, self.settings, self.shelf)
+        return [*super().parts(), *mine, self.facts]
 
     def show(self, take: Take) -> Update:
         """Play `take` and say all that is known of it."""
@@ -108,26 +198,6 @@ class Board:
             **self.show(take),
             **self.done(words.DONE, took, said=words.caption(take, self.at_rest)),
             self.shelf: gr.update(choices=shelf, value=take.id, visible=True),
-        }
-
-    def done(self, headline: str, *details: str, said: str = "") -> Update:
-        """Something has ended well."""
-        return {
-            self.status: theme.status("done", headline, *details, fraction=1.0),
-            self.said: escape(f"{headline}. {said}".strip()),
-        }
-
-    def stopped(self, event: Cancelled) -> Update:
-        return {
-            self.status: theme.status("stopped", words.CANCELLED, words.clock(event.elapsed_s)),
-            self.said: words.CANCELLED,
-        }
-
-    def failed(self, trouble: StudioError | Failed) -> Update:
-        toast(trouble)
-        return {
-            self.status: theme.status("failed", trouble.message, trouble.action),
-            self.said: "",  # the toast is announced already
         }
 
 

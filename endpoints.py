@@ -14,9 +14,15 @@ import gradio as gr
 import tooltips as words
 from desk import Studio, brought, told, watch
 from knobs import Knob, Request
-from song import MODES, Cancelled, Failed, Take
+from song import HELPERS, MODES, Cancelled, Failed, Lyrics, Take
 
 Answer = Callable[..., Iterator[Any]]
+
+RETURNS = {
+    **dict.fromkeys(MODES, words.RETURNS_SONG),
+    **dict.fromkeys(HELPERS, words.RETURNS_IDEA),
+    Lyrics.mode: words.RETURNS_DRAFT,
+}
 
 
 def publish(demo: gr.Blocks, studio: Studio, request: type[Request]) -> None:
@@ -90,7 +96,7 @@ def _signed(answer: Answer, request: type[Request], sings: bool) -> Answer:
             *(f"    {k.name}: {_told(request.mode, k)}" for k in knobs),
             "",
             "Returns:",
-            f"    {words.RETURNS_SONG if sings else words.RETURNS_IDEA}",
+            f"    {RETURNS[request.mode]}",
         ]
     )
     return answer

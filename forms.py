@@ -17,6 +17,7 @@ from knobs import PLANNER, SONG, Knob, Request
 from song import Card, Look
 
 ORDER = (
+    *("brief", "structure", "language", "tone", "rhyme", "lines"),
     *("source", "reference", "before_s", "after_s", "kind", "repaint_mode", "repaint_strength"),
     *("source_prompt", "source_lyrics", "prompt", "instrumental", "lyrics"),
     *("duration_s", "strength", "noise", "n_max", "n_min", "n_avg"),
@@ -40,7 +41,10 @@ COMPOSING = ("lm_cfg_scale", "lm_negative_prompt")
 """Knobs of the planner that mean nothing where it listens instead of composing."""
 
 REGION = ("start_s", "end_s")
-"""Knobs without a control of their own: both are picked on the waveform of the song."""
+"""Knobs that are picked on the waveform of the song."""
+
+HELD = (*REGION, "repair")
+"""Knobs without a control of their own. A draft is repaired by its own button."""
 
 Values = Mapping[str, Any]
 Update = dict[Any, Any]  # by component; what is not in it stays as it is
@@ -145,7 +149,7 @@ def widget(knob: Knob, mode: str, card: Card) -> gr.components.Component:
 
 def _choices(knob: Knob, values: tuple[Any, ...]) -> list[tuple[str, Any]]:
     named = [(words.choice(knob.name, value), value) for value in values]
-    if knob.name == "vocal_language":
+    if knob.name in words.LANGUAGES:
         named.sort(key=lambda pair: (pair[0] != words.AUTO, pair[0]))
     return named
 
@@ -213,25 +217,35 @@ class Form:
         inputs: what a run is asked with; a control that has nothing to turn is not in it.
     """
 
-    def __init__(self, request: type[Request], card: Card, beside: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        request: type[Request],
+        card: Card,
+        beside: Callable[[str], None] = lambda field: None,
+    ) -> None:
         """Draw it. `beside` is called with the name of each field on the form after it is drawn."""
         self.request, self.card, self.mode = request, card, request.mode
         self.knobs = {k.name: k for k in request.knobs()}
         self.at_rest = {name: starting_value(k, card) for name, k in self.knobs.items()}
         self.fields: dict[str, gr.components.Component] = {}
         self.pictures: dict[str, Picture] = {}
-        own = [n for n, k in self.knobs.items() if k.group == SONG and n not in REGION]
+        own = [n for n, k in self.knobs.items() if k.group == SONG and n not in HELD]
         last = LAST.get(self.mode, ())
         for name in sorted(own, key=lambda n: (n in last, ORDER.index(n))):
             self._draw(name)
             beside(name)
-        with gr.Accordion(words.ADVANCED, open=False, elem_classes="advanced"):
-            for group in dict.fromkeys(k.group for k in self.knobs.values() if k.group != SONG):
-                gr.HTML(f"<h2>{escape(group)}</h2>")
+        groups = dict.fromkeys(k.group for k in self.knobs.values() if k.group != SONG)
+        fold = words.ADVANCED if len(groups) > 1 else next(iter(groups))
+        with gr.Accordion(fold, open=False, elem_classes="advanced"):
+            for group in groups:
+                if len(groups) > 1:
+                    gr.HTML(f"<h2>{escape(group)}</h2>")
                 if group == PLANNER and not card.planner:
                     gr.HTML(f"<p>{escape(card.no_planner)}</p>", elem_classes="why")
                 with gr.Row(elem_classes="knobs"):
                     for name in (n for n, k in self.knobs.items() if k.group == group):
+                        if name in HELD:
+                            continue
                         self.fields[name] = widget(self.knobs[name], self.mode, card)
         self.inputs = {
             name: self.fields[name]

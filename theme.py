@@ -28,7 +28,7 @@ from gradio.themes.utils.sizes import Size
 
 import tooltips as words
 from errors import StudioError
-from song import HELPERS, MODES, Card, Progress, Take
+from song import HELPERS, MODES, Card, Draft, Lyrics, Progress, Take
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
@@ -185,7 +185,7 @@ def launch_options() -> dict[str, Any]:
 async def _misnamed(request: Request, error: TypeError) -> JSONResponse:
     """Say which name is wrong when the API is called by names. Gradio would answer with a 500."""
     wrong = re.search(r"Parameter `(.*)` is not a valid|required argument: (.*)", str(error))
-    mode = (MODES | HELPERS).get(request.url.path.rsplit("/", 1)[-1])
+    mode = (MODES | HELPERS | {Lyrics.mode: Lyrics}).get(request.url.path.rsplit("/", 1)[-1])
     if wrong is None or mode is None:
         raise error
     needed = {k.name: "-" for k in mode.knobs() if k.required}
@@ -268,9 +268,17 @@ def _head() -> str:
 
 def particulars(take: Take, unasked: Collection[str] = ()) -> str:
     """Everything a take knows of itself, to read, but the knobs that meant nothing to it."""
-    told = words.particulars(take, unasked)
-    notes = "".join(f"<li>{escape(note)}</li>" for note in take.notes)
-    return (f"<h2>{words.NOTES}</h2><ul>{notes}</ul>" if notes else "") + "".join(
+    return _facts(take.notes, words.particulars(take, unasked))
+
+
+def draft(draft: Draft) -> str:
+    """What is known of words that were written."""
+    return _facts(draft.notes, words.drafted(draft))
+
+
+def _facts(notes: Collection[str], told: dict[str, dict[str, str]]) -> str:
+    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return (f"<h2>{words.NOTES}</h2><ul>{listed}</ul>" if listed else "") + "".join(
         f"<h2>{escape(heading)}</h2>{_pairs(facts)}" for heading, facts in told.items()
     )
 

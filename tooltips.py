@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from knobs import Knob
-    from song import Look, Progress, Take
+    from song import Draft, Look, Progress, Take
 
 TIPS: dict[str, str] = {
     "prompt": "Genre, instruments, mood, tempo, voice: whatever you would tell a band.",
@@ -62,26 +62,26 @@ TIPS: dict[str, str] = {
     "keyscale": "The key the song is in.",
     "timesignature": "How each bar is counted.",
     "vocal_language": "The language of the lyrics.",
-    "idea": "One line is enough. Left empty, it is a surprise altogether.",
-    "brief": "What the song is about, who sings it, to whom: a line or a paragraph.",
-    "structure": "The sections in their order, such as: verse, chorus, verse, chorus.",
-    "language": "The language of the words.",
-    "tone": "How it sounds when said: tender, wry, angry.",
-    "rhyme": "How the lines of a section rhyme.",
+    "brief": "The story, the mood, an image: whatever the words are to be about.",
+    "structure": "The sections in their order, set apart by commas.",
+    "language": "The language the words are written in.",
+    "tone": "How it speaks: tender, defiant, dry. Left empty, the brief decides.",
+    "rhyme": "Which lines rhyme with each other.",
     "lines": "How many lines each section has.",
-    "lyrics.seed": "The same seed with the same settings gives the same words.",
-    "temperature": "How freely words are chosen. 0 always takes the likeliest.",
-    "top_p": "Only words that together hold this share of the likelihood are chosen from.",
-    "top_k": "Only this many of the likeliest words are chosen from. 0: all.",
-    "repetition_penalty": "How much words that were used are avoided. 1: not at all.",
-    "repair": "A draft that is to be written again in the sections asked for.",
+    "lyrics.seed": "The same seed with the same brief gives the same words.",
+    "temperature": "How daring the words are. At zero the likeliest word is always taken.",
+    "top_p": "How much of what is possible is considered for each word. Less is safer.",
+    "top_k": "How many words are considered for each place. Zero: all of them.",
+    "repetition_penalty": "How much words that stand there already are avoided.",
+    "repair": "A draft that broke the structure: it is written again to fit.",
+    "idea": "One line is enough. Left empty, it is a surprise altogether.",
     "export.source": "The take to write.",
     "master.source": "The take to set the loudness of.",
     "stems.source": "The take to take apart.",
-    "format": "WAV and FLAC keep every sample, MP3 has 320 kbit/s.",
+    "format": "Whether every sample is kept, or the file is small enough to send.",
     "settings": "Whether the file carries all that makes the song again.",
     "ai_generated": "Whether the file says that a model made it.",
-    "target_lufs": "The loudness of the whole, by BS.1770. Streaming plays at about -14.",
+    "target_lufs": "How loud the whole is, as broadcasters and streaming services measure it.",
     "ceiling_dbtp": "What no peak exceeds, measured between the samples too.",
 }
 """What each knob does, by field name; `mode.field` wins where one mode means it differently."""
@@ -94,6 +94,12 @@ CHOICES: dict[str, dict[Any, str]] = {
     "infer_method": {"ode": "ODE", "sde": "SDE", "heun": "Heun"},
     "thinking": {True: "Yes", False: "No"},
     "kind": {"repaint": "Repaint", "morph": "Morph"},
+    "rhyme": {
+        "free": "Free",
+        "couplets": "Couplets (aabb)",
+        "alternate": "Alternate (abab)",
+        "enclosed": "Enclosed (abba)",
+    },
     "repaint_mode": {
         "conservative": "Conservative",
         "balanced": "Balanced",
@@ -155,6 +161,11 @@ CHOICES: dict[str, dict[Any, str]] = {
 }
 """How a choice is called, by field and value. A choice that is not here is called by its value."""
 
+LANGUAGES = ("vocal_language", "language")
+"""Fields whose choices are languages."""
+
+CHOICES["language"] = CHOICES["vocal_language"]
+
 AUTO = "Auto"
 """What the empty choice and the language "unknown" are called."""
 
@@ -162,6 +173,8 @@ PLACEHOLDERS: dict[str, str] = {
     "prompt": "Dusty boom-bap, upright bass, brushed drums, late at night",
     "lyrics": "[verse]\nStreetlights hum a tune I know\n\n[chorus]\nCarry me home, carry me slow",
     "idea": "A night train home, slow and warm",
+    "brief": "Leaving a small town at dawn, without telling anyone",
+    "tone": "Tender, a little dry",
     "seed": AUTO,
     "bpm": AUTO,
 }
@@ -171,6 +184,7 @@ MODES: dict[str, str] = {
     "cover": "Cover",
     "extend": "Extend",
     "edit": "Edit",
+    "lyrics": "Lyrics",
 }
 """Tabs, and the button that starts each."""
 
@@ -186,6 +200,8 @@ STAGES: dict[str, str] = {
     "Reading the file": "Reading your file",
     "Encoding": "Taking the song in",
     "Reading the words": "Reading the words",
+    "Loading the songwriter": "Loading the songwriter",
+    "Writing the words": "Writing the words",
     "Denoising": "Shaping the sound",
     "Decoding": "Rendering the sound",
     "Writing": "Writing the file",
@@ -208,12 +224,17 @@ SAVE_WAV = "WAV"
 SAVE_JSON = "Settings (JSON)"
 READY = "Ready"
 STARTING = "Starting"
+BUTTONS = {"lyrics": "Write"}
+"""What starts a tab where its name alone would not say it."""
+
 NOTHING_YET = "Nothing recorded yet"
+NOTHING_WRITTEN = "Nothing written yet"
 NOTHING_YET_TIPS = {
     "generate": "Describe a style and press Generate. Ctrl or Cmd with Enter does the same.",
     "cover": "Choose a song or a sound, describe a style, and press Cover.",
     "extend": "Choose a song, say how much to add, and press Extend.",
     "edit": "Choose a song, pick a region of it, and press Edit.",
+    "lyrics": "Say what the words are to be about, and press Write.",
 }
 DONE = "Done"
 CANCELLED = "Stopped"
@@ -237,9 +258,16 @@ HELPS = {
 }
 """The helpers' buttons, and what each does."""
 
+REPAIR = "Repair"
+USE_WORDS = "Use in Generate"
+DRAFT = "Draft"
+DRAFT_TIP = "Yours to change before you use it."
+SECTIONS = {True: "as asked", False: "not as asked"}
+
 FILLED = "Filled in: {fields}."
 NOTHING_OPEN = "Nothing was left open."
 RETURNS_SONG = "The song as a WAV file, and its take: the request as really run, model and device."
+RETURNS_DRAFT = "The words, the sections asked for and those that came."
 RETURNS_IDEA = "What was found: style, lyrics, tempo, key, beats per bar, language and length."
 
 CHOOSE = "Choose a file, or drop it here"
@@ -301,7 +329,7 @@ def choice(name: str, value: Any) -> str:
     if value in ("", "unknown"):
         return AUTO
     called = CHOICES.get(name, {}).get(value, str(value))
-    return f"{called} ({value})" if name == "vocal_language" else called
+    return f"{called} ({value})" if name in LANGUAGES else called
 
 
 def stage(name: str) -> str:
@@ -441,3 +469,21 @@ def kept(take: Take) -> dict[str, str]:
             f" · dip {seam.gap_db:+.1f} dB · rise {seam.bump_db:+.1f} dB"
         )
     return told
+
+
+def drafted(draft: Draft) -> dict[str, dict[str, str]]:
+    """What was asked of a draft, what came, and what wrote it."""
+    model = draft.model
+    sections = {
+        "Asked for": ", ".join(draft.asked),
+        "Written": ", ".join(draft.got),
+        "Structure": SECTIONS[draft.as_asked],
+    }
+    made = {
+        "Seed": str(draft.request.get("seed")),
+        "Model": f"{model.name} · {model.revision[:12]}",
+        "Licence": f"{model.licence} · {MAY_SELL[model.may_sell]}",
+        "Device": f"{draft.device.name} · {draft.device.dtype}",
+        "Times": " · ".join(f"{stage(name)} {s:.1f} s" for name, s in draft.timings_s.items()),
+    }
+    return {"Sections": sections, MADE_WITH: made}

@@ -8,9 +8,7 @@ from __future__ import annotations
 import theme  # first: it sets what Gradio reads at import  # isort: skip
 
 import random
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,26 +18,13 @@ from gradio_client.utils import encode_file_path
 
 import tooltips as words
 from board import Board, toast
-from desk import Studio, look, visitor_of, watch
+from desk import Studio, look, visitor_of
 from endpoints import publish
 from errors import StudioError
 from forms import REGION, Form, Picture
 from knobs import Request
-from song import (
-    HELPERS,
-    INSTRUMENTAL,
-    MAX_SEED,
-    MODES,
-    Cancelled,
-    Card,
-    Event,
-    Idea,
-    Progress,
-    Take,
-)
-
-REFRESH_S = 0.2
-"""The page hears of progress within one stage at most this often."""
+from song import HELPERS, INSTRUMENTAL, MAX_SEED, MODES, Card, Idea, Lyrics, Take
+from writing import WritingRoom
 
 BESIDE = {"generate": {"lyrics": "rewrite"}, **{mode: {"source": "listen"} for mode in words.SEND}}
 """Which helper stands under which field. `inspire` stands above all of Generate."""
@@ -73,10 +58,13 @@ def build(studio: Studio) -> gr.Blocks:
             for mode, request in MODES.items():
                 with gr.Tab(words.MODES[mode], id=mode, elem_id=f"t-{mode}"):
                     rooms[mode] = _Room(studio, card, request)
+            with gr.Tab(words.MODES[Lyrics.mode], id=Lyrics.mode, elem_id=f"t-{Lyrics.mode}"):
+                writing = WritingRoom(studio, card)
         for room in rooms.values():
             for mode in words.SEND:
                 room.sends_to(rooms[mode], tabs)
-        for request in (MODES | HELPERS).values():
+        writing.sends_to(rooms["generate"].form, tabs)
+        for request in (*MODES.values(), *HELPERS.values(), Lyrics):
             publish(demo, studio, request)
 
         def leave(caller: gr.Request) -> None:
@@ -284,8 +272,9 @@ class _Room:
                 return request.of({n: v for n, v in form.items() if n in names})
 
             form = dict(zip(self.form.inputs, values, strict=True))
-            yield from self._perform(
-                asked, visitor_of(caller), lambda idea: self._fill(helper, idea, form)
+            visitor = visitor_of(caller)
+            yield from self.board.follow(
+                self.studio, asked, visitor, lambda idea: self._fill(helper, idea, form)
             )
 
         return ask
@@ -317,40 +306,11 @@ class _Room:
         update |= self.board.done(words.DONE, told, said=told)
         return _merged(update, self.form.visible({**form, **filled}))
 
-    def _perform(
-        self,
-        ask: Callable[[], Request],
-        visitor: str,
-        found: Callable[[Idea], Update] | None = None,
-    ) -> Iterator[Update]:
-        """Watch one job from the first click to its ending. Blocks nowhere, least in `finally`."""
-        board = self.board
-        yield {
-            **board.running(True),
-            board.status: theme.status("running", words.STARTING),
-            board.said: words.STARTING,
-        }
-        heard, stage = 0.0, ""
-        with closing(watch(self.studio, ask, visitor)) as events:
-            for event in events:
-                now = time.monotonic()
-                if isinstance(event, Idea) and found:
-                    yield {**board.running(False), **found(event)}
-                elif not isinstance(event, Progress):
-                    yield {**board.running(False), **self._end(event, visitor)}
-                elif event.stage != stage:
-                    heard, stage = now, event.stage
-                    yield {board.status: theme.progress(event), board.said: words.stage(stage)}
-                elif now - heard >= REFRESH_S:
-                    heard = now
-                    yield {board.status: theme.progress(event)}
+    def _perform(self, ask: Callable[[], Request], visitor: str) -> Iterator[Update]:
+        def end(take: Take) -> Update:
+            return self.board.finished(take, self.studio.takes(visitor))
 
-    def _end(self, event: Event, visitor: str) -> Update:
-        if isinstance(event, Take):
-            return self.board.finished(event, self.studio.takes(visitor))
-        if isinstance(event, Cancelled):
-            return self.board.stopped(event)
-        return self.board.failed(event)
+        yield from self.board.follow(self.studio, ask, visitor, end)
 
     def _take(self, visitor: str, chosen: str) -> Take:
         for take in self.studio.takes(visitor):

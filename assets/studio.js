@@ -100,7 +100,7 @@
     // The button that sends a take to another tab goes away with its own tab: keep the focus.
     let sent = null;
     document.addEventListener("click", (event) => {
-      sent = event.target.closest(".send button") && list.querySelector("[aria-selected=true]");
+      sent = event.target.closest(".send button, #lyrics-use") && list.querySelector("[aria-selected=true]");
     }, true);
     list.addEventListener("keydown", (event) => {
       const all = tabs();

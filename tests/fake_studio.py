@@ -30,10 +30,12 @@ from song import (
     Cancelled,
     Card,
     DeviceUsed,
+    Draft,
     Event,
     Failed,
     Idea,
     Look,
+    Lyrics,
     ModelUsed,
     Progress,
     SeamHeard,
@@ -53,6 +55,7 @@ CARD = Card(
     longest_s=240,
     takes_guidance=True,
     planner="ACE-Step mini planner",
+    writer="Qwen mini",
 )
 
 IDEA = Idea(
@@ -67,6 +70,17 @@ IDEA = Idea(
 
 
 SONG = (("Loading", 0), ("Denoising", 20), ("Decoding", 3))
+WRITING = "Writing the words"
+VERSE = "[Verse]\nThe kettle knows my name\nthe window knows the rain"
+MODEL = ModelUsed(
+    name="mini",
+    source="vendor/ace-step-mini",
+    revision="0123456789abcdef",
+    sha256="ab" * 32,
+    licence="MIT",
+    may_sell=True,
+)
+DEVICE = DeviceUsed(kind="cpu", name="Pretended CPU", dtype="float32", threads=2, torch="")
 SEAMS = (
     SeamHeard(at_s=3.4, click=1.2, gap_db=-2.1, bump_db=0.4, good=True),
     SeamHeard(at_s=6.7, click=4.4, gap_db=-14.0, bump_db=3.5, good=False),
@@ -105,11 +119,14 @@ class FakeStudio:
         words = f"{getattr(request, 'prompt', '')} {getattr(request, 'idea', '')}"
         helps = request.mode in HELPERS
         stages = (("Loading the planner", 0), ("Listening", 9)) if helps else SONG
+        if isinstance(request, Lyrics):
+            words, stages = request.brief, (("Loading the songwriter", 0), (WRITING, 9))
         began = time.monotonic()
         done = False
         try:
             for stage, steps in stages:
                 for step in range(steps + 1):
+                    written = " ".join(VERSE.split(" ")[: step + 1]) if stage == WRITING else ""
                     if stop.is_set():
                         done = True
                         yield Cancelled(stage=stage, elapsed_s=time.monotonic() - began)
@@ -120,6 +137,7 @@ class FakeStudio:
                         steps=steps,
                         elapsed_s=time.monotonic() - began,
                         left_s=None if stage == "Loading" else (3.0, 8.0),
+                        text=written,
                     )
                     time.sleep(0.3 if "slow" in words else 0.002)
             done = True
@@ -132,6 +150,9 @@ class FakeStudio:
                 return
             if helps:
                 yield self.idea
+                return
+            if isinstance(request, Lyrics):
+                yield self._draft(request)
                 return
             take = self._record(request, time.monotonic() - began)
             self._takes[visitor].insert(0, take)
@@ -171,6 +192,22 @@ class FakeStudio:
         self._stop[visitor].set()
         self._takes.pop(visitor, None)
 
+    def _draft(self, request: Lyrics) -> Draft:
+        """A verse, whatever was asked; the chorus comes with the repair."""
+        whole = bool(request.repair)
+        return Draft(
+            id=f"d{len(self.asked)}",
+            text=f"{VERSE}\n\n[Chorus]\nrain, rain" if whole else VERSE,
+            asked=("Verse", "Chorus"),
+            got=("Verse", "Chorus") if whole else ("Verse",),
+            request=request.model_dump(mode="json") | {"seed": 7},
+            model=MODEL,
+            device=DEVICE,
+            timings_s={WRITING: 0.4},
+            made_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+            studio="test",
+        )
+
     def _length(self, request: Request) -> float:
         source = getattr(request, "source", None)
         if source is None:
@@ -194,17 +231,8 @@ class FakeStudio:
             path=str(path),
             mode=request.mode,
             request=ran,
-            model=ModelUsed(
-                name="mini",
-                source="vendor/ace-step-mini",
-                revision="0123456789abcdef",
-                sha256="ab" * 32,
-                licence="MIT",
-                may_sell=True,
-            ),
-            device=DeviceUsed(
-                kind="cpu", name="Pretended CPU", dtype="float32", threads=2, torch=""
-            ),
+            model=MODEL,
+            device=DEVICE,
             sample_rate=48_000,
             samples=samples,
             peak_dbfs=-1.0,

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"app", "ui", "forms", "board", "endpoints", "desk", "theme"},
+    {"app", "ui", "writing", "forms", "board", "endpoints", "desk", "theme"},
     {"backend", "worker", "thinking", "residents", "jobs", "sources", "turns", "replay", "host"},
     {
         *("edits", "pipeline", "planner", "grammar", "qwen", "sampler", "codec", "audio"),
@@ -23,6 +23,11 @@ SIDEWAYS = {
     ("app", "ui"),
     ("app", "theme"),
     ("ui", "theme"),
+    ("ui", "writing"),
+    ("writing", "theme"),
+    ("writing", "forms"),
+    ("writing", "board"),
+    ("writing", "desk"),
     ("ui", "forms"),
     ("ui", "board"),
     ("ui", "endpoints"),
@@ -31,6 +36,7 @@ SIDEWAYS = {
     ("forms", "desk"),
     ("board", "theme"),
     ("board", "forms"),
+    ("board", "desk"),
     ("endpoints", "desk"),
     ("backend", "host"),
     ("backend", "worker"),
@@ -80,7 +86,7 @@ SIDEWAYS = {
     ("tooltips", "song"),
 }
 OUTSIDERS = {
-    "gradio": {"ui", "forms", "board", "endpoints", "desk", "theme"},
+    "gradio": {"ui", "writing", "forms", "board", "endpoints", "desk", "theme"},
     "spaces": {"host"},
     "diffusers": {"pipeline"},
     "transformers": {"pipeline", "planner", "qwen2"},

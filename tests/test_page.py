@@ -600,6 +600,30 @@ def test_a_surprise_fills_the_form_and_can_be_stopped(drop_in: Callable[..., Pag
 
 
 @pytest.mark.parametrize("width", [1440, 390])
+def test_words_are_written_read_along_mended_and_used(drop_in: Callable[..., Page], width: int):
+    page = drop_in("lyrics", width)
+    draft, run = page.locator("#lyrics-draft textarea"), page.locator("#lyrics-run")
+    page.locator("#lyrics-brief textarea").fill("slow rain")
+    run.click()
+    page.wait_for_function("document.querySelector('#lyrics-draft textarea')?.value.length > 9")
+    page.locator("#lyrics-stop").click()
+    _state(page, "stopped", "lyrics").wait_for()
+    assert draft.input_value().startswith("[Verse]"), "what was written stays to be read"
+    page.locator("#lyrics-brief textarea").fill("rain")
+    run.click()
+    page.locator("#lyrics-status", has_text="1 of 2 sections, not as asked").wait_for()
+    page.locator("#lyrics-repair").click()
+    page.locator("#lyrics-status", has_text="2 of 2 sections, as asked").wait_for()
+    assert page.locator("#lyrics-repair").is_disabled()
+    draft.fill("[Verse]\nmy own line")
+    page.locator("#lyrics-use").click()
+    page.locator("#generate-lyrics textarea").wait_for()
+    assert _box(page, "lyrics").input_value() == "[Verse]\nmy own line"
+    assert page.evaluate("document.activeElement.id") == "t-generate-button"
+    assert _fits(page)
+
+
+@pytest.mark.parametrize("width", [1440, 390])
 def test_axe_finds_nothing_on_the_other_tabs(drop_in: Callable[..., Page], tune: Path, width: int):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page = drop_in("edit", width)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 import jobs
 import tooltips as words
+from finishing import FINISHES
 from knobs import Knob
-from song import HELPERS, LANGUAGES, METRES, MODES, Generate, Progress
+from song import HELPERS, LANGUAGES, METRES, MODES, Generate, Lyrics, Progress
 
-REQUESTS = MODES | HELPERS
+REQUESTS = MODES | HELPERS | FINISHES | {Lyrics.mode: Lyrics}
 KNOBS = {(mode, k.name): k for mode, request in REQUESTS.items() for k in request.knobs()}
 
 
@@ -26,7 +27,8 @@ def test_tips_and_knobs_match_one_to_one():
 
 
 def test_every_mode_has_a_name():
-    assert words.MODES.keys() == words.NOTHING_YET_TIPS.keys() == MODES.keys()
+    assert words.MODES.keys() == words.NOTHING_YET_TIPS.keys()
+    assert words.MODES.keys() == MODES.keys() | {Lyrics.mode}
     assert words.HELP.keys() == words.HELPS.keys() == HELPERS.keys()
 
 
@@ -113,7 +115,7 @@ def test_a_value_is_shown_as_a_person_would_write_it():
 def test_no_word_is_written_that_nobody_reads():
     rooms = "".join(
         (ROOT / f"{room}.py").read_text()
-        for room in ("ui", "forms", "board", "endpoints", "theme", "app", "tooltips")
+        for room in ("ui", "forms", "board", "writing", "endpoints", "theme", "app", "tooltips")
     )
     for name in vars(words):
         if name.isupper() and name != "TYPE_CHECKING":

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ import gradio as gr
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+import board
 import forms
 import tooltips as words
 import ui
@@ -556,7 +558,7 @@ def test_a_run_locks_generate_and_frees_stop_then_the_other_way_round(page: Page
 def test_the_status_counts_steps_and_time_and_the_reader_hears_stages_only(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(ui, "REFRESH_S", 0)
+    monkeypatch.setattr(board, "REFRESH_S", 0)
     updates = page.generate()
     status = [u["generate-status"] for u in updates if "generate-status" in u]
     assert any("step 3 of 20" in s and "about 3 to 8 s left" in s for s in status)
@@ -731,6 +733,46 @@ def test_the_page_brings_no_torch_in_and_gradio_reports_nothing_to_anyone():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env).returncode == 0
 
 
+def test_words_are_read_while_they_are_written_then_mended_and_sung(
+    page: Page, monkeypatch: pytest.MonkeyPatch, toasts: list[str]
+):
+    monkeypatch.setattr(board, "REFRESH_S", 0)
+    form = page.form("lyrics", brief="rain", lines=3, seed="7")
+    updates = page.press("lyrics-run", *form.values())
+    asked = page.studio.asked[-1]
+    assert (asked.brief, asked.lines, asked.seed, asked.repair) == ("rain", 3, 7, "")
+    read = [u["lyrics-draft"] for u in updates if "lyrics-draft" in u]
+    assert len(read) > 5
+    assert all(later.startswith(sooner) for sooner, later in pairwise(read))
+    last = updates[-1]
+    assert "1 of 2 sections, not as asked" in last["lyrics-status"]
+    assert re.search("Asked for.*Verse, Chorus.*Written.*Verse", last["lyrics-facts"])
+    assert last["lyrics-repair"]["interactive"] is True
+
+    *_, mended = page.press("lyrics-repair", read[-1], *form.values())
+    assert page.studio.asked[-1].repair == read[-1]
+    assert "2 of 2 sections, as asked" in mended["lyrics-status"]
+    assert mended["lyrics-repair"]["interactive"] is False
+
+    use = page.event("lyrics-use").fn(mended["lyrics-draft"], "de")
+    sung = {block.elem_id: value for block, value in use.items()}
+    assert sung["studio"]["selected"] == "generate"
+    assert sung["generate-lyrics"]["value"] == mended["lyrics-draft"]
+    assert (sung["generate-vocal_language"], sung["generate-instrumental"]) == ("de", False)
+    *_, failed = page.press("lyrics-run", *page.form("lyrics").values())
+    assert "Nothing says what the words are to be about." in failed["lyrics-status"]
+    assert "lyrics-result" not in failed, "no empty draft is shown"
+
+
+def test_without_a_songwriter_the_tab_says_how_to_get_one(tmp_path: Path):
+    why = "Qwen 2.5 7B (15 GB) is not on this computer. Go online and run: python app.py fetch"
+    page = Page(FakeStudio(CARD.model_copy(update={"no_writer": why}), tmp_path))
+    assert page.blocks["lyrics-run"].interactive is False
+    said = [b.value for b in page.demo.blocks.values() if "missing" in (b.elem_classes or [])]
+    assert said == [f"<p>{why}</p>"]
+    assert page.blocks["generate-run"].interactive is True
+
+
 # ---- the API, over the wire ----
 
 
@@ -757,7 +799,7 @@ def client(served: tuple[FakeStudio, str], tmp_path_factory: pytest.TempPathFact
 
 def test_the_api_has_one_endpoint_a_mode_and_nothing_else(client: Client):
     told = client.view_api(return_format="dict", print_info=False)
-    assert set(told["named_endpoints"]) == {f"/{mode}" for mode in MODES | HELPERS}
+    assert set(told["named_endpoints"]) == {f"/{mode}" for mode in [*MODES, *HELPERS, "lyrics"]}
     assert not told["unnamed_endpoints"]
 
 
@@ -797,6 +839,7 @@ def test_songs_and_helpers_by_api_take_files_that_were_uploaded(
     assert (take["request"]["source"], take["request"]["strength"]) == ("my tune.wav", 0.5)
     assert studio.asked[-1].source.read_bytes() == (tmp_path / "my tune.wav").read_bytes()
     assert client.predict(source=song, api_name="/listen")["bpm"] == 84
+    assert client.predict(brief="rain", api_name="/lyrics")["got"] == ["Verse"]
     assert client.predict(idea="a train", api_name="/inspire")["prompt"] == IDEA.prompt
     told = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     for name in ("source", "reference"):
