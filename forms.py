@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
@@ -166,7 +167,8 @@ class Picture:
         self.box = gr.HTML(
             None,
             html_template=(theme.ASSETS / "picture.html").read_text("utf-8"),
-            js_on_load=(theme.ASSETS / "picture.js").read_text("utf-8"),
+            js_on_load=f"const say = {json.dumps(words.PICTURE)};\n"
+            + (theme.ASSETS / "picture.js").read_text("utf-8"),
             apply_default_css=False,
             elem_id=elem_id,
             **self._props(told=tip),
@@ -205,7 +207,7 @@ class Picture:
     def _props(self, state: str = "empty", **known: Any) -> dict[str, Any]:
         """All that is drawn. All: to one on a tab not opened yet, Gradio keeps only what comes."""
         nothing = {"told": "", "notes": [], "peaks": [], "seconds": 0, "name": "", "url": ""}
-        return {"words": words.PICTURE, "pick": self.pick, "state": state, **nothing, **known}
+        return {"pick": self.pick, "state": state, **nothing, **known}
 
 
 class Form:

@@ -394,13 +394,17 @@ def seen(look: Look) -> str:
     return f"{minutes:.0f}:{seconds:04.1f} · {look.rate / 1000:g} kHz · {wide}"
 
 
+PLAIN = ("prompt", "lyrics", "source_lyrics", "duration_s", "seed", "thinking")
+"""What a caption says anyhow, or leaves to the particulars."""
+
+
 def caption(take: Take, at_rest: dict[str, Any]) -> str:
     """What tells one take from another: its style; its length, the knobs turned, its seed."""
     style = " ".join(str(take.request.get("prompt") or take.plan.get("caption") or "").split())
     told = [f"{take.duration_s:g} s"]
     for knob in take.again().knobs():
         value = take.request.get(knob.name, knob.default)
-        plain = knob.name in ("prompt", "lyrics", "duration_s", "seed", "source_lyrics")
+        plain = knob.name in PLAIN
         if not plain and value != at_rest.get(knob.name, knob.default):
             as_shown = shown(knob, value)
             named = knob.name in LABELS or knob.type is Path
@@ -451,7 +455,7 @@ def planned(take: Take) -> dict[str, str]:
     }
     knobs = {k.name: k for k in take.again().knobs()}
     told = {
-        called(knobs[name]): shown(knobs[name], plan[name])
+        called(knobs[name]): shown(knobs[name], str(plan[name]))
         for name in ("prompt", "bpm", "keyscale", "timesignature", "vocal_language")
         if plan.get(name) not in ("", None, "unknown")
     }
@@ -465,8 +469,8 @@ def kept(take: Take) -> dict[str, str]:
         told["Outside the region"] = f"{take.changed_outside:,} samples changed"
     for seam in take.seams:
         told[f"Seam at {seam.at_s:.1f} s"] = (
-            f"{'good' if seam.good else 'audible'} · click {seam.click:.1f} times its surroundings"
-            f" · dip {seam.gap_db:+.1f} dB · rise {seam.bump_db:+.1f} dB"
+            f"{'good' if seam.good else 'audible'} · against what is beside it: click"
+            f" {seam.click:.1f} times, quietest {seam.gap_db:+.1f} dB, loudest {seam.bump_db:+.1f} dB"
         )
     return told
 

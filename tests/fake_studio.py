@@ -100,6 +100,7 @@ class FakeStudio:
 
     def reset(self) -> None:
         """Forget what was asked, and all takes."""
+        self.look_s = 0.0
         self.idea = IDEA
         self.asked: list[Request] = []
         self.looked: list[Path] = []
@@ -163,6 +164,7 @@ class FakeStudio:
 
     def look(self, path: Path) -> Look:
         self.looked.append(path)
+        time.sleep(self.look_s)
         try:
             with wave.open(str(path)) as file:
                 rate, frames, channels = file.getframerate(), file.getnframes(), file.getnchannels()
@@ -272,6 +274,7 @@ if __name__ == "__main__":
     import ui
 
     studio = FakeStudio()
+    studio.look_s = 0.6  # as long as the real one takes, so that tabs open before it is done
     ui.build(studio).queue(max_size=64).launch(
         server_name="127.0.0.1",
         server_port=int(sys.argv[1]),
