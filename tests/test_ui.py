@@ -336,6 +336,14 @@ def test_only_what_was_uploaded_here_is_read(
     assert not page.studio.looked
 
 
+def test_even_an_uploaded_file_is_not_named_by_its_path(
+    page: Page, brought: Callable[..., dict[str, Any]], toasts: list[str]
+):
+    page.make("extend", source=brought()["path"])
+    assert toasts[0].startswith("tune.wav was not uploaded to this page.")
+    assert not page.studio.asked
+
+
 def test_a_take_goes_to_another_tab_with_its_words(page: Page, upload_folder: Path):
     page.generate(lyrics="la la", duration_s=10)
     take = page.studio.takes("one")[0]
