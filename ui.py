@@ -223,7 +223,8 @@ class _Room:
         """Let the button under the player take the piece to another tab."""
         form = other.form
         values = [*form.inputs.values()]
-        outputs = [tabs, *form.fields.values(), *(p.box for p in form.pictures.values())]
+        # Only what is sent: a picture on a tab not opened yet forgets itself when it is skipped.
+        outputs = [tabs, *form.fields.values(), form.pictures["source"].box]
 
         def send(caller: gr.Request, chosen: str, *values: Any) -> Iterator[Update]:
             try:

@@ -479,6 +479,19 @@ def test_a_piece_goes_through_all_tabs(drop_in: Callable[..., Page], tune: Path,
     assert page.evaluate(GREY) == []
 
 
+def test_a_take_opens_a_tab_that_was_never_opened(drop_in: Callable[..., Page]):
+    page = drop_in("generate")
+    _ask(page, "a waltz")
+    page.locator("#generate-run").click()
+    _state(page, "done").wait_for()
+    page.locator("#generate-to-cover").click()
+    page.locator("#cover-source-look [data-state=ready]").wait_for()
+    assert "0:10.0" in page.locator("#cover-source-look").inner_text()
+    assert words.TIPS["reference"] in page.locator("#cover-reference-look").inner_text()
+    assert page.locator("#cover-reference-look .play").is_hidden()
+    assert _box(page, "prompt", "cover").input_value() == "a waltz"
+
+
 def test_a_region_is_picked_by_hand_and_by_keys_and_played_alone(
     drop_in: Callable[..., Page], tune: Path
 ):
