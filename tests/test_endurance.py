@@ -1,0 +1,156 @@
+"""What must hold after many jobs, in fresh processes, and at full length."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import psutil
+import pytest
+import soundfile
+from conftest import ROOT
+from test_modes import STEADY, files, music, planned  # noqa: F401 - fixtures
+
+import codec
+import host
+from song import MODES, SAMPLE_RATE, Cancelled, Take
+
+LONG = {**STEADY, "inference_steps": 12}
+
+STAGES = {
+    "generate": {"Planning", "Composing codes", "Denoising"},
+    "cover": {"Listening", "Denoising"},
+    "extend": {"Listening", "Encoding", "Denoising"},
+    "edit": {"Listening", "Denoising"},
+}
+
+
+def test_two_hundred_random_cancels_leave_the_studio_as_it_was(
+    planned,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    """In the planner, while encoding, sampling and decoding, in every mode."""
+    monkeypatch.setattr(codec, "TILE_FRAMES", 64)  # more places to stop at
+    source = tmp_path / "brought.wav"
+    soundfile.write(source, music(8).T, SAMPLE_RATE, "PCM_24")
+    asked = {
+        "generate": {"prompt": "lofi", "duration_s": 12},
+        "cover": {"source": source},
+        "extend": {"source": source, "after_s": 4},
+        "edit": {"source": source, "start_s": 2, "end_s": 5},
+    }
+    requests = {mode: MODES[mode].of({**LONG, **given}) for mode, given in asked.items()}
+    usual = {}
+    for (
+        mode,
+        request,
+    ) in requests.items():  # loads what has to be loaded, and says how long it takes
+        began = time.monotonic()
+        assert isinstance(list(planned.run(request, "v"))[-1], Take)
+        usual[mode] = time.monotonic() - began
+    planned.leave("v")
+    me, dice, rss, met = psutil.Process(), random.Random(50), [], {mode: set() for mode in MODES}
+    before = {p.name for p in host.private_folder().glob("*/")}
+    for turn in range(200):
+        mode = list(requests)[turn % 4]
+        # Not later than the end, and in a quarter of all cases near it: decoding is quick.
+        wait = usual[mode] * (dice.uniform(0.9, 1.0) if dice.random() < 0.25 else dice.random())
+        timer = threading.Timer(wait * 0.9, planned.stop, ["c"])
+        began, first = time.monotonic(), None
+        timer.start()
+        for event in planned.run(requests[mode], "c"):
+            first = first or (event.stage != "Waiting" and time.monotonic() - began) or None
+        timer.cancel()
+        assert isinstance(event, Cancelled | Take)
+        assert first is None or first < 2.0, "the next job starts at once"
+        if isinstance(event, Cancelled):
+            met[mode].add(event.stage)
+        planned.leave("c")
+        rss.append(me.memory_info().rss)
+    assert {p.name for p in host.private_folder().glob("*/")} == before
+    assert max(rss[100:]) <= max(rss[:100]) * 1.02
+    for mode, stages in STAGES.items():
+        assert stages <= met[mode], f"{mode} was never stopped while {stages - met[mode]}"
+    assert "Decoding" in set().union(*met.values())
+
+
+FRESH = """
+import hashlib, json, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from pathlib import Path
+import numpy as np
+import backend, checkpoints, host
+from conftest import heard
+from song import MODES
+from test_modes import STEADY
+
+studio = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"), {planner!r})
+said = {{}}
+for mode, given in {asked}.items():
+    take = list(studio.run(MODES[mode].of({{**STEADY, **given}}), "v"))[-1]
+    said[mode] = [hashlib.sha256(heard(take.path).tobytes()).hexdigest(), take.plan, take.codes]
+studio.leave("v")
+print(json.dumps(said))
+"""
+
+
+def test_every_mode_makes_the_same_samples_in_a_fresh_process(planned, files):  # noqa: F811
+    song = str(files["song"])
+    asked = {
+        "generate": {"prompt": "lofi", "duration_s": 10},
+        "cover": {"source": song, "strength": 0.5, "infer_method": "sde"},
+        "extend": {"source": song, "after_s": 2},
+        "edit": {"source": song, "kind": "morph", "prompt": "chimes", "n_avg": 2},
+    }
+    script = FRESH.format(
+        root=str(ROOT), tests=str(ROOT / "tests"), asked=asked, planner=str(planned.planner.folder)
+    )
+    one, two = (json.loads(_python(script)) for _ in range(2))
+    assert one == two
+    assert all(plan for _, plan, _ in one.values())
+
+
+WHOLE = """
+import resource, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import backend, checkpoints, host
+from song import MODES
+
+studio = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"), {planner!r})
+take = list(studio.run(MODES[{mode!r}].of({given}), "v"))[-1]
+studio.leave("v")
+print(take.samples, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.parametrize(("mode", "seconds"), [("extend", 200), ("cover", 240)])
+def test_four_minutes_fit_into_four_gigabytes(planned, tmp_path, mode, seconds):  # noqa: F811
+    source = tmp_path / "long.flac"
+    soundfile.write(source, music(seconds).T, SAMPLE_RATE, "PCM_24")
+    given = {"source": str(source), "inference_steps": 2, "use_cot_caption": False, "seed": 1}
+    given |= {"after_s": 40.0} if mode == "extend" else {}
+    script = WHOLE.format(
+        root=str(ROOT),
+        tests=str(ROOT / "tests"),
+        planner=str(planned.planner.folder),
+        mode=mode,
+        given=given,
+    )
+    samples, megabytes = map(int, _python(textwrap.dedent(script)).split())
+    assert samples == 240 * SAMPLE_RATE
+    assert megabytes < 4096
+
+
+def _python(script: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=400, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

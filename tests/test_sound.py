@@ -1,0 +1,153 @@
+"""What the modes promise, proven on the sound of pieces that the embedded model never saw.
+
+Where the model is not good enough yet, the test says what it reaches today and waits for the one
+that passes: the number asked for stays.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import soxr
+import torch
+from conftest import UNPLANNED, drain
+
+import edits
+from edits import Grip
+from mini import gates, measure
+from mini.render import render
+from song import SAMPLE_RATE, Generate
+
+SECONDS, COUNT = 12, 6
+
+
+def at_48k(sound: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(soxr.resample(sound.T, gates.SAMPLE_RATE, SAMPLE_RATE).T)
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    """Pieces of held-out seeds with their sound, float32 [2, samples] at 48 kHz."""
+    found = gates.held_out_pieces(COUNT)
+    frames = SECONDS * gates.FRAMES_PER_SECOND
+    return [(piece, at_48k(render(piece, 0, frames).astype(np.float32))) for piece in found]
+
+
+def ask(piece, **changes) -> Generate:
+    given = {
+        "prompt": f"{piece.style} instrumental",
+        "instrumental": True,
+        "duration_s": SECONDS,
+        "bpm": piece.bpm,
+        "seed": 1,
+        "inference_steps": 16,
+        "guidance_scale": 3.0,
+        "shift": 3.0,
+    }
+    return Generate.of({**given, **UNPLANNED, **changes})
+
+
+def likeness(a: np.ndarray, b: np.ndarray) -> float:
+    """Correlation of chroma over time plus correlation of onset envelopes, -2 to 2."""
+    heard = [[f(x, SAMPLE_RATE) for x in (a, b)] for f in (measure.onset_envelope, _chroma)]
+    return float(sum(np.corrcoef(one, two)[0, 1] for one, two in heard))
+
+
+def _chroma(sound: np.ndarray, rate: int) -> np.ndarray:
+    return measure.chroma_frames(sound, rate, 0.2).ravel()
+
+
+@pytest.fixture(scope="module")
+def covers(engine, pieces):
+    """Covers of every piece, by strength, with no tempo given that would line them up."""
+    return {
+        strength: [
+            drain(edits.cover(engine, ask(p, bpm=None), source, strength=strength)).sound
+            for p, source in pieces
+        ]
+        for strength in (1.0, 0.5, 0.0)
+    }
+
+
+def test_a_cover_is_far_more_like_its_song_than_like_another(covers, pieces):
+    sources = [source for _, source in pieces]
+    own = [likeness(*pair) for pair in zip(covers[1.0], sources, strict=True)]
+    others = [likeness(*p) for p in zip(covers[1.0], sources[1:] + sources[:1], strict=True)]
+    print(f"likeness {np.mean(own):.2f}, to others {np.mean(others):.2f}")
+    assert np.mean(own) > np.mean(others) + 3 * np.std(others) / np.sqrt(COUNT)
+
+
+@pytest.mark.xfail(reason="the embedded model reaches 0.95, 1.10 and 0.57: half is most like it")
+def test_a_cover_of_less_likeness_is_less_like_its_song(covers, pieces):
+    means = []
+    for made in covers.values():
+        pairs = zip(made, (source for _, source in pieces), strict=True)
+        means.append(np.mean([likeness(*pair) for pair in pairs]))
+    print(f"likeness at 1, 0.5 and 0: {[round(float(m), 2) for m in means]}")
+    assert means == sorted(means, reverse=True)
+
+
+@pytest.mark.xfail(reason="the embedded model comes nearer in 0.50 of the cases")
+def test_a_timbre_reference_moves_the_sound_towards_it(engine, pieces):
+    """By nine plain descriptors: nearer to the reference than without it, in most cases."""
+    nearer = []
+    for i, (piece, _) in enumerate(pieces):
+        reference = pieces[(i + 1) % COUNT][1]
+        timbre = drain(edits.timbre_of(engine, reference))
+        plain, coloured = (
+            drain(edits.compose(engine, ask(piece), timbre=t)).sound for t in (None, timbre)
+        )
+        aim, was, became = (
+            measure.descriptors(x, SAMPLE_RATE) for x in (reference, plain, coloured)
+        )
+        nearer.append(np.abs(became - aim).sum() < np.abs(was - aim).sum())
+    print(f"nearer to the reference: {np.mean(nearer):.2f} of {COUNT}")
+    assert np.mean(nearer) > 0.5
+
+
+def test_a_continuation_keeps_the_tempo(engine, pieces):
+    """Within 4 % of the source's, twice or half of it, on most of the sources."""
+    right = []
+    for piece, source in pieces:
+        made = drain(edits.extend(engine, ask(piece, duration_s=24), source, after_s=12)).sound
+        added = made[:, source.shape[1] :]
+        right.append(measure.tempo_right(measure.tempo(added, SAMPLE_RATE), piece.bpm))
+    print(f"tempo carried on: {np.mean(right):.2f} of {COUNT}")
+    assert np.mean(right) > 0.5
+
+
+def test_a_repaint_keeps_the_tempo(engine, pieces):
+    right = []
+    for piece, source in pieces:
+        region = (4 * SAMPLE_RATE, 9 * SAMPLE_RATE)
+        grip = Grip.of("balanced", 0.5)
+        made = drain(edits.repaint(engine, ask(piece), source, [region], grip)).sound
+        inside = made[:, slice(*region)]
+        right.append(measure.tempo_right(measure.tempo(inside, SAMPLE_RATE), piece.bpm))
+    print(f"tempo inside a repaint: {np.mean(right):.2f} of {COUNT}")
+    assert np.mean(right) >= 0.8
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_morph_goes_further_from_the_song_the_stronger_it_is(engine, pieces, seed):
+    """Over five strengths the latents' distance from the source's grows, on every source."""
+    for piece, source in pieces[:3]:
+        with torch.inference_mode():
+            clean = drain(edits.encode(engine, source))
+        told = ask(piece, seed=seed)
+        aim = ask(piece, seed=seed, prompt="bright chiptune, square lead, fast arpeggio")
+        away = []
+        for n_max in (0.0, 0.4, 0.6, 0.8, 1.0):
+            made = drain(
+                edits.morph(engine, aim, source, told, n_min=0.0, n_max=n_max, n_avg=1, clean=clean)
+            )
+            with torch.inference_mode():
+                again = drain(edits.encode(engine, made.sound))
+            away.append(
+                1 - float(torch.corrcoef(torch.stack([clean.ravel(), again.ravel()]))[0, 1])
+            )
+        print(f"{piece.style}: {[round(a, 3) for a in away]}")
+        assert all(later >= sooner - 0.02 for sooner, later in pairwise(away))
+        assert away[-1] > away[0] + 0.2
