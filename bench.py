@@ -180,6 +180,55 @@ def start() -> list[tuple[str, str]]:
     ]
 
 
+def planner_against_generate(times: int) -> list[tuple[str, str]]:
+    """Guided audio codes: our decoding against the library's, on the embedded planner's weights."""
+    import torch
+    from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor as Guide
+
+    import grammar
+    from planner import Dice, Planner
+
+    folder = checkpoints.choose("mini").folder
+    ours = drain(Planner.load(folder / "planner", checkpoints.codebook(folder), "cpu", "float32"))
+    plan, codes = grammar.Plan(bpm=100, keyscale="A minor"), 150
+    prompt = ours.words.ids(grammar.codes_prompt("warm lofi piano", INSTRUMENTAL, plan))
+    away = torch.tensor([ours.words.ids(grammar.plain_prompt(""))])
+
+    def mine() -> None:
+        drain(
+            ours.compose(
+                "warm lofi piano", INSTRUMENTAL, plan, codes / 5, Dice(0.85, 0.9, 0), [1], 2.0
+            )
+        )
+
+    def theirs() -> None:
+        torch.manual_seed(1)
+        ours.model.generate(
+            torch.tensor([prompt]),
+            do_sample=True,
+            temperature=0.85,
+            top_p=0.9,
+            top_k=0,
+            min_new_tokens=codes,
+            max_new_tokens=codes,
+            pad_token_id=0,
+            logits_processor=[Guide(2.0, ours.model, unconditional_ids=away)],
+        )
+
+    spent = {}
+    for name, work in (("ours", mine), ("theirs", theirs)):
+        seconds = []
+        for _ in range(times):
+            began = time.process_time()
+            work()
+            seconds.append(time.process_time() - began)
+        spent[name] = statistics.median(seconds) * 1000 / codes
+    return [
+        ("guided code, ours / transformers.generate", f"{spent['ours'] / spent['theirs']:.2f}"),
+        ("CPU milliseconds a code", f"{spent['ours']:.1f} against {spent['theirs']:.1f}"),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the song")
@@ -189,6 +238,7 @@ def main() -> None:
         ("imports", imports()),
         ("start", start()),
         ("engine", engine_against_stock(args.seconds, args.times)),
+        ("planner", planner_against_generate(args.times)),
     ):
         print(f"\n{title}")
         for name, value in rows:
