@@ -220,7 +220,10 @@ class Studio:
             "inference_steps": _given(request.inference_steps, model.steps),
             "guidance_scale": guidance,
             "shift": _given(request.shift, model.shift),
-            "thinking": _given(request.thinking, self.planner is not None),
+            "thinking": _given(
+                request.thinking,
+                self.planner is not None and (model.composes or not isinstance(request, Generate)),
+            ),
         }
 
     def _job(self, request: Request, notes: tuple[str, ...]) -> Job:

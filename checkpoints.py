@@ -83,13 +83,15 @@ class Model(Weights):
     """A music model, and how it sounds best.
 
     `steps`, `guidance` and `shift` are the defaults its authors tuned it for; `longest_s` is the
-    longest song it makes.
+    longest song it makes. `composes` tells whether its planner's codes are worth following unless
+    somebody says otherwise.
     """
 
     steps: int
     guidance: float
     shift: float
     longest_s: float = 240.0
+    composes: bool = True
     proof: ClassVar[str] = "model_index.json"
 
     @property
@@ -110,7 +112,8 @@ MODELS: dict[str, Model] = {
             revision="1",
             licence="MIT",
             may_sell=True,
-            size_bytes=46_000_000,
+            size_bytes=53_000_000,
+            composes=False,
             steps=16,
             guidance=3.0,
             shift=3.0,

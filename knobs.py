@@ -111,6 +111,7 @@ class Request(BaseModel):
         """The fields as knobs: required first, then the mode's own, then what it shares."""
         own = inspect.get_annotations(cls)
         found = [_knob(name, info) for name, info in cls.model_fields.items()]
+        own = {k.name for k in found if k.name in own and k.group == SONG}
         return tuple(sorted(found, key=lambda k: (not k.required, k.name not in own)))
 
     def turned(self) -> dict[str, Any]:

@@ -95,6 +95,7 @@ class Generate(Sound):
     prompt: str = knob(..., "Style", lines=3, max_length=512)
     duration_s: Real = knob(30.0, "Length", 10, 240, 1, unit="s")
     reference: File | None = knob(None, "Sound like")
+    use_cot_caption: bool = knob(False, "Rewrite the style", group=PLANNER)
 
     @field_validator("prompt")
     @classmethod

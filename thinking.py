@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import grammar
+import measure
 import residents
 from jobs import Job, lyrics_of, sung, wanted
 from song import Edit, Event, Generate, Idea, Progress
@@ -103,7 +104,19 @@ def _listen(job: Job, sounds: dict[str, np.ndarray], dice: Dice) -> Iterator[Pro
     plan, _ = yield from planner.understand(
         codes, dice, job.request.seed, lyrics=False, wanted=wanted(job.request)
     )
-    return plan
+    return replace(plan, bpm=_steadied(plan.bpm, *measure.tempo(sounds[name])))
+
+
+def _steadied(heard: int | None, measured: float | None, sure: bool) -> int | None:
+    """The tempo heard, corrected by the one measured where the measuring is sure of itself.
+
+    What is heard decides between a tempo, its double and its half: those measure alike.
+    """
+    if heard is None or measured is None or not sure:
+        return heard
+    alike = [bpm for bpm in (measured, 2 * measured, measured / 2) if abs(heard / bpm - 1) < 0.04]
+    found = round((alike or [measured])[0])
+    return found if 30 <= found <= 300 else heard
 
 
 def answer(job: Job) -> Iterator[Event]:

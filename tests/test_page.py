@@ -479,6 +479,31 @@ def test_a_piece_goes_through_all_tabs(drop_in: Callable[..., Page], tune: Path,
     assert page.evaluate(GREY) == []
 
 
+def test_a_song_is_made_covered_extended_and_edited_by_the_real_studio(visit: Callable[..., Page]):
+    """One song through every tab, on the embedded model: what each take says of itself."""
+    page = visit(820)
+    _ask(page, "calm ambient pads")
+    page.locator("#generate-run").click()
+    _state(page, "done").wait_for()
+    before = "generate"
+    for mode in ("cover", "extend", "edit"):
+        page.locator(f"#{before}-to-{mode}").click()
+        page.locator(f"#{mode}-source-look [data-state=ready]").wait_for()
+        if mode == "extend":
+            page.locator("#extend-after_s input[type=number]").fill("4")
+            page.locator("#extend-after_s input[type=number]").press("Tab")
+        page.locator(f"#{mode}-run").click()
+        page.locator(
+            f"#{mode}-status [data-state=done], #{mode}-status [data-state=failed]"
+        ).wait_for()
+        facts = page.locator(f"#{mode}-facts").inner_text()
+        assert "AS HEARD" in facts, page.locator(f"#{mode}-status").inner_text()
+        if mode != "cover":
+            assert "0 samples changed" in facts
+        before = mode
+    assert "14 s" in facts
+
+
 def test_a_take_opens_a_tab_that_was_never_opened(drop_in: Callable[..., Page]):
     page = drop_in("generate")
     _ask(page, "a waltz")

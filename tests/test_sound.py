@@ -10,15 +10,19 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import soundfile
 import soxr
 import torch
-from conftest import UNPLANNED, drain
+from conftest import UNPLANNED, drain, heard
 
+import backend
+import checkpoints
 import edits
+import host
 from edits import Grip
 from mini import gates, measure
 from mini.render import render
-from song import SAMPLE_RATE, Generate
+from song import SAMPLE_RATE, Extend, Generate
 
 SECONDS, COUNT = 12, 6
 
@@ -107,13 +111,19 @@ def test_a_timbre_reference_moves_the_sound_towards_it(engine, pieces):
     assert np.mean(nearer) > 0.5
 
 
-def test_a_continuation_keeps_the_tempo(engine, pieces):
-    """Within 4 % of the source's, twice or half of it, on most of the sources."""
+def test_a_continuation_that_was_told_nothing_keeps_the_tempo(own_cache, pieces, tmp_path):
+    """The studio listens: within 4 % of the source's, twice or half of it, on most sources."""
+    studio = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"))
     right = []
-    for piece, source in pieces:
-        made = drain(edits.extend(engine, ask(piece, duration_s=24), source, after_s=12)).sound
-        added = made[:, source.shape[1] :]
+    for i, (piece, source) in enumerate(pieces):
+        brought = tmp_path / f"{i}.wav"
+        soundfile.write(brought, source.T, SAMPLE_RATE, "PCM_24")
+        request = Extend.of({"source": brought, "after_s": 12, "seed": 1, "use_cot_caption": False})
+        take = list(studio.run(request, "v"))[-1]
+        added = heard(take.path)[:, source.shape[1] :]
         right.append(measure.tempo_right(measure.tempo(added, SAMPLE_RATE), piece.bpm))
+        assert take.changed_outside == 0
+    studio.leave("v")
     print(f"tempo carried on: {np.mean(right):.2f} of {COUNT}")
     assert np.mean(right) > 0.5
 
