@@ -21,6 +21,8 @@ import codec
 import host
 from song import MODES, SAMPLE_RATE, Cancelled, Take
 
+pytestmark = pytest.mark.long
+
 CANCELS = int(os.environ.get("ACE_CANCELS", "32"))
 """With 200 and more, every stage of every mode must have been met."""
 

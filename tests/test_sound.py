@@ -24,6 +24,8 @@ from mini import gates, measure
 from mini.render import render
 from song import SAMPLE_RATE, Extend, Generate
 
+pytestmark = pytest.mark.long
+
 SECONDS, COUNT = 12, 4
 
 
