@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -82,6 +83,7 @@ def values(knob):
         base = st.floats(knob.low, knob.high)
     else:
         base = st.text(min_size=1, max_size=40).filter(str.strip)
+        base = base.filter(lambda name: "\0" not in name) if knob.type is Path else base
     return st.none() | base if knob.optional else base
 
 
