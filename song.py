@@ -1,6 +1,6 @@
 """The nouns: what a musician asks for, what comes back, and what is said in between.
 
-Five requests, each a frozen model of knobs (see `knobs`); a `Take` or a `Draft` that comes of one;
+Requests, each a frozen model of knobs (see `knobs`); a `Take` or a `Draft` that comes of one;
 and the events on the way there.
 """
 
@@ -54,11 +54,11 @@ Key = Annotated[Literal[("", *KEYS)], BeforeValidator(_plain_key)]
 class Sound(Request):
     """The words and the knobs that every song mode has."""
 
-    prompt: str = knob("", "Style", lines=3, max_length=512)
+    prompt: str = knob("", "Style", lines=3, max_length=1000)
     lyrics: str = knob("", "Lyrics", lines=8, max_length=4096)
     instrumental: bool = knob(False, "Instrumental")
-    inference_steps: Whole | None = knob(None, "Steps", 1, 100, 1, group=DIFFUSION)
-    guidance_scale: Real | None = knob(None, "Guidance", 1, 15, 0.5, group=DIFFUSION)
+    inference_steps: Whole | None = knob(None, "Steps", 1, 200, 1, group=DIFFUSION)
+    guidance_scale: Real | None = knob(None, "Guidance", 1, 30, 0.5, group=DIFFUSION)
     infer_method: Literal["ode", "sde", "heun"] = knob("ode", "Method", group=DIFFUSION)
     seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1, group=DIFFUSION)
     cfg_interval_start: Real = knob(0.0, "Guidance ends at", 0, 1, 0.05, group=SCHEDULE)
@@ -88,21 +88,22 @@ class Sound(Request):
         return end
 
 
+def _says_something(prompt: str) -> str:
+    if not prompt.strip():
+        raise StudioError("prompt-empty")
+    return prompt
+
+
 class Generate(Sound):
     """A song from words."""
 
     mode: ClassVar[str] = "generate"
-    prompt: str = knob(..., "Style", lines=3, max_length=512)
-    duration_s: Real = knob(30.0, "Length", 10, 240, 1, unit="s")
+    prompt: str = knob(..., "Style", lines=3, max_length=1000)
+    duration_s: Real = knob(30.0, "Length", 5, 240, 1, unit="s")
     reference: File | None = knob(None, "Sound like")
     use_cot_caption: bool = knob(False, "Rewrite the style", group=PLANNER)
 
-    @field_validator("prompt")
-    @classmethod
-    def _prompt_says_something(cls, prompt: str) -> str:
-        if not prompt.strip():
-            raise StudioError("prompt-empty")
-        return prompt
+    _prompt_says_something = field_validator("prompt")(_says_something)
 
 
 class Cover(Sound):
@@ -113,7 +114,7 @@ class Cover(Sound):
     reference: File | None = knob(None, "Sound like")
     strength: Real = knob(1.0, "Likeness", 0, 1, 0.05)
     noise: Real = knob(0.0, "Start from the song", 0, 1, 0.05)
-    duration_s: Real = knob(30.0, "Length without a song", 10, 240, 1, unit="s")
+    duration_s: Real = knob(30.0, "Length without a song", 5, 240, 1, unit="s")
 
     @model_validator(mode="after")
     def _has_something_to_go_by(self) -> Self:
@@ -164,6 +165,20 @@ class Edit(Sound):
         if self.kind == "morph" and self.n_max < self.n_min:
             raise StudioError("morph-backwards", low=self.n_min, high=self.n_max)
         return self
+
+
+class Musicgen(Request):
+    """A piece without words by MusicGen, whose weights are not for commercial use."""
+
+    mode: ClassVar[str] = "musicgen"
+    prompt: str = knob(..., "Style", lines=3, max_length=1000)
+    duration_s: Real = knob(30.0, "Length", 5, 120, 1, unit="s")
+    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1)
+    guidance_scale: Real = knob(3.0, "Guidance", 1, 10, 0.5)
+    temperature: Real = knob(1.0, "Temperature", 0.1, 2, 0.05)
+    top_k: Whole = knob(250, "Top-k", 1, 2048, 1)
+
+    _prompt_says_something = field_validator("prompt")(_says_something)
 
 
 class Lyrics(Request):
@@ -224,7 +239,10 @@ class Listen(Request):
 MODES: dict[str, type[Sound]] = {
     request.mode: request for request in (Generate, Cover, Extend, Edit)
 }
-"""What makes a take. `Lyrics` makes a draft."""
+"""The song modes of the page. `Lyrics` makes a draft."""
+
+SONGS: dict[str, type[Request]] = {**MODES, Musicgen.mode: Musicgen}
+"""All that makes a take."""
 
 HELPERS: dict[str, type[Request]] = {
     request.mode: request for request in (Inspire, Rewrite, Listen)
@@ -355,7 +373,7 @@ class Take(BaseModel):
 
     def again(self, **changes: Any) -> Request:
         """The request that made this take, with `changes`. A retake changes the seed."""
-        return MODES[self.mode].of({**self.request, **changes})
+        return SONGS[self.mode].of({**self.request, **changes})
 
 
 class Draft(BaseModel):

@@ -56,7 +56,7 @@ def test_without_out_the_seed_names_the_file(tmp_path):
     ("args", "says"),
     [
         (["--prompt", ""], "prompt-empty"),
-        (["--prompt", "x", "--duration-s", "999"], "Length runs from 10 to 240 s"),
+        (["--prompt", "x", "--duration-s", "999"], "Length runs from 5 to 240 s"),
         (["--prompt", "x", "--duration-s", "nan"], "Length is a number"),
         (["--prompt", "x", "--lyrics", "la " * 4000], "12,000 characters"),
         (["--prompt", "x", "--stepz", "3"], "unrecognized arguments: --stepz"),

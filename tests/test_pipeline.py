@@ -158,7 +158,7 @@ def test_metadata_reaches_the_encoder_whatever_the_style(engine):
     hook = engine.pipe.text_encoder.register_forward_pre_hook(
         lambda _, __, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
     )
-    words = ("kvzq wxjk zzqv " * 40)[:512]  # a style the tokenizer has no words for
+    words = ("kvzq wxjk zzqv " * 80)[:1000]  # a style the tokenizer has no words for
     with torch.inference_mode():
         _, notes = engine.conditions(
             song(prompt=words, bpm=77, keyscale="Eb minor", timesignature="3")

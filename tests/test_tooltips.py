@@ -71,7 +71,7 @@ def test_every_stage_of_a_song_has_a_name():
 
 def test_a_tip_carries_the_range_of_its_knob():
     told = words.tip("generate", KNOBS["generate", "duration_s"])
-    assert "From 10 to 240 s, normally 30." in told
+    assert "From 5 to 240 s, normally 30." in told
     assert "automatic unless set" in words.tip("generate", KNOBS["generate", "seed"])
 
 

@@ -667,7 +667,7 @@ def test_two_visitors_do_not_see_each_others_takes(page: Page, toasts: list[str]
     ("turned", "told"),
     [
         ({"prompt": "  "}, "The style is empty."),
-        ({"duration_s": 999}, "Length runs from 10 to 240 s, not 999."),
+        ({"duration_s": 999}, "Length runs from 5 to 240 s, not 999."),
         ({"bpm": "fast"}, "Tempo is a whole number from 30 to 300 bpm"),
         ({"bpm": "92.5"}, "Tempo is a whole number"),
         ({"seed": "-1"}, "Seed runs from 0"),
@@ -901,11 +901,11 @@ def test_a_path_on_the_server_is_never_read(served: Any, given: Any, way: str):
     ("given", "told"),
     [
         ({"prompt": ""}, "The style is empty. Write a few words"),
-        ({"duration_s": 9}, "Length runs from 10 to 240 s, not 9. Set Length"),
-        ({"duration_s": "NaN"}, "Length is a number from 10 to 240 s"),
+        ({"duration_s": 4}, "Length runs from 5 to 240 s, not 4. Set Length"),
+        ({"duration_s": "NaN"}, "Length is a number from 5 to 240 s"),
         ({"seed": 1.5}, "Seed is a whole number"),
         ({"keyscale": "H minor"}, "Key cannot be 'H minor'. Choose one of"),
-        ({"inference_steps": True}, "Steps is a whole number from 1 to 100, not True."),
+        ({"inference_steps": True}, "Steps is a whole number from 1 to 200, not True."),
         ({"prompt": "fail"}, "There was not enough memory on the CPU"),
     ],
 )
@@ -923,7 +923,7 @@ def test_not_a_number_by_plain_http_is_a_sentence_too(served: Any):
     called = httpx.post(url, content=body, headers={"content-type": "application/json"})
     if called.status_code == 200:
         told = httpx.get(f"{served[1]}gradio_api/call/generate/{called.json()['event_id']}").text
-        assert "Length is a number from 10 to 240 s" in told
+        assert "Length is a number from 5 to 240 s" in told
     else:
         assert called.status_code == 422
     assert "Traceback" not in called.text
