@@ -6,6 +6,7 @@ each face (page, command line, API) translates it once.
 
 from __future__ import annotations
 
+from string import Formatter
 from typing import Any, NamedTuple
 
 
@@ -44,6 +45,18 @@ KINDS: dict[str, Kind] = {
         "The hub refuses access to {model}.",
         "Accept its terms on its page, log in with `hf auth login`, and run: {command}",
     ),
+    "hub-unknown": Kind(
+        "The model hub has no {repo} ({revision}) that can be used, or does not show it.",
+        "Check the name; if it is private, log in with `hf auth login`, and run: {command}",
+    ),
+    "download-failed": Kind(
+        "{model} was not fetched to its end: {file} {problem}.",
+        "Run this to go on from there: {command}",
+    ),
+    "cache-read-only": Kind(
+        "Models cannot be kept in the folder of the model hub.",
+        "Set HF_HOME to a folder that can be written to, and start again.",
+    ),
     "model-broken": Kind("{model} cannot be loaded: {file} {problem}.", "{fix}."),
     "model-mismatch": Kind("The parts of {model} do not fit together: {problem}.", "{fix}."),
     "device-missing": Kind(
@@ -57,7 +70,7 @@ KINDS: dict[str, Kind] = {
         "{model} produced numbers that are not sound.", "Lower Guidance, or try another seed."
     ),
     "disk-full": Kind(
-        "The disk that holds {place} is full.", "Free at least {needed} and generate again."
+        "The disk that holds {place} is full.", "Free at least {needed} and try again."
     ),
     "not-writable": Kind(
         "Files cannot be written to {place}.",
@@ -134,6 +147,10 @@ KINDS: dict[str, Kind] = {
     "settings-need-file": Kind(
         "{name} went into this song, and settings hold no sound.", "Choose it as {label}."
     ),
+    "settings-need-adapter": Kind(
+        "{names} played in this song, and settings hold no adapters.",
+        "Choose it under Adapters (or with --adapter FILE; --without-adapters leaves it out).",
+    ),
     "stems-missing": Kind(
         "{model} ({size}) would split the song and is not on this computer.",
         "Fetch it with: {command}",
@@ -163,6 +180,16 @@ KINDS: dict[str, Kind] = {
     "adapter-wrong-base": Kind(
         "{name} does not fit {model}: {problem}.",
         "Choose an adapter that was made for {model}.",
+    ),
+    "backend-missing": Kind(
+        "{model} ({size}) is not on this computer.",
+        'Fetch it with download_backend and {{"backend": "{backend}"}}.',
+    ),
+    "track-unknown": Kind(
+        "No track is called {track!r} here.", "Use the track_id that generate answered with."
+    ),
+    "track-complete": Kind(
+        "{track} has come to its end already.", "Nothing needs to be stopped; go on."
     ),
     "take-gone": Kind("That take is no longer on the shelf.", "Generate it again from its JSON."),
     "internal": Kind(
@@ -196,5 +223,22 @@ class StudioError(Exception):
         return _rebuild, (self.code, self.facts)
 
 
+def table() -> str:
+    """Every code with what it says, as a Markdown table; facts stand in angle quotes."""
+    rows = ["| code | what it says | what helps |", "|---|---|---|"]
+    for code, kind in sorted(KINDS.items()):
+        rows.append(f"| `{code}` | {_with_gaps(kind.sentence)} | {_with_gaps(kind.action)} |")
+    return "\n".join(rows)
+
+
+def _with_gaps(text: str) -> str:
+    parts = Formatter().parse(text)
+    return "".join(said + (f"‹{fact}›" if fact else "") for said, fact, *_ in parts)
+
+
 def _rebuild(code: str, facts: dict[str, Any]) -> StudioError:
     return StudioError(code, **facts)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,242 @@
+"""Faults put into the studio, one for each error code: what a person reads on the terminal.
+
+Whatever fails, there is one line: the code, a sentence, an action. No traceback, none of our paths.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import ROOT
+
+import app
+import checkpoints
+import errors
+import export
+import host
+import pipeline
+import sampler
+import turns
+
+MINI = checkpoints.MODELS["mini"].folder
+QUICK = ("--duration-s", "5", "--inference-steps", "1", "--planner", "none")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, str]:
+    """A song, a long one, a blink, and a file that is none of them; by name."""
+    folder = tmp_path_factory.mktemp("brought")
+    hiss = np.random.default_rng(0).standard_normal((48_000 * 3, 2)) * 0.1
+    made = {"song": hiss, "blink": hiss[:480], "long": np.zeros((48_000 * 250, 2))}
+    for name, sound in made.items():
+        soundfile.write(folder / f"{name}.flac", sound, 48_000)
+    (folder / "words.wav").write_text("not music at all")
+    (folder / "torn.json").write_text('{"ace-music-studio": 1, "mode": "sing"}')
+    return {path.stem: str(path) for path in folder.iterdir()}
+
+
+class Terminal:
+    """The command line in this process, and places where a fault can be put."""
+
+    def __init__(self, monkeypatch, capsys, folder: Path, files: dict[str, str]) -> None:
+        self.patch, self.folder, self.files = monkeypatch, folder, files
+        self._capsys = capsys
+
+    def say(self, *args: str, model: str = "mini") -> str:
+        """The last line that `python app.py args` writes for a person."""
+        filled = [self.files.get(arg.removeprefix("@"), arg) for arg in args]
+        code = app.main([filled[0], "--model", model, *filled[1:]])
+        out, err = self._capsys.readouterr()
+        assert code in (app.USAGE, app.FAILED)
+        assert out == ""
+        assert "Traceback" not in err or "internal" in err, "a bug goes to the log, nothing else"
+        return err.strip().splitlines()[-1]
+
+    def model(self, *without: str) -> Path:
+        """A folder with the embedded model, by links, without some of its parts."""
+        home = self.folder / "model"
+        for path in MINI.rglob("*"):
+            inside = path.relative_to(MINI)
+            if path.is_file() and inside.parts[0] not in without:
+                (home / inside).parent.mkdir(parents=True, exist_ok=True)
+                (home / inside).symlink_to(path)
+        return home
+
+
+@pytest.fixture
+def terminal(monkeypatch, capsys, tmp_path, files, own_cache):
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.chdir(tmp_path)
+    yield Terminal(monkeypatch, capsys, tmp_path, files)
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+ASKED = {
+    "value-out-of-range": ("generate", "--prompt", "x", "--duration-s", "999"),
+    "prompt-empty": ("generate", "--prompt", " "),
+    "lyrics-too-long": ("generate", "--prompt", "x", "--lyrics", "ą ć ę " * 600, *QUICK),
+    "device-missing": ("generate", "--prompt", "x", "--device", "mps"),
+    "not-writable": ("generate", "--prompt", "x", "--out", "nowhere/song.wav"),
+    "source-missing": ("cover", "--source", "gone.wav"),
+    "source-unreadable": ("cover", "--source", "@words"),
+    "source-too-long": ("cover", "--source", "@long"),
+    "source-too-short": ("extend", "--source", "@blink"),
+    "source-needed": ("cover",),
+    "noise-needs-source": ("cover", "--reference", "@song", "--noise", "0.5"),
+    "nothing-to-add": ("extend", "--source", "@song", "--after-s", "0"),
+    "extended-too-long": ("extend", "--source", "@song", "--after-s", "235", "--before-s", "235"),
+    "region-empty": ("edit", "--source", "@song", "--start-s", "2", "--end-s", "1"),
+    "region-outside": ("edit", "--source", "@song", "--start-s", "100"),
+    "morph-backwards": (
+        *("edit", "--source", "@song", "--kind", "morph", "--prompt", "x"),
+        *("--n-min", "0.9", "--n-max", "0.1"),
+    ),
+    "planner-missing": ("generate", "--prompt", "x", "--thinking", "--planner", "none"),
+    "brief-empty": ("lyrics", "--brief", " "),
+    "settings-unreadable": ("replay", "@torn"),
+    "settings-missing": ("replay", "@song"),
+    "stems-missing": ("stems", "--source", "@song"),
+}
+"""What is wrong with what was asked. @ stands before files that are there."""
+
+
+@pytest.mark.parametrize("code", ASKED)
+def test_what_cannot_be_done_is_said_in_a_line(terminal, code):
+    _judge(terminal.say(*ASKED[code]), code, terminal)
+
+
+def no_such_model(t):
+    return t.say("generate", "--prompt", "x", model="nobody")
+
+
+def not_on_disk(t):
+    return t.say("generate", "--prompt", "x", "--planner", "none", model="xl-sft")
+
+
+def no_writer(t):
+    return t.say("lyrics", "--brief", "rain", model="xl-sft")
+
+
+def torn_file(t):
+    torn = next((t.model() / "vae").glob("*.safetensors"))
+    begins = torn.read_bytes()[:100_000]
+    torn.unlink()
+    torn.write_bytes(begins)
+    return t.say("generate", "--prompt", "x", *QUICK, model="model")
+
+
+def mixed_parts(t):
+    config = t.model() / "vae" / "config.json"
+    told = json.loads(config.read_text())
+    config.unlink()
+    config.write_text(json.dumps({**told, "sampling_rate": 2 * told["sampling_rate"]}))
+    return t.say("generate", "--prompt", "x", *QUICK, model="model")
+
+
+def no_codes(t):
+    t.model("audio_tokenizer", "audio_token_detokenizer", "planner")
+    index = t.folder / "model" / "model_index.json"
+    told = json.loads(index.read_text())
+    index.unlink()
+    kept = {k: v for k, v in told.items() if not k.startswith("audio_token")}
+    index.write_text(json.dumps(kept))
+    return t.say("cover", "--source", "@song", "--inference-steps", "1", model="model")
+
+
+def shorter_model(t):
+    shorter = replace(checkpoints.MODELS["mini"], longest_s=60.0)
+    t.patch.setitem(checkpoints.MODELS, "mini", shorter)
+    return t.say("generate", "--prompt", "x", "--duration-s", "61")
+
+
+def full_memory(t):
+    import torch
+    from diffusers import AceStepTransformer1DModel
+
+    def greedy(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    t.patch.setattr(AceStepTransformer1DModel, "forward", greedy)
+    return t.say("generate", "--prompt", "x", *QUICK)
+
+
+def not_numbers(t):
+    t.patch.setattr(sampler, "is_finite", lambda _: False)
+    return t.say("generate", "--prompt", "x", *QUICK)
+
+
+def full_disk(t):
+    def full(*_):
+        raise OSError(28, "No space left on device", str(t.folder))
+
+    t.patch.setattr(export.os, "replace", full)
+    return t.say("generate", "--prompt", "x", *QUICK)
+
+
+def busy(t):
+    t.patch.setattr(turns, "LONGEST_QUEUE", -1)
+    return t.say("generate", "--prompt", "x", *QUICK)
+
+
+def a_bug(t):
+    def broken(*_, **__):
+        raise ZeroDivisionError(f"a bug in {ROOT}")
+        yield
+
+    t.patch.setattr(pipeline.Engine, "denoise", broken)
+    return t.say("generate", "--prompt", "x", *QUICK)
+
+
+def file_not_brought(t):
+    source = str(shutil.copy(t.files["song"], t.folder / "mine.flac"))
+    quick = ("--after-s", "1", "--inference-steps", "1", "--out", "b.flac")
+    assert app.main(["extend", "--model", "mini", "--source", source, *quick]) == 0
+    t._capsys.readouterr()
+    return t.say("replay", "b.flac")
+
+
+STAGED = {
+    "model-unknown": no_such_model,
+    "model-missing": not_on_disk,
+    "writer-missing": no_writer,
+    "model-broken": torn_file,
+    "model-mismatch": mixed_parts,
+    "codes-missing": no_codes,
+    "song-too-long": shorter_model,
+    "out-of-memory": full_memory,
+    "sound-not-finite": not_numbers,
+    "disk-full": full_disk,
+    "queue-full": busy,
+    "internal": a_bug,
+    "settings-need-file": file_not_brought,
+}
+"""What is wrong with the place: its weights, memory, disk, queue, or the code itself."""
+
+
+@pytest.mark.parametrize("code", STAGED)
+def test_what_breaks_is_said_in_a_line(terminal, code):
+    _judge(STAGED[code](terminal), code, terminal)
+
+
+def _judge(line: str, code: str, terminal: Terminal) -> None:
+    named, _, told = line.partition(": ")
+    assert named == code
+    assert told[0].isalnum()
+    assert ". " in told, "a sentence and an action"
+    for ours in (ROOT, terminal.folder, host.private_folder(), Path.home(), "Error(", "{"):
+        assert str(ours) not in told
+
+
+def test_the_readme_lists_every_code_as_it_is_said():
+    readme = (ROOT / "README.md").read_text()
+    _, begins, rest = readme.partition("<!-- errors: python errors.py -->\n")
+    assert begins
+    assert rest.partition("<!-- /errors -->")[0].strip() == errors.table()
