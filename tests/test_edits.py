@@ -74,6 +74,14 @@ def test_random_regions_hold_to_it(engine, source, start_s, length_s):
     assert np.array_equal(piece.sound[:, kept], source[:, kept])
 
 
+def test_what_changed_outside_is_counted():
+    source = np.zeros((2, 100), np.float32)
+    sound = source.copy()
+    sound[0, [9, 10, 29, 30, 95]] = 1.0
+    sound[1, 95] = 1.0
+    assert edits._changed(source, sound, [(15, 25)], 5) == 3
+
+
 def test_the_authors_numbers_for_each_mode():
     assert Grip.of("conservative", 0.7) == Grip(1.0, 25, 0.05)
     assert Grip.of("balanced", 0.5) == Grip(0.5, 12, 0.025)
