@@ -7,18 +7,19 @@ tensor and never runs anything a file contains.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
 import re
 import struct
-import sys
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import downloads
 from errors import StudioError
 from song import Progress
 
@@ -36,6 +37,9 @@ COMPONENTS = {
 
 FILES = ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.txt")
 """What is fetched from a hub repository: no pickles, no code."""
+
+PULSE_S = 0.1
+"""Seconds between two signs of a download, at least: it has hundreds of pieces a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +64,12 @@ class Weights:
     @property
     def size(self) -> str:
         """The download in words: "11.5 GB"."""
-        if self.size_bytes >= 10**9:
-            return f"{self.size_bytes / 1e9:.1f} GB"
-        return f"{self.size_bytes / 1e6:.0f} MB"
+        return downloads.in_words(self.size_bytes) if self.size_bytes else "size unknown"
 
     @property
     def command(self) -> str:
         """What a person types to fetch it."""
-        return f"hf download {self.repo}"
+        return f"python app.py fetch {self.name}"
 
     def missing(self, folder: Path) -> str | None:
         """The first file that the copy in `folder` needs and lacks, or None."""
@@ -93,10 +95,6 @@ class Model(Weights):
     longest_s: float = 240.0
     composes: bool = True
     proof: ClassVar[str] = "model_index.json"
-
-    @property
-    def command(self) -> str:
-        return f"python app.py fetch --model {self.name}"
 
     def missing(self, folder: Path) -> str | None:
         return missing(folder)
@@ -171,76 +169,32 @@ def choose(name: str) -> Model:
 
 def locate(model: Weights) -> Path | None:
     """The folder of `model` if it is on disk, else None. Never goes online."""
-    if model.folder:
-        return model.folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        found = snapshot_download(
-            model.repo,
-            revision=model.revision,
-            allow_patterns=list(model.files),
-            local_files_only=True,
-        )
-    except LocalEntryNotFoundError:
-        return None
-    return Path(found) if (Path(found) / model.proof).is_file() else None
+    return model.folder or downloads.find(model)
 
 
 def fetch(model: Weights) -> Iterator[Progress]:
-    """Bring `model` to disk, file by file. Yields progress in megabytes of the whole.
+    """`downloads.fetch`, told as progress in megabytes of the whole, ten times a second.
 
     Returns:
         The folder (as the generator's return value).
 
     Raises:
-        StudioError: `model-missing` (offline), `model-gated`, `model-unknown`, `disk-full`.
+        StudioError: as `downloads.fetch`.
     """
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-    from huggingface_hub.utils import filter_repo_objects
-
-    if (here := locate(model)) and not model.missing(here):
-        return here
-    offline = StudioError(
-        "model-missing", model=model.title, size=model.size, command=model.command
-    )
-    try:
-        info = HfApi().model_info(
-            model.repo, revision=model.revision, files_metadata=True, timeout=20
-        )
-        sizes = {s.rfilename: s.size or 0 for s in info.siblings or []}
-        names = sorted(
-            filter_repo_objects(sizes, allow_patterns=list(model.files)), key=lambda n: sizes[n]
-        )
-        if not names:
-            raise StudioError("model-unknown", name=model.repo, known=", ".join(MODELS))
-        whole, done = sum(sizes[n] for n in names), 0
-        for name in names:
-            yield Progress(stage=f"Fetching {name}", step=done >> 20, steps=max(1, whole >> 20))
-            path = yield from _with_progress(
-                lambda name=name, bar=None: hf_hub_download(
-                    model.repo, name, revision=model.revision, tqdm_class=bar
-                ),
-                lambda got, name=name, before=done: Progress(
-                    stage=f"Fetching {name}",
-                    step=(before + got) >> 20,
-                    steps=max(1, whole >> 20),
-                ),
-            )
-            done += sizes[name]
-        return Path(path).parents[name.count("/")]
-    except GatedRepoError as error:
-        raise StudioError("model-gated", model=model.repo, command=model.command) from error
-    except RepositoryNotFoundError as error:
-        raise StudioError("model-unknown", name=model.repo, known=", ".join(MODELS)) from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise StudioError("disk-full", place="the model cache", needed=model.size) from error
-        raise offline from error
-    except _network_errors() as error:
-        raise offline from error
+    told, component = 0.0, None
+    with closing(downloads.fetch(model)) as steps:
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return end.value
+            if step.component != component or time.monotonic() - told >= PULSE_S:
+                told, component = time.monotonic(), step.component
+                yield Progress(
+                    stage=f"Fetching {component or model.title}",
+                    step=step.done >> 20,
+                    steps=max(1, step.total >> 20),
+                )
 
 
 def missing(folder: Path) -> str | None:
@@ -362,14 +316,6 @@ def _bytes_in(folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.glob("**/*") if f.is_file())
 
 
-def _network_errors() -> tuple[type[Exception], ...]:
-    """What the hub's library raises when the net fails: it has changed its HTTP client twice."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    clients = (sys.modules.get(name) for name in ("httpx", "httpx2"))
-    return HfHubHTTPError, *(client.HTTPError for client in clients if client)
-
-
 def _json(path: Path, title: str, model: Weights | None = None) -> dict:
     try:
         found = json.loads(path.read_text("utf-8"))
@@ -406,45 +352,3 @@ def tensor_names(path: Path, model: Weights, folder: Path) -> set[str]:
     if 8 + length + end != size:
         raise broken(model, name, f"is {size} bytes long and should be {8 + length + end}")
     return set(header)
-
-
-def _with_progress(work, event) -> Iterator[Progress]:
-    """Run the blocking `work(bar=...)` in a thread and yield `event(bytes)` while it goes on.
-
-    Closing the generator makes the next chunk raise inside the download, which keeps its partial
-    file for the next time.
-    """
-    import threading
-
-    from tqdm.auto import tqdm
-
-    stop, count, result = threading.Event(), [0], []
-
-    class Bar(tqdm):
-        def __init__(self, *args, **kwargs):
-            kwargs.pop("name", None)
-            super().__init__(*args, **{**kwargs, "disable": True})
-
-        def update(self, n: float | None = 1) -> None:
-            if stop.is_set():
-                raise InterruptedError
-            count[0] += int(n or 0)
-
-    def run() -> None:
-        try:
-            result.append((work(bar=Bar), None))
-        except BaseException as error:  # noqa: BLE001 - handed to the waiting side
-            result.append((None, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(0.25)
-            yield event(count[0])
-    finally:
-        stop.set()
-    value, error = result[0]
-    if error:
-        raise error
-    return value

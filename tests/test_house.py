@@ -14,7 +14,7 @@ FLOORS = [
     {"backend", "worker", "thinking", "residents", "jobs", "sources", "turns", "replay", "host"},
     {
         *("edits", "pipeline", "planner", "grammar", "qwen", "sampler", "codec", "audio"),
-        *("decoding", "export", "settings", "post_process", "measure", "checkpoints"),
+        *("decoding", "export", "settings", "post_process", "measure", "checkpoints", "downloads", "transfers"),
         *("lyrics", "stanzas", "qwen2", "loras", "stack"),
     },
     {"song", "finishing", "knobs", "tooltips", "errors"},
@@ -77,6 +77,8 @@ SIDEWAYS = {
     ("lyrics", "qwen2"),
     ("lyrics", "checkpoints"),
     ("qwen2", "checkpoints"),
+    ("checkpoints", "downloads"),
+    ("downloads", "transfers"),
     ("stack", "loras"),
     ("song", "errors"),
     ("song", "knobs"),
@@ -92,7 +94,8 @@ OUTSIDERS = {
     "transformers": {"pipeline", "planner", "qwen2"},
     "mlx": {"qwen2"},
     "mlx_lm": {"qwen2"},
-    "huggingface_hub": {"checkpoints"},
+    "huggingface_hub": {"downloads", "transfers"},
+    "filelock": {"downloads"},
     "torch": {
         *("edits", "pipeline", "planner", "qwen", "qwen2", "sampler", "codec", "stack", "host"),
         "post_process",
