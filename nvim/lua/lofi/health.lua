@@ -1,0 +1,102 @@
+--- :checkhealth lofi
+local config = require("lofi.config")
+local daemon = require("lofi.daemon")
+local player = require("lofi.player")
+local process = require("lofi.process")
+
+local M = {}
+
+local says = vim.health or {}
+if not (says.start or says.report_start) then
+  says = require("health")
+end
+local start = says.start or says.report_start
+local ok = says.ok or says.report_ok
+local info = says.info or says.report_info
+local warn = says.warn or says.report_warn
+local bad = says.error or says.report_error
+
+--- How long the daemon may take for the answers, in milliseconds.
+local PATIENCE = 20000
+
+local function check_editor()
+  start("Neovim")
+  local v = vim.version()
+  local text = ("Neovim %d.%d.%d"):format(v.major, v.minor, v.patch)
+  if vim.fn.has("nvim-0.9") == 1 then
+    ok(text)
+  else
+    warn(text .. " is older than 0.9", { "Commands work, but nobody promises it." })
+  end
+end
+
+local function describe(b)
+  local parts = { ("%s (%s): %s"):format(b.type, b.name, b.status) }
+  if b.device then
+    table.insert(parts, b.device)
+  end
+  if b.dtype then
+    table.insert(parts, b.dtype)
+  end
+  if b.model_version then
+    table.insert(parts, b.model_version)
+  end
+  return table.concat(parts, ", ")
+end
+
+--- Asks a daemon that lives only as long as this check.
+local function check_daemon()
+  start("Daemon")
+  info("command: " .. table.concat(config.command(), " "))
+  local pong, backends, failed
+  local child, err = process.start(function() end, function() end)
+  if not child then
+    return bad(err.message)
+  end
+  child:request("ping", vim.empty_dict(), function(why, result)
+    pong, failed = result, failed or why
+  end)
+  child:request("get_backends", vim.empty_dict(), function(why, result)
+    backends, failed = result, failed or why
+  end)
+  vim.wait(PATIENCE, function()
+    return failed or (pong and backends)
+  end, 10)
+  child:stop()
+  if pong then
+    ok("it answers; version " .. tostring(pong.version))
+  end
+  if failed or not pong then
+    bad(failed and failed.message or "it does not answer.", child.stderr)
+  end
+  for _, b in ipairs(backends and backends.backends or {}) do
+    if b.status == "ready" then
+      ok(describe(b))
+    elseif b.status == "error" then
+      warn(describe(b), { b.error or "", ":LofiDownload " .. b.type })
+    else
+      info(describe(b) .. "; :LofiDownload " .. b.type .. " fetches it")
+    end
+  end
+  if #daemon.stderr() > 0 then
+    info("this editor's daemon said aside:\n" .. table.concat(daemon.stderr(), "\n"))
+  end
+end
+
+local function check_player()
+  start("Player")
+  local command = player.command()
+  if command then
+    ok(table.concat(command, " "))
+  else
+    info("no player was found; install mpv or ffmpeg, or set `player`")
+  end
+end
+
+function M.check()
+  check_editor()
+  check_daemon()
+  check_player()
+end
+
+return M

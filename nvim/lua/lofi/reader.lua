@@ -1,0 +1,31 @@
+--- Messages out of a job's output, however it was cut on the way.
+local M = {}
+
+--- Makes a reader. Its argument is what |on_stdout| hands over: a list of lines, the first of which
+--- goes on with the line before and the last of which is not finished yet.
+---@param on_message fun(message: table)
+---@param on_rubbish fun(line: string) a line that is no JSON object
+---@return fun(data: string[])
+function M.new(on_message, on_rubbish)
+  local parts = {}
+  return function(data)
+    for i, piece in ipairs(data) do
+      if piece ~= "" then
+        table.insert(parts, piece)
+      end
+      if i < #data and #parts > 0 then
+        local line = table.concat(parts)
+        parts = {}
+        local luanil = { object = true, array = true }
+        local ok, message = pcall(vim.json.decode, line, { luanil = luanil })
+        if ok and type(message) == "table" then
+          on_message(message)
+        else
+          on_rubbish(line)
+        end
+      end
+    end
+  end
+end
+
+return M
