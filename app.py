@@ -8,29 +8,51 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+
+if __name__ == "__main__" and sys.argv[1:] in (["daemon"], ["--daemon"]):
+    import daemon
+
+    daemon.main()  # does not return: an editor waits, and what follows takes its time to import
 
 import audio
 import backend
 import checkpoints
+import downloads
 import export
 import host  # first: it brings `spaces`, which ZeroGPU wants before anything touches CUDA
-import residents
+import lyrics
+import musicgen
+import planner
+import post_process
 import settings
 import tooltips
 from errors import StudioError
 from finishing import FINISHES
-from knobs import Knob, Request
-from replay import compare, faithful
-from song import MODES, Cancelled, Draft, Failed, Lyrics, Made, Progress, Take
+from knobs import Knob, Request, Worn
+from replay import compare, faithful, worn_again
+from song import SONGS, Cancelled, Draft, Failed, Lyrics, Made, Progress, Take
 
-COMMANDS: dict[str, type[Request]] = {**MODES, Lyrics.mode: Lyrics, **FINISHES}
+COMMANDS: dict[str, type[Request]] = {**SONGS, Lyrics.mode: Lyrics, **FINISHES}
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 """Exit codes beside 0."""
 
 SUFFIXES = (".wav", ".flac", ".mp3")
+
+FETCHED: dict[str, checkpoints.Weights] = {
+    weights.name: weights
+    for weights in (
+        *planner.SIZES,
+        *lyrics.WRITERS.values(),
+        post_process.HTDEMUCS,
+        musicgen.MUSICGEN,
+        *checkpoints.MODELS.values(),
+    )
+}
+"""All that `fetch` knows by name; the model goes before a songwriter of the same name."""
 
 Ending = Take | Draft | Made | Cancelled | Failed
 
@@ -41,10 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     try:
+        if args.daemon or args.command == "daemon":
+            import daemon
+
+            daemon.main(device=args.device, ace_step_model_path=args.model)
         model, place = _chosen(args)
         if args.command == "fetch":
-            return _fetch(model, place, args.planner)
-        studio = backend.Studio(model, place, args.planner or os.environ.get("ACE_PLANNER", ""))
+            return _fetch(args.name or args.planner or model.name)
+        studio = backend.Studio(
+            model,
+            place,
+            args.planner or os.environ.get("ACE_PLANNER", ""),
+            os.environ.get("ACE_MUSICGEN", ""),
+        )
         if args.command is None:
             return _serve(studio, args)
         if args.command == "replay":
@@ -75,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     parser.add_argument("--host", help="address to serve on (default: this machine only)")
     parser.add_argument("--port", type=int, help="port to serve on (default: first free from 7860)")
+    parser.add_argument("--daemon", action="store_true", help="the same as the command daemon")
     commands = parser.add_subparsers(dest="command", metavar="command")
     for mode, request in COMMANDS.items():
         command = commands.add_parser(
@@ -89,8 +121,20 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("file", type=Path, help="a WAV, FLAC, MP3 or JSON that the studio wrote")
     for name in backend.SOURCES:
         again.add_argument(f"--{name}", type=Path, help="the file that went in, if one did")
+    _adapters(again, "an adapter that played; as strongly as then unless STRENGTH is given")
+    again.add_argument(
+        "--without-adapters", action="store_true", help="leave out what adapters played"
+    )
     _out(again)
-    commands.add_parser("fetch", help="bring a model to this computer", parents=[common])
+    fetch = commands.add_parser(
+        "fetch", help="bring a model to this computer", parents=[common], allow_abbrev=False
+    )
+    fetch.add_argument(
+        "name", nargs="?", help=f"{', '.join(FETCHED)}, or a hub id (default: the model to play)"
+    )
+    commands.add_parser(
+        "daemon", help="answer an editor: JSON-RPC on standard input and output", parents=[common]
+    )
     return parser
 
 
@@ -108,6 +152,9 @@ def _out(command: argparse.ArgumentParser) -> None:
 
 def _flag(command: argparse.ArgumentParser, mode: str, knob: Knob) -> None:
     """One knob as a flag. Values stay text: the request checks them and says what is wrong."""
+    if knob.type is Worn:
+        _adapters(command, tooltips.tip(mode, knob))
+        return
     name = "--" + knob.name.replace("_", "-")
     help_ = tooltips.tip(mode, knob).replace("%", "%%")
     if knob.type is bool:
@@ -116,6 +163,16 @@ def _flag(command: argparse.ArgumentParser, mode: str, knob: Knob) -> None:
         )
     else:
         command.add_argument(name, dest=knob.name, help=help_, metavar=knob.unit.upper() or "VALUE")
+
+
+def _adapters(command: argparse.ArgumentParser, told: str) -> None:
+    command.add_argument(
+        "--adapter",
+        dest="adapters",
+        action="append",
+        help=f"{told} May be given again for each further one.",
+        metavar="FILE[:STRENGTH]",
+    )
 
 
 def _chosen(args: argparse.Namespace) -> tuple[checkpoints.Model, host.Place]:
@@ -161,6 +218,10 @@ def _replay(studio: backend.Studio, args: argparse.Namespace) -> int:
     if told is None:
         raise StudioError("settings-missing", name=args.file.name)
     given = {k: getattr(args, k) for k in backend.SOURCES if getattr(args, k)}
+    if args.without_adapters:
+        given["adapters"] = ()
+    elif args.adapters:
+        given["adapters"] = worn_again(told, [Worn.of(text) for text in args.adapters])
     ending = _to_the_end(studio, settings.request_of(told, **given), args)
     if isinstance(ending, Take):
         for line in (*faithful(told, ending), compare(args.file, ending)):
@@ -170,7 +231,7 @@ def _replay(studio: backend.Studio, args: argparse.Namespace) -> int:
 
 def _to_the_end(studio: backend.Studio, request: Request, args: argparse.Namespace) -> Ending:
     """Run `request` with its progress on standard error; Ctrl-C stops it."""
-    song = request.mode in MODES
+    song = request.mode in SONGS
     if song and args.out and args.out.suffix.lower() not in SUFFIXES:
         raise StudioError(
             "value-out-of-range",
@@ -245,16 +306,19 @@ def _places(made: Made, out: Path | None) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _fetch(model: checkpoints.Model, place: host.Place, planner: str | None) -> int:
-    """Bring a model to disk, or the planner that is named, telling each file as it comes."""
-    wanted: checkpoints.Weights = model
-    if planner:
-        wanted, _ = residents.find_planner(model, place, planner)
-    if wanted is None:
-        return 0
+def _fetch(name: str) -> int:
+    """Bring what is called `name` to disk, telling each file and the whole; Ctrl-C stops it."""
+    try:
+        wanted = FETCHED.get(name) or checkpoints.choose(name)
+    except StudioError as error:
+        raise StudioError("model-unknown", name=name[:80], known=", ".join(FETCHED)) from error
     show = _Line(sys.stderr)
-    for event in checkpoints.fetch(wanted):
-        show(event)
+    try:
+        for step in downloads.fetch(wanted):
+            show.line(str(step), step.component)
+    except KeyboardInterrupt:
+        show.end(f"Stopped. This goes on from here: {wanted.command}")
+        return INTERRUPTED
     show.end(f"{wanted.title} is here.")
     return 0
 
@@ -263,16 +327,21 @@ class _Line:
     """Progress on a terminal: one line rewritten in place, or one line a stage in a log."""
 
     def __init__(self, stream) -> None:
-        self._stream, self._live, self._stage = stream, stream.isatty(), ""
+        self._stream, self._live, self._stage, self._next = stream, stream.isatty(), "", 0.0
 
     def __call__(self, event: Progress) -> None:
-        text = tooltips.progress_line(event)
-        if self._live:
+        self.line(tooltips.progress_line(event), event.stage)
+
+    def line(self, text: str, stage: str) -> None:
+        """Show `text`; on a terminal ten times a second at most while the stage is the same."""
+        now, same = time.monotonic(), stage == self._stage
+        if self._live and not (same and now < self._next):
             width = shutil.get_terminal_size().columns - 1
             self._stream.write(f"\r{text[:width]:<{width}}")
-        elif event.stage != self._stage:
+            self._next = now + 0.1
+        elif not self._live and not same:
             self._stream.write(text + "\n")
-        self._stage = event.stage
+        self._stage = stage
         self._stream.flush()
 
     def end(self, text: str = "") -> None:

@@ -151,6 +151,14 @@ KINDS: dict[str, Kind] = {
         "{names} played in this song, and settings hold no adapters.",
         "Choose it under Adapters (or with --adapter FILE; --without-adapters leaves it out).",
     ),
+    "link-unreadable": Kind(
+        "The settings in the link cannot be used: {problem}.",
+        "Ask for the link again; the page works without it.",
+    ),
+    "link-needs-file": Kind(
+        "A file went into this song, and links hold no sound.", "Choose it as {label}."
+    ),
+    "takes-same": Kind("Both are the same take.", "Choose two different takes to compare."),
     "stems-missing": Kind(
         "{model} ({size}) would split the song and is not on this computer.",
         "Fetch it with: {command}",
