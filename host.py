@@ -6,6 +6,7 @@ The only room that knows `spaces`. Importing it first keeps ZeroGPU able to defe
 from __future__ import annotations
 
 import atexit
+import ctypes
 import json
 import math
 import os
@@ -26,6 +27,9 @@ from typing import Any
 # Read when torch brings OpenMP in: threads that wait asleep. Spinning ones stall each other as soon
 # as another program wants a core; the embedded model then sampled eight times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Loading a model from a folder would otherwise tell the hub what is running here.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import spaces
 
@@ -113,10 +117,12 @@ def memory_gb(device: str) -> float:
 
 
 def free(device: str) -> None:
-    """Give memory that nothing holds any more back to the device."""
+    """Give memory that nothing holds any more back to the device, and to the machine."""
     import gc
 
     gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)  # every job has a thread of its own, and glibc keeps what each of them freed
     if device == "cuda":
         import torch
 

@@ -13,6 +13,8 @@ import host
 import planner as planners
 from errors import StudioError
 from jobs import Job
+from musicgen import LOADING as LOADING_MUSICGEN
+from musicgen import Checkpoint
 from song import ModelUsed, Progress
 
 if TYPE_CHECKING:
@@ -76,13 +78,19 @@ def _held(
     stage: str,
     load: Callable[[], Iterator[Any]],
 ) -> Iterator[Any]:
-    """What is resident under these weights; where memory is short, everything else goes first."""
+    """What is resident under these weights.
+
+    Everything else goes first where memory is short, and where one is MusicGen and the other is not.
+    """
     key = (weights, folder, job.place)
     if key not in _resident:
         yield Progress(stage=stage)
         with _loading:
             host.settle(job.place)
-            if job.in_turn:
+            musicgen = isinstance(weights, Checkpoint)
+            if job.in_turn or any(
+                isinstance(there, Checkpoint) != musicgen for there, *_ in _resident
+            ):
                 _resident.clear()
                 host.free(job.place.device)
             _resident[key] = yield from load()
@@ -100,6 +108,19 @@ def songwriter(job: Job) -> Iterator[Progress]:
         return writer
 
     return (yield from _held(job, job.writer, job.writer_folder, "Loading the songwriter", load))
+
+
+def composer(job: Job) -> Iterator[Progress]:
+    """The job's MusicGen, loaded if it is not there yet (returned)."""
+
+    def load() -> Iterator[Progress]:
+        from musicgen import Composer
+
+        loaded = yield from Composer.load(job.model, job.source, job.place.device)
+        _fingerprints[job.source] = checkpoints.fingerprint(job.source)
+        return loaded
+
+    return (yield from _held(job, job.model, job.source, LOADING_MUSICGEN, load))
 
 
 def separator(job: Job) -> Iterator[Progress]:

@@ -1,0 +1,85 @@
+"""A MusicGen with random weights, in the layout of transformers, that makes a sound of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+WORDS = "warm slow lofi piano drums bass night rain a the of with and house beat".split()
+
+
+def tokenizer() -> Tokenizer:
+    """Whole words, each piece ended as T5 ends it."""
+    marks = ["<pad>", "</s>", "<unk>"]
+    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(marks + WORDS)}, "<unk>"))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    made.add_special_tokens(marks)
+    return made
+
+
+def model(seed: int = 0, **decoder):
+    """The model in memory: 0.4 million parameters, four codebooks of 64 words, 32 kHz."""
+    import torch
+    from transformers import (
+        EncodecConfig,
+        MusicgenConfig,
+        MusicgenDecoderConfig,
+        MusicgenForConditionalGeneration,
+        T5Config,
+    )
+
+    shape = {
+        "vocab_size": 64,
+        "num_codebooks": 4,
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "pad_token_id": 64,
+        "bos_token_id": 64,
+        "max_position_embeddings": 64,
+        "dropout": 0.0,
+        "tie_word_embeddings": False,
+    }
+    config = MusicgenConfig(
+        text_encoder=T5Config(
+            vocab_size=len(WORDS) + 3, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+        ).to_dict(),
+        audio_encoder=EncodecConfig(
+            sampling_rate=32_000,
+            audio_channels=1,
+            normalize=False,
+            chunk_length_s=None,
+            use_causal_conv=False,
+            upsampling_ratios=[8, 5, 4, 4],
+            target_bandwidths=[1.2],
+            codebook_size=64,
+            codebook_dim=16,
+            hidden_size=16,
+            num_filters=4,
+            num_lstm_layers=1,
+        ).to_dict(),
+        decoder=MusicgenDecoderConfig(**{**shape, **decoder}).to_dict(),
+    )
+    torch.manual_seed(seed)
+    made = MusicgenForConditionalGeneration(config).eval().requires_grad_(False)
+    for name, weight in made.named_parameters():
+        if name.startswith(("decoder", "text_encoder", "enc_to_dec")) and weight.ndim == 2:
+            weight.normal_(0, 0.25)  # strong layers, or every token is as likely as any other
+    for layer in made.audio_encoder.quantizer.layers:
+        layer.codebook.embed.normal_(0, 1.0)  # they start as zeros, and all tokens sound the same
+    made.generation_config.decoder_start_token_id = 64
+    made.generation_config.pad_token_id = made.generation_config.bos_token_id = 64
+    return made
+
+
+def write(folder: Path, seed: int = 0, **decoder) -> Path:
+    """The model and its tokenizer as files."""
+    model(seed, **decoder).save_pretrained(folder)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
