@@ -18,19 +18,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import adapters
 import audio
 import checkpoints
 import host
 import lyrics
+import musicgen
+import post_process
 import residents
 import worker
 from errors import StudioError
 from finishing import FINISHES
 from jobs import Job, cautious, region_of, thinks, work_of
-from knobs import Request
+from knobs import Request, Worn
 from song import (
     HELPERS,
     MAX_SEED,
+    AdapterSeen,
     Cancelled,
     Card,
     Edit,
@@ -41,6 +45,7 @@ from song import (
     Look,
     Lyrics,
     Made,
+    Musicgen,
     Progress,
     Sound,
     Take,
@@ -63,12 +68,24 @@ Tell = Callable[[Event], None]
 class Studio:
     """One model on one device, any number of visitors."""
 
-    def __init__(self, model: checkpoints.Model, place: host.Place, planner: str = "") -> None:
-        """`planner` names one of `planner.SIZES` or a folder, or is "none"; empty for the best."""
+    def __init__(
+        self,
+        model: checkpoints.Model,
+        place: host.Place,
+        planner: str = "",
+        musicgen_folder: str | Path = "",
+    ) -> None:
+        """One model, and MusicGen beside it.
+
+        Args:
+            planner: one of `planner.SIZES`, a folder, or "none"; empty for the best.
+            musicgen_folder: a copy of MusicGen; empty for that in the hub's cache.
+        """
         self.model = model
         self.place = place
         self.planner, self._no_planner = residents.find_planner(model, place, planner)
         self.writer = lyrics.choose(model.name, place.device)
+        self.musicgen = musicgen.choose(musicgen_folder)
         self._rates = host.Rates(f"{place.speed_class}|{model.name}")
         self._turn = Turns()
         self._sources = Sources()
@@ -96,16 +113,10 @@ class Studio:
             planner=self.planner.title if self.planner else "",
             no_planner=self._no_planner,
             writer=self.writer.title,
-            no_writer=self._no_writer(),
+            no_writer=_why_not(lambda: lyrics.find(self.writer)),
+            stems=post_process.RESEARCH,
+            no_stems=_why_not(post_process.find),
         )
-
-    def _no_writer(self) -> str:
-        """Why no words can be written here; empty where they can."""
-        try:
-            lyrics.find(self.writer)
-        except StudioError as error:
-            return str(error)
-        return ""
 
     def look(self, path: Path) -> Look:
         """How long the file at `path` is and how it looks; what is read here is not read again.
@@ -115,6 +126,14 @@ class Studio:
                 `source-too-short`, `disk-full`, `not-writable`.
         """
         return self._sources.read(Path(path)).look
+
+    def fit(self, worn: Worn) -> AdapterSeen:
+        """Judge an adapter before anything is made with it.
+
+        Raises:
+            StudioError: those of `adapters.judge`.
+        """
+        return adapters.seen(adapters.judge(worn, self.model))
 
     def run(self, request: Request, visitor: str) -> Iterator[Event]:
         """Do what is asked. Yields `Progress` at least once a second, then exactly one ending.
@@ -230,20 +249,23 @@ class Studio:
         name = secrets.token_hex(8)
         folder = host.private_folder() / name
         folder.mkdir(mode=0o700)
+        model, place = self.model, self.place
+        if isinstance(request, Musicgen):
+            model, place = self.musicgen, replace(place, dtype="float32")
         planner = self.planner if thinks(request) else None
         writer = self.writer if isinstance(request, Lyrics) else None
-        weights = [each for each in (self.model, planner, writer) if each]
+        weights = [each for each in (model, planner, writer) if each]
         return Job(
             id=name,
             request=request,
-            model=self.model,
+            model=model,
             source=Path(),
-            place=self.place,
+            place=place,
             folder=folder,
             notes=notes,
             planner=planner,
             writer=writer,
-            in_turn=len(weights) > 1 and residents.short_of_memory(weights, self.place),
+            in_turn=len(weights) > 1 and residents.short_of_memory(weights, place),
         )
 
     def _with_files(self, job: Job) -> Job:
@@ -347,6 +369,8 @@ class Studio:
         def stopped_at(stage: str) -> Cancelled:
             return Cancelled(stage=stage, elapsed_s=time.monotonic() - began)
 
+        if getattr(job.request, "adapters", ()):
+            job = adapters.dressed(job)
         if any(getattr(job.request, field, None) for field in SOURCES):
             tell(Progress(stage="Reading the file"))
             try:
@@ -408,6 +432,15 @@ class _Returning:
 
     def close(self) -> None:
         self._generator.close()
+
+
+def _why_not(find: Callable[[], object]) -> str:
+    """Why what `find` looks for is not here; empty where it is."""
+    try:
+        find()
+    except StudioError as error:
+        return str(error)
+    return ""
 
 
 def _given(value, default):

@@ -13,22 +13,34 @@ from typing import TYPE_CHECKING
 import checkpoints
 import grammar
 import host
+import musicgen
 from errors import StudioError
 from finishing import FINISHES
 from knobs import Request
-from song import HELPERS, INSTRUMENTAL, SAMPLE_RATE, Edit, Extend, Generate, Lyrics, Sound
+from song import (
+    HELPERS,
+    INSTRUMENTAL,
+    SAMPLE_RATE,
+    Edit,
+    Extend,
+    Generate,
+    Lyrics,
+    Musicgen,
+    Sound,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from loras import Adapter
     from lyrics import Writer
     from planner import Size
 
 
 STAGES = (
     *("Reading the file", "Loading", "Encoding", "Loading the planner", "Listening", "Planning"),
-    *("Thinking of a song", "Rewriting", "Composing codes", "Reading the words", "Denoising"),
-    *("Decoding", "Writing"),
+    *("Thinking of a song", "Rewriting", "Composing codes", "Reading adapters"),
+    *("Reading the words", "Denoising", "Decoding", "Writing"),
 )
 """All that a job may go through, in order, once its turn has come and its models are on disk."""
 
@@ -42,12 +54,13 @@ class Job:
     """All that the GPU worker needs to know. Picklable: it may run in another process.
 
     `folder` is the job's own, empty at first. `sounds` are the decoded files that came in, by
-    field, as `sources.Known.sound`; `files` their sha256. `planner` is None where none thinks.
+    field, as `sources.Known.sound`; `files` their sha256. `adapters` come with their strengths.
+    `planner` is None where none thinks.
     """
 
     id: str
     request: Request
-    model: checkpoints.Model
+    model: checkpoints.Weights
     source: Path
     place: host.Place
     folder: Path
@@ -61,6 +74,7 @@ class Job:
     sounds: dict[str, Path] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    adapters: tuple[tuple[Adapter, float], ...] = ()
 
     @property
     def flag(self) -> Path:
@@ -165,6 +179,15 @@ def work_of(job: Job, loaded: bool = False, planned: bool = False) -> dict[str, 
         return {"Loading the songwriter": 1.0, "Writing the words": 1.0}
     if job.request.mode in FINISHES:
         return {FINISHING[job.request.mode]: job.seconds["source"]}
+    if isinstance(job.request, Musicgen):
+        return _told(
+            {
+                musicgen.LOADING: float(not loaded),
+                musicgen.COMPOSING: job.duration_s,
+                musicgen.RENDERING: job.duration_s,
+                "Writing": job.duration_s,
+            }
+        )
     if job.request.mode in HELPERS:
         heard = job.seconds.get("source", 0.0)
         return _told(
@@ -191,6 +214,7 @@ def work_of(job: Job, loaded: bool = False, planned: bool = False) -> dict[str, 
             "Listening": heard * listens,
             "Planning": float(plans and bool(wanted(job.request))),
             "Composing codes": seconds * composes,
+            "Reading adapters": float(len(job.adapters)),
             "Reading the words": 1.0,
             "Denoising": rows * seconds,
             "Decoding": seconds,
@@ -208,10 +232,11 @@ def cautious(work: dict[str, float], model: checkpoints.Model) -> float:
 
     XL computes 0.13 TFLOP a row and second of sound (27 guided steps of 240 s: 1.6 PFLOP), taken
     at 42 TFLOP/s, far below what such a card reaches; other models by their size. A planner says
-    at least 30 codes a second there, and a plan of 200 tokens.
+    at least 30 codes a second there, and a plan of 200 tokens; MusicGen, 25 tokens a second.
     """
     share = model.size_bytes / checkpoints.MODELS["xl-sft"].size_bytes or 1.0
     thought = 10 * sum(stage in work for stage in ("Planning", "Listening", "Rewriting"))
     composed = work.get("Composing codes", 0.0) * grammar.CODE_RATE / 30
+    composed += 2 * work.get(musicgen.COMPOSING, 0.0)
     sound = 0.003 * share * work.get("Denoising", 0.0) + 0.05 * work.get("Decoding", 0.0)
     return 20 + sound + thought + composed

@@ -8,19 +8,31 @@ from that declaration.
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from errors import StudioError
 
 SONG, DIFFUSION, SCHEDULE, PLANNER, MUSIC = "Song", "Diffusion", "Schedule", "Planner", "Music"
+ADAPTERS = "Adapters"
 """Groups of knobs, in the order a form shows them. The first is the form itself."""
+
+STRONGEST = 1.5
+"""Strengths of an adapter run from 0 to this; 1 is how it was trained."""
 
 
 def _no_switches(value: Any) -> Any:
@@ -74,7 +86,10 @@ def knob(
 
 @dataclass(frozen=True)
 class Knob:
-    """A field of a request with everything that was declared about it."""
+    """A field of a request with everything that was declared about it.
+
+    Where `type` is `Worn`, the value is any number of them, as a tuple.
+    """
 
     name: str
     label: str
@@ -99,10 +114,10 @@ class Request(BaseModel):
     mode: ClassVar[str]
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Self:
+    def of(cls, given: Any) -> Self:
         """Check `given` and make a request, or raise the `StudioError` that names the culprit."""
         try:
-            return cls.model_validate(dict(given))
+            return cls.model_validate(dict(given) if isinstance(given, Mapping) else given)
         except ValidationError as error:
             raise _as_studio_error(cls, error) from error
 
@@ -121,6 +136,40 @@ class Request(BaseModel):
             for k in self.knobs()
             if k.required or getattr(self, k.name) != k.default
         }
+
+
+class Worn(Request):
+    """An adapter and how strongly it plays; also read from "FILE", "FILE:0.8" or a path.
+
+    A colon parts the two only where a number follows it to the end. `config` is the
+    adapter_config.json of a file that lies elsewhere than beside it.
+    """
+
+    mode: ClassVar[str] = "adapters"
+    file: File = knob(..., "Adapter")
+    strength: Real = knob(1.0, "Strength", 0, STRONGEST, 0.05)
+    config: File | None = knob(None, "Settings of the adapter")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        if isinstance(given, Path):
+            return {"file": given}
+        if not isinstance(given, str):
+            return given
+        parts = re.fullmatch(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+))", given, re.DOTALL)
+        return {"file": parts[1], "strength": float(parts[2])} if parts else {"file": given}
+
+
+def nameable(request: type[Request], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `request` as JSON has them, with names of files in place of where they lie."""
+    told = dict(given)
+    for knob in request.knobs():
+        if knob.type is Path and told.get(knob.name):
+            told[knob.name] = Path(told[knob.name]).name
+        elif knob.type is Worn and knob.name in told:
+            told[knob.name] = [nameable(Worn, worn) for worn in told[knob.name]]
+    return told
 
 
 def _knob(name: str, info: FieldInfo) -> Knob:
@@ -159,12 +208,16 @@ def _plain_type(annotation: Any) -> tuple[type, bool, tuple[Any, ...]]:
         return base, len(inner) < len(get_args(annotation)), choices
     if get_origin(annotation) is Literal:
         return str, False, get_args(annotation)
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)[0], False, ()
     return annotation, False, ()
 
 
 def _as_studio_error(request: type[Request], error: ValidationError) -> StudioError:
     """Turn pydantic's first complaint into one sentence and one action."""
     first = error.errors()[0]
+    if request is not Worn and len(first["loc"]) > 2:  # adapters, which of them, what of it
+        request, first = Worn, {**first, "loc": first["loc"][2:]}
     if isinstance(cause := first.get("ctx", {}).get("error"), StudioError):
         return cause
     name = str(first["loc"][0]) if first["loc"] else request.mode
@@ -174,9 +227,10 @@ def _as_studio_error(request: type[Request], error: ValidationError) -> StudioEr
             "unknown-field", name=name[:80], mode=request.mode, known=", ".join(known)
         )
     k = known[name]
-    if first["type"] == "missing" and known[name].type is Path:
+    missing = first["type"] == "missing" and request is not Worn
+    if missing and known[name].type is Path:
         return StudioError("source-needed", label=known[name].label)
-    if first["type"] == "missing":
+    if missing:
         return StudioError("prompt-empty" if name == "prompt" else "brief-empty")
     problem, fix = _in_words(k, first)
     return StudioError("value-out-of-range", label=k.label, problem=problem, fix=fix)
@@ -192,6 +246,8 @@ def _in_words(k: Knob, complaint: dict[str, Any]) -> tuple[str, str]:
             f"Shorten {k.label} by {len(given) - k.max_length:,} characters",
         )
     switched = isinstance(given, bool) and k.type is not bool
+    if k.type is Worn:
+        return "holds what is not a file", f"Choose files for {k.label}"
     if k.type is Path:
         return "is not a file", f"Choose a file for {k.label}"
     if complaint["type"] == "value_error" and not switched:

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import decoding
 import host
+import loras
+from errors import StudioError
+from knobs import Worn
 from song import Take
 
 LONGEST_S = 600.0
+
+
+def worn_again(told: Mapping[str, Any], given: Sequence[Worn]) -> tuple[Worn, ...]:
+    """The adapters of a file's song, found among those `given` by what is in them, else by name.
+
+    Each plays as strongly as it did then, unless a strength was given. What did not play then is
+    added.
+
+    Raises:
+        StudioError: `settings-need-adapter`; those of `loras.inspect`.
+    """
+    left = [(loras.inspect(worn.file, worn.config), worn) for worn in given]
+    found = []
+    for then in told["adapters"]:
+        same = [pair for pair in left if pair[0].sha256 == then["sha256"]]
+        same += [pair for pair in left if pair[0].name == then["name"]]
+        if not same:
+            raise StudioError("settings-need-adapter", names=then["name"])
+        left.remove(same[0])
+        worn = same[0][1]
+        kept = {} if "strength" in worn.model_fields_set else {"strength": then["strength"]}
+        found.append(worn.model_copy(update=kept))
+    return (*found, *(worn for _, worn in left))
 
 
 def faithful(told: Mapping[str, Any], take: Take) -> list[str]:
@@ -34,6 +60,25 @@ def faithful(told: Mapping[str, Any], take: Take) -> list[str]:
     said += [f"The file was made with {n} {then[n]}; here it is {now[n]}." for n in differing]
     brought = [field for field, sha in told["files"].items() if take.files.get(field) != sha]
     said += [f"The {field} is not the file that went in then." for field in brought]
+    return said + _other_adapters(told["adapters"], take.adapters)
+
+
+def _other_adapters(then: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> list[str]:
+    before, here = ({each["sha256"]: each for each in side} for side in (then, now))
+    said = [
+        f"The adapter {each['name']} played at {each['strength']:g} then; here it does not play."
+        for sha256, each in before.items()
+        if sha256 not in here
+    ]
+    for sha256, each in here.items():
+        if sha256 not in before:
+            said.append(f"The adapter {each['name']} plays here, and did not then.")
+        elif each["strength"] != before[sha256]["strength"]:
+            strength = before[sha256]["strength"]
+            said.append(
+                f"The adapter {each['name']} played at {strength:g} then;"
+                f" here it plays at {each['strength']:g}."
+            )
     return said
 
 

@@ -17,7 +17,9 @@ from typing import Any, BinaryIO
 
 import decoding
 from errors import StudioError
-from song import MODES, Request, Take
+from knobs import Worn
+from song import SONGS, Request, Take
+from stack import AdapterUsed
 
 SCHEMA, VERSION = "ace-music-studio", 1
 """The first key of all settings, and its value. A new field of `Take` has a default, or this grows:
@@ -43,10 +45,13 @@ def settings_of(take: Take) -> dict[str, Any]:
     """Everything that makes `take` again, and no path of this computer.
 
     Files that went in are told by name, under "names"; their hashes are in the take's "files".
+    Of adapters those are told that played, under "adapters".
     """
     told = take.model_dump(mode="json", exclude={"path"})
+    for field in _fields(take.mode, Worn):
+        told["request"].pop(field, None)
     names = {}
-    for field in _file_fields(take.mode):
+    for field in _fields(take.mode, Path):
         if brought := told["request"].pop(field, None):
             names[field] = _file_name(brought)
     told["model"]["source"] = _place_on_the_hub(take.model.source)
@@ -80,10 +85,14 @@ def request_of(settings: dict[str, Any], **given: Any) -> Request:
     """The request that `settings` of `read_settings` tell of, with fields `given` anew.
 
     Raises:
-        StudioError: `settings-need-file` where a file went in and is not given; or what the
+        StudioError: `settings-need-file` where a file went in and is not given,
+            `settings-need-adapter` where adapters played and nothing is said of them; or what the
             request's mode says of the values given.
     """
-    mode = MODES[settings["mode"]]
+    mode = SONGS[settings["mode"]]
+    if settings["adapters"] and "adapters" not in given:
+        names = ", ".join(adapter["name"] for adapter in settings["adapters"])
+        raise StudioError("settings-need-adapter", names=names)
     for knob in mode.knobs():
         if knob.name in settings["names"] and knob.name not in given:
             name = settings["names"][knob.name]
@@ -113,8 +122,8 @@ def _place_on_the_hub(source: str) -> str:
     return source if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) else _file_name(source)
 
 
-def _file_fields(mode: str) -> list[str]:
-    return [knob.name for knob in MODES[mode].knobs() if knob.type is Path]
+def _fields(mode: str, kind: type) -> list[str]:
+    return [knob.name for knob in SONGS[mode].knobs() if knob.type is kind]
 
 
 class _Refused(ValueError):
@@ -297,21 +306,27 @@ def _checked(told: dict[str, Any]) -> dict[str, Any]:
     if version > VERSION:
         raise _Refused("a newer studio wrote them")
     mode = told.get("mode")
-    if not isinstance(mode, str) or mode not in MODES:
+    if not isinstance(mode, str) or mode not in SONGS:
         raise _Refused(f"the studio has no mode called {_shown(str(mode))!r}")
     try:
         take = Take.model_validate({**told, "path": ""})
+        adapters = tuple(_checked_adapter(adapter) for adapter in take.adapters)
     except ValueError as error:
         raise _Refused("they are not complete, or not of this studio") from error
     names = told.get("names", {})
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise _Refused("they are no settings of this studio")
-    fields = _file_fields(mode)
+    fields = _fields(mode, Path)
     names = {field: _file_name(names[field]) for field in fields if field in names}
-    given = {k: v for k, v in take.request.items() if k not in fields}
+    given = {k: v for k, v in take.request.items() if k not in (*fields, *_fields(mode, Worn))}
     try:
-        request = MODES[mode].of({**given, **dict.fromkeys(names, "a file")})
+        request = SONGS[mode].of({**given, **dict.fromkeys(names, "a file")})
     except StudioError as error:
         raise _Refused(error.message.removesuffix(".")) from error
-    checked = settings_of(take.model_copy(update={"request": request.model_dump()}))
-    return {**checked, "names": names}
+    changes = {"request": request.model_dump(), "adapters": adapters}
+    return {**settings_of(take.model_copy(update=changes)), "names": names}
+
+
+def _checked_adapter(told: dict[str, Any]) -> dict[str, Any]:
+    used = AdapterUsed.model_validate(told)
+    return used.model_copy(update={"name": _file_name(used.name)}).model_dump()

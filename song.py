@@ -13,7 +13,20 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator, model_validator
 
 from errors import StudioError
-from knobs import DIFFUSION, MUSIC, PLANNER, SCHEDULE, File, Real, Request, Whole, knob
+from knobs import (
+    ADAPTERS,
+    DIFFUSION,
+    MUSIC,
+    PLANNER,
+    SCHEDULE,
+    File,
+    Real,
+    Request,
+    Whole,
+    Worn,
+    knob,
+    nameable,
+)
 
 WRITING = "Writing"
 """The group of knobs of the songwriter."""
@@ -78,6 +91,7 @@ class Sound(Request):
     keyscale: Key = knob("", "Key", group=MUSIC)
     timesignature: Literal[("", *METRES)] = knob("", "Beats per bar", group=MUSIC)
     vocal_language: Literal[LANGUAGES] = knob("unknown", "Sung in", group=MUSIC)
+    adapters: tuple[Worn, ...] = knob((), "Adapters", group=ADAPTERS)
 
     @field_validator("cfg_interval_end")
     @classmethod
@@ -278,7 +292,8 @@ class Card(BaseModel):
 
     `hint` is one plain sentence for people whose machine plays a smaller model than it could be,
     or slowly; None where there is nothing to explain. `planner` names the 5Hz planner; where there
-    is none it is empty, and `no_planner` says why; so it is with the songwriter, `writer`.
+    is none it is empty, and `no_planner` says why; so it is with the songwriter, `writer`. `stems`
+    is what has to be said wherever a song can be split, and `no_stems` why it cannot be.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -297,6 +312,8 @@ class Card(BaseModel):
     no_planner: str = ""
     writer: str = ""
     no_writer: str = ""
+    stems: str = ""
+    no_stems: str = ""
 
 
 class Progress(BaseModel):
@@ -368,7 +385,7 @@ class Take(BaseModel):
 
     def told(self) -> Self:
         """The take as it leaves the studio: names of files in place of where they lie."""
-        request = {k: Path(v).name if k in self.files else v for k, v in self.request.items()}
+        request = nameable(SONGS[self.mode], self.request)
         return self.model_copy(update={"path": Path(self.path).name, "request": request})
 
     def again(self, **changes: Any) -> Request:
@@ -436,6 +453,17 @@ class Look(BaseModel):
     rate: int
     channels: int
     peaks: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+
+
+class AdapterSeen(BaseModel):
+    """An adapter that was brought and fits: its largest rank, how many layers it changes."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    rank: int
+    modules: int
+    size_bytes: int
     notes: tuple[str, ...] = ()
 
 

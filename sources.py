@@ -82,12 +82,12 @@ class Sources:
             folder.mkdir(mode=0o700, exist_ok=True)
             sound = folder / "sound.npy"
             try:
-                _link(known.sound, sound)
+                link(known.sound, sound)
             except FileNotFoundError:  # forgotten in this very moment
                 known = _decoded(path, stopped)
                 os.replace(known.sound, sound)
-            mine = folder / _plain(path.name)
-            _link(path, mine)
+            mine = folder / plain(path.name)
+            link(path, mine)
         except OSError as error:
             raise audio.no_room(folder, error, known.samples * 8) from error
         return known, mine, sound
@@ -106,7 +106,7 @@ def _decoded(path: Path, stopped: Callable[[], bool]) -> Known:
         kept.unlink(missing_ok=True)
         raise audio.no_room(kept, error, heard.sound.nbytes) from error
     look = Look(
-        name=_plain(path.name),
+        name=plain(path.name),
         seconds=heard.sound.shape[1] / SAMPLE_RATE,
         rate=heard.rate,
         channels=heard.channels,
@@ -125,13 +125,14 @@ def _identity(path: Path) -> tuple:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A file's name without what a terminal or another system would stumble over."""
     kept = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)
     return kept[-80:].lstrip(".") or "song"
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Make `target` a link to the file `source`, or a copy where links cannot be."""
     try:
         os.link(source, target)
     except FileNotFoundError:

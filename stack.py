@@ -13,13 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import loras
 from errors import StudioError
+from knobs import STRONGEST
 from song import Progress
 
 if TYPE_CHECKING:
     import torch
-
-STRONGEST = 1.5
-"""Strengths run from 0 to this; 1 is how the adapter was trained."""
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """torch's names for those of safetensors."""

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import adapters
 import audio
 import export
 import host
@@ -35,8 +36,10 @@ from song import (
     Event,
     Extend,
     Failed,
+    Generate,
     Lyrics,
     Made,
+    Musicgen,
     Progress,
     SeamHeard,
     Take,
@@ -50,22 +53,28 @@ if TYPE_CHECKING:
 
 def carry_out(job: Job) -> Iterator[Event]:
     """Do the job: progress, then one ending. Checks the stop flag wherever it yields."""
+    ending = yield from _ended(job)
+    host.free(job.place.device)
+    yield ending
+
+
+def _ended(job: Job) -> Iterator[Progress]:
+    """The job's progress; what it came to is returned, and nothing of it is held any more."""
     watch = Watch()
     work = watch.over(_work(job, watch))
     try:
         for event in work:
             if job.stopped():
                 work.close()
-                host.free(job.place.device)
-                yield Cancelled(stage=watch.stage, elapsed_s=watch.elapsed())
-                return
+                return Cancelled(stage=watch.stage, elapsed_s=watch.elapsed())
+            if not isinstance(event, Progress):
+                return event
             yield event
     except StudioError as error:
-        host.free(job.place.device)
-        yield Failed.by(error)
+        return Failed.by(error)
     except Exception as error:  # noqa: BLE001 - must not leave a ZeroGPU worker as an exception
         traceback.print_exc(file=sys.stderr)
-        yield Failed.by(StudioError("internal", kind=type(error).__name__))
+        return Failed.by(StudioError("internal", kind=type(error).__name__))
 
 
 @host.gpu(seconds=lambda job: job.gpu_seconds)
@@ -124,10 +133,8 @@ class Watch:
 
 
 def _song(job: Job, watch: Watch) -> Iterator[Event]:
-    sounds = {name: job.sound(name) for name in job.sounds}
-    thoughts = yield from thinking.think(job, sounds)
-    engine = yield from residents.engine(job)
-    piece = yield from _made(job, engine, thoughts, sounds)
+    how = _composed if isinstance(job.request, Musicgen) else _rendered
+    piece, thoughts, playing = yield from how(job)
     yield Progress(stage="Writing", step=0, steps=1)
     check = measure.check(piece.sound, thoughts.song).model_dump(mode="json")
     take = Take(
@@ -148,6 +155,7 @@ def _song(job: Job, watch: Watch) -> Iterator[Event]:
         files=job.files,
         changed_outside=piece.changed_outside,
         seams=tuple(_seam(piece, *edge) for edge in piece.edges),
+        adapters=tuple(each.model_dump() for each in playing),
         check=check,
         made_at=datetime.now(UTC),
         studio=studio_version(),
@@ -157,6 +165,24 @@ def _song(job: Job, watch: Watch) -> Iterator[Event]:
     yield from export.save(piece.sound, job.wav, "wav", told, tags)
     audio.write_text(job.wav.with_suffix(".json"), json.dumps(told, indent=2) + "\n")
     yield take.model_copy(update={"timings_s": watch.seconds()})
+
+
+def _composed(job: Job) -> Iterator[Progress]:
+    """MusicGen's piece; nobody thinks first, and no adapter plays (all three returned)."""
+    composer = yield from residents.composer(job)
+    piece = yield from composer.compose(job.request)
+    asked = Generate.model_construct(prompt=job.request.prompt)
+    return piece, thinking.Thoughts(asked, asked), ()
+
+
+def _rendered(job: Job) -> Iterator[Progress]:
+    """ACE-Step's piece, what was thought before it, and the adapters that played (returned)."""
+    sounds = {name: job.sound(name) for name in job.sounds}
+    thoughts = yield from thinking.think(job, sounds)
+    engine = yield from residents.engine(job)
+    playing = yield from adapters.play(job, engine)
+    piece = yield from _made(job, engine, thoughts, sounds)
+    return piece, thoughts, playing
 
 
 def _made(
