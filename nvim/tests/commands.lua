@@ -87,7 +87,7 @@ t.test("what was made is played at once, and again by LofiPlay; LofiStop stops",
     return texts[1] == "lofi: playing: warm piano"
   end)
   t.wait(function()
-    return vim.fn.filereadable(log) == 1
+    return vim.fn.filereadable(log) == 1 and #vim.fn.readfile(log) == 1
   end)
   t.equal(vim.fn.readfile(log), { lofi.last_track.path })
   vim.cmd("LofiStop")

@@ -1,7 +1,8 @@
 """A daemon that does what the prompt's first word says, for tests of the editor's side.
 
 SCRIPT in the environment: "broken" ends at the start with a complaint, "deaf" does not end when its
-input does. LOG names a file that gets every line that came in, and "started" at the start.
+input does. LOG names a file that gets every line that came in, and "started" at the start; PIDFILE
+one that gets the process's number.
 """
 
 from __future__ import annotations
@@ -152,6 +153,7 @@ def handle(message: dict[str, Any]) -> None:
                 "type": "musicgen",
                 "name": "MusicGen-Small",
                 "status": "not_installed",
+                "size_bytes": 2_370_000_000,
                 "min_duration_sec": 5,
                 "max_duration_sec": 120,
                 "sample_rate": 48000,
@@ -161,6 +163,8 @@ def handle(message: dict[str, Any]) -> None:
                 "type": "ace_step",
                 "name": "ACE-Step-3.5B",
                 "status": "ready",
+                "device": "cpu",
+                "dtype": "float32",
                 "min_duration_sec": 5,
                 "max_duration_sec": 240,
                 "sample_rate": 48000,
@@ -176,6 +180,8 @@ def handle(message: dict[str, Any]) -> None:
 
 
 log("started")
+if place := os.environ.get("PIDFILE"):
+    Path(place).write_text(f"{os.getpid()}\n")
 script = os.environ.get("SCRIPT", "")
 if script == "broken":
     print("no module named torch", file=sys.stderr)

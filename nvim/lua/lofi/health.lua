@@ -4,6 +4,8 @@ local daemon = require("lofi.daemon")
 local player = require("lofi.player")
 local process = require("lofi.process")
 
+local uv = vim.uv or vim.loop
+
 local M = {}
 
 local says = vim.health or {}
@@ -44,6 +46,62 @@ local function describe(b)
   return table.concat(parts, ", ")
 end
 
+--- A variable of the daemon's environment.
+local function variable(name)
+  return config.environment()[name] or vim.env[name]
+end
+
+--- Where this system keeps what can be made again.
+local function caches()
+  if vim.fn.has("win32") == 1 then
+    return variable("LOCALAPPDATA") or uv.os_homedir()
+  elseif vim.fn.has("mac") == 1 then
+    return uv.os_homedir() .. "/Library/Caches"
+  end
+  return variable("XDG_CACHE_HOME") or (uv.os_homedir() .. "/.cache")
+end
+
+--- Bytes that are free where `folder` is, or will be.
+local function free(folder)
+  while not uv.fs_stat(folder) do
+    local above = vim.fn.fnamemodify(folder, ":h")
+    if above == folder then
+      return math.huge
+    end
+    folder = above
+  end
+  local disk = uv.fs_statfs(folder)
+  return disk and disk.bavail * disk.bsize or math.huge
+end
+
+local function gigabytes(bytes)
+  return ("%.1f GB"):format(bytes / 1e9)
+end
+
+--- A backend whose files are not there, and whether they would fit.
+local function check_absent(b)
+  local hub = variable("HF_HOME") or (uv.os_homedir() .. "/.cache/huggingface")
+  local size, room = b.size_bytes or 0, free(variable("HF_HUB_CACHE") or hub)
+  local way = (":LofiDownload %s fetches %s"):format(b.type, gigabytes(size))
+  if room < size then
+    warn(describe(b), { ("%s, and %s are free"):format(way, gigabytes(room)) })
+  else
+    info(("%s; %s"):format(describe(b), way))
+  end
+end
+
+local function check_tracks()
+  start("Tracks")
+  local own = caches() .. "/lofi.nvim" .. (vim.fn.has("win32") == 1 and "/cache" or "")
+  local folder = (variable("LOFI_CACHE_PATH") or own) .. "/tracks"
+  local most = tonumber(variable("LOFI_CACHE_MAX_MB")) or 500
+  local files, bytes = vim.fn.glob(folder .. "/*.wav", true, true), 0
+  for _, file in ipairs(files) do
+    bytes = bytes + math.max(0, vim.fn.getfsize(file))
+  end
+  ok(("%d, %.0f of %d MB, in %s"):format(#files, bytes / 1e6, most, folder))
+end
+
 --- Asks a daemon that lives only as long as this check.
 local function check_daemon()
   start("Daemon")
@@ -73,9 +131,11 @@ local function check_daemon()
     if b.status == "ready" then
       ok(describe(b))
     elseif b.status == "error" then
-      warn(describe(b), { b.error or "", ":LofiDownload " .. b.type })
+      warn(describe(b), { b.error or "no reason is known" })
+    elseif b.status == "not_installed" then
+      check_absent(b)
     else
-      info(describe(b) .. "; :LofiDownload " .. b.type .. " fetches it")
+      info(describe(b))
     end
   end
   if #daemon.stderr() > 0 then
@@ -96,6 +156,7 @@ end
 function M.check()
   check_editor()
   check_daemon()
+  check_tracks()
   check_player()
 end
 

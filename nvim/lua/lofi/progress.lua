@@ -17,7 +17,7 @@ local hold = function() end
 local function describe(job, waiting, downloads)
   local parts = {}
   if job then
-    local part = job.percent > 0 and ("lofi %d%%"):format(job.percent) or "lofi begins"
+    local part = job.percent > 0 and ("lofi %d%%"):format(job.percent) or "lofi loads"
     if job.eta_sec then
       part = part .. (", %d s left"):format(math.ceil(job.eta_sec))
     end
