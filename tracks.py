@@ -23,6 +23,8 @@ import audio
 SCHEMA = 1
 """Raised whenever the same request would give another file, and no version of a model says so."""
 
+NAME = re.compile(r"[0-9a-f]{16}")
+
 LOCK_S = 2.0
 """How long another daemon is waited for: moving two files takes none of it."""
 
@@ -87,6 +89,8 @@ class Tracks:
         Args:
             use: whether this counts as having used the track.
         """
+        if not NAME.fullmatch(track):  # anything else might lead out of the folder
+            return None
         if not self._sidecar(track).exists() and not self.path(track).exists():
             return None
         with self._locked():
@@ -170,7 +174,7 @@ class Tracks:
                 with contextlib.suppress(OSError):
                     if time.time() - path.stat().st_mtime > STALE_S:
                         path.unlink()
-            elif re.fullmatch(r"[0-9a-f]{16}\.(wav|json)", path.name):
+            elif path.suffix in (".wav", ".json") and NAME.fullmatch(path.stem):
                 found[path.stem] = self._read(path.stem)
         for track in [track for track, facts in found.items() if facts is None]:
             self._remove(track)

@@ -23,7 +23,7 @@ FLOORS = [
             "doors",
             "endpoints",
         ),
-        *("desk", "theme", "daemon"),
+        *("desk", "theme", "daemon", "wire"),
     },
     {
         "backend",
@@ -59,6 +59,7 @@ FLOORS = [
 ]
 SIDEWAYS = {
     ("app", "daemon"),
+    ("daemon", "wire"),
     ("app", "ui"),
     ("app", "theme"),
     ("ui", "theme"),
