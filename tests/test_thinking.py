@@ -1,10 +1,12 @@
-"""The tempo a planner hears, corrected by the one measured; the rest is in `test_modes`."""
+"""What is asked of the planner, and which tempo is believed; the rest is in `test_modes`."""
 
 from __future__ import annotations
 
 import pytest
 
+import jobs
 import thinking
+from song import MODES
 
 
 @pytest.mark.parametrize(
@@ -22,3 +24,20 @@ import thinking
 )
 def test_a_sure_measuring_corrects_what_was_heard_but_not_its_octave(heard, measured, sure, told):
     assert thinking._steadied(heard, measured, sure) == told
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "found"),
+    [
+        ("generate", {"use_cot_caption": True}, True),
+        ("generate", {}, False),
+        ("cover", {"source": "a.wav"}, False),
+        ("cover", {"source": "a.wav", "prompt": " "}, True),
+        ("cover", {"source": "a.wav", "prompt": " ", "use_cot_caption": False}, False),
+        ("edit", {"source": "a.wav", "kind": "morph"}, True),
+        ("edit", {"source": "a.wav", "kind": "morph", "source_prompt": "house"}, False),
+    ],
+)
+def test_a_style_that_was_given_is_kept_and_a_missing_one_is_found(mode, given, found):
+    request = MODES[mode].of({"prompt": "warm lofi piano", "thinking": True, **given})
+    assert ("caption" in jobs.wanted(request)) == found
