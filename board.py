@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -11,13 +12,17 @@ from typing import Any
 
 import gradio as gr
 
+import telling
 import theme
 import tooltips as words
-from desk import Studio, watch
+from compare import Compare
+from desk import Studio, Update, watch
+from doors import link_of
 from errors import StudioError
+from finish import Finish
 from forms import unasked
 from knobs import Request
-from song import Cancelled, Event, Failed, Progress, Take
+from song import Cancelled, Card, Event, Failed, Progress, Take
 
 REFRESH_S = 0.2
 """The page hears of progress within one stage at most this often."""
@@ -27,8 +32,6 @@ WAVEFORM = gr.WaveformOptions(
     waveform_progress_color=theme.INK,
     trim_region_color="#5A5A5A",
 )
-
-Update = dict[Any, Any]  # by component; what is not in it stays as it is
 
 
 class Console:
@@ -127,7 +130,7 @@ class Console:
 
     def failed(self, trouble: StudioError | Failed) -> Update:
         """Something could not be done."""
-        toast(trouble)
+        theme.toast(trouble)
         return {
             self.status: theme.status("failed", trouble.message, trouble.action),
             self.said: "",  # the toast is announced already
@@ -142,7 +145,7 @@ class Board(Console):
         sends: the buttons that take the piece to another tab, by mode.
     """
 
-    def __init__(self, mode: str, at_rest: dict[str, Any]) -> None:
+    def __init__(self, mode: str, at_rest: dict[str, Any], card: Card) -> None:
         super().__init__(mode)
         self.at_rest = at_rest
         self.empty = self.nothing_yet()
@@ -162,22 +165,40 @@ class Board(Console):
                 self.settings = gr.DownloadButton(
                     words.SAVE_JSON, size="md", elem_id=f"{mode}-json"
                 )
+                self.share = gr.HTML(
+                    None,
+                    html_template=(theme.ASSETS / "share.html").read_text("utf-8"),
+                    js_on_load=f"const say = {json.dumps(words.SHARING)};\n"
+                    + (theme.ASSETS / "share.js").read_text("utf-8"),
+                    apply_default_css=False,
+                    elem_id=f"{mode}-share",
+                    elem_classes="share",
+                    link="",
+                )
             with gr.Row(elem_classes="takings send"):
                 self.sends = {
                     to: gr.Button(called, size="md", elem_id=f"{mode}-to-{to}")
                     for to, called in words.SEND.items()
                 }
+            self.finish = Finish(mode, card)
             self.shelf = gr.Radio(
                 [], label=words.SHELF, elem_id=f"{mode}-shelf", elem_classes="shelf", visible=False
             )
+            self.compare = Compare(mode)
             self.facts = gr.HTML("", elem_id=f"{mode}-facts")
 
-        self.locked.append(self.again)
+        self.locked.extend((self.again, *self.finish.buttons.values()))
+
+    def wire(self, studio: Studio) -> None:
+        """Let the buttons under the player do what they say."""
+        self.finish.wire(studio, self, self.shelf)
+        self.compare.wire(studio)
 
     def parts(self) -> list[gr.blocks.Block]:
         """Everything that a job may change."""
-        mine = (self.empty, self.result, self.player, self.wav, self.settings, self.shelf)
-        return [*super().parts(), *mine, self.facts]
+        mine = (self.empty, self.result, self.player, self.wav, self.settings, self.share)
+        under = (*self.finish.parts(), self.shelf, *self.compare.parts(), self.facts)
+        return [*super().parts(), *mine, *under]
 
     def show(self, take: Take) -> Update:
         """Play `take` and say all that is known of it."""
@@ -187,20 +208,19 @@ class Board(Console):
             self.player: take.path,
             self.wav: gr.update(value=take.path),
             self.settings: gr.update(value=str(Path(take.path).with_suffix(".json"))),
+            self.share: gr.update(link=link_of(take)),
+            **self.finish.blank(),
             self.facts: theme.particulars(take, unasked(take.mode, take.request)),
         }
 
     def finished(self, take: Take, takes: Iterable[Take]) -> Update:
         """A take has come: show it, put it on the shelf among the visitor's `takes`."""
         took = words.clock(sum(take.timings_s.values()))
-        shelf = [(words.caption(t, self.at_rest), t.id) for t in takes if t.mode == self.mode]
+        takes = list(takes)
+        shelf = [(telling.caption(t, self.at_rest), t.id) for t in takes if t.mode == self.mode]
         return {
             **self.show(take),
-            **self.done(words.DONE, took, said=words.caption(take, self.at_rest)),
+            **self.done(words.DONE, took, said=telling.caption(take, self.at_rest)),
             self.shelf: gr.update(choices=shelf, value=take.id, visible=True),
+            **self.compare.offer(takes, self.at_rest),
         }
-
-
-def toast(trouble: StudioError | Failed) -> None:
-    """Say what went wrong, and what helps, in a corner of the page."""
-    gr.Warning(escape(f"{trouble.message} {trouble.action}"), title=words.FAILED, duration=8)

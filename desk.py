@@ -14,10 +14,20 @@ from typing import Any, Protocol
 
 import gradio as gr
 from gradio.utils import get_upload_folder, is_in_or_equal
+from gradio_client.utils import encode_file_path
 
 from errors import StudioError
-from knobs import Request
-from song import Card, Event, Failed, Look, Take
+from knobs import Request, Worn, nameable
+from song import SONGS, AdapterSeen, Card, Event, Failed, Look, Take
+
+Update = dict[Any, Any]
+"""What a handler changes, by component; what is not in it stays as it is."""
+
+GLUE = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
+QUICK = {**GLUE, "queue": False}
+WORK = {**GLUE, "concurrency_limit": None, "trigger_mode": "once"}
+"""How the page's own events run. Values arrive raw: the request checks them and names the knob,
+Gradio's controls would not."""
 
 
 class Studio(Protocol):
@@ -31,6 +41,9 @@ class Studio(Protocol):
 
     def look(self, path: Path) -> Look:
         """Read a file somebody brought: its length, its picture. Takes a second or two."""
+
+    def fit(self, worn: Worn) -> AdapterSeen:
+        """Judge an adapter by its header, and whether it fits the model."""
 
     def stop(self, visitor: str) -> None:
         """Let the visitor's running jobs end as `Cancelled`."""
@@ -90,13 +103,32 @@ def brought(given: Any) -> Path | None:
     return Path(path)
 
 
+def serve(block: gr.blocks.Block, path: Path) -> tuple[Path, str]:
+    """Put a file of the studio's own among those of this page: where it is, and its address.
+
+    The address is relative to the page, wherever a proxy puts it.
+
+    Raises:
+        StudioError: `source-missing`.
+    """
+    if not path.is_file():
+        raise StudioError("source-missing", name=path.name)
+    kept = Path(block.move_resource_to_block_cache(path))
+    return kept, f"{gr.routes.API_PREFIX}/file={encode_file_path(str(kept))}".lstrip("/")
+
+
+def take_of(studio: Studio, visitor: str, chosen: str) -> Take:
+    """The visitor's take with the id `chosen`. Raises `take-gone`."""
+    for take in studio.takes(visitor):
+        if take.id == chosen:
+            return take
+    raise StudioError("take-gone")
+
+
 def told(take: Take) -> dict[str, Any]:
     """A take for somebody else: all it knows but where files lie on this computer."""
     plain = take.model_dump(mode="json", exclude={"path"})
-    for knob in take.again().knobs():
-        if knob.type is Path and plain["request"].get(knob.name):
-            plain["request"][knob.name] = Path(plain["request"][knob.name]).name
-    return plain
+    return {**plain, "request": nameable(SONGS[take.mode], plain["request"])}
 
 
 def visitor_of(caller: gr.Request | None) -> str:

@@ -7,20 +7,30 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import gradio as gr
 
 import tooltips as words
 from desk import Studio, brought, told, watch
-from knobs import Knob, Request
-from song import HELPERS, MODES, Cancelled, Failed, Lyrics, Take
+from finishing import FINISHES
+from knobs import Knob, Request, Worn
+from song import HELPERS, MODES, Cancelled, Failed, Lyrics, Made, Take
 
 Answer = Callable[..., Iterator[Any]]
+
+
+class AdapterFile(TypedDict):
+    """A `Worn` as it is sent. A file alone plays at its full strength."""
+
+    file: gr.FileData
+    strength: float
+
 
 RETURNS = {
     **dict.fromkeys(MODES, words.RETURNS_SONG),
     **dict.fromkeys(HELPERS, words.RETURNS_IDEA),
+    **dict.fromkeys(FINISHES, words.RETURNS_FILES),
     Lyrics.mode: words.RETURNS_DRAFT,
 }
 
@@ -36,15 +46,16 @@ def publish(demo: gr.Blocks, studio: Studio, request: type[Request]) -> None:
 def endpoint(studio: Studio, request: type[Request]) -> Answer:
     """A function with the signature of `request` that streams progress, then the ending.
 
-    A song comes as two values, the file and its take; while it is made the first is None and the
-    second says what is going on. What a helper found comes as one value.
+    A song comes as two values, the file and its take, and so do the files made of one, as a list;
+    while they are made the first is None and the second says what is going on. What a helper found
+    comes as one value.
     """
-    knobs, sings = request.knobs(), request.mode in MODES
+    knobs, sings = request.knobs(), request.mode in (*MODES, *FINISHES)
 
     def ask(values: tuple[Any, ...]) -> Request:
         given = {}
         for knob, value in zip(knobs, values, strict=True):
-            given[knob.name] = brought(value) if knob.type is Path else value
+            given[knob.name] = _received(knob, value)
         return request.of({k.name: given[k.name] for k in knobs if not _missing(k, given[k.name])})
 
     def answer(*values: Any) -> Iterator[Any]:
@@ -57,9 +68,10 @@ def endpoint(studio: Studio, request: type[Request]) -> Answer:
                     if isinstance(event, Cancelled):
                         raise gr.Error(words.CANCELLED, print_exception=False)
                     if isinstance(event, Take):
-                        file = gr.FileData(path=event.path, orig_name=Path(event.path).name)
                         # A client takes whatever has a "path" for a file to fetch.
-                        yield file.model_dump(), told(event)
+                        yield _sent(event.path), told(event)
+                    elif isinstance(event, Made):
+                        yield [*map(_sent, event.paths)], event.model_dump(exclude={"paths"})
                     else:
                         plain = event.model_dump(mode="json")
                         yield (None, plain) if sings else plain
@@ -68,6 +80,25 @@ def endpoint(studio: Studio, request: type[Request]) -> Answer:
             studio.leave(visitor)
 
     return _signed(answer, request, sings)
+
+
+def _sent(path: str) -> dict[str, Any]:
+    return gr.FileData(path=path, orig_name=Path(path).name).model_dump()
+
+
+def _received(knob: Knob, value: Any) -> Any:
+    """A value as the request wants it: of files, where they lie."""
+    if knob.type is Path:
+        return brought(value)
+    if knob.type is not Worn or not isinstance(value, list | tuple):
+        return value
+    files = {k.name for k in Worn.knobs() if k.type is Path}
+    return [
+        {k: brought(v) if k in files else v for k, v in worn.items()}
+        if isinstance(worn, dict) and "path" not in worn
+        else {"file": brought(worn)}
+        for worn in value
+    ]
 
 
 def _signed(answer: Answer, request: type[Request], sings: bool) -> Answer:
@@ -86,7 +117,7 @@ def _signed(answer: Answer, request: type[Request], sings: bool) -> Answer:
             )
             for k in knobs
         ],
-        return_annotation=tuple[gr.FileData, dict[str, Any]] if sings else dict[str, Any],
+        return_annotation=_returned(request.mode),
     )
     answer.__doc__ = "\n".join(
         [
@@ -102,10 +133,19 @@ def _signed(answer: Answer, request: type[Request], sings: bool) -> Answer:
     return answer
 
 
+def _returned(mode: str) -> Any:
+    told = dict[str, Any]
+    if mode in FINISHES:
+        return tuple[list[gr.FileData], told]
+    return tuple[gr.FileData, told] if mode in MODES else told
+
+
 def _hint(knob: Knob) -> Any:
     if knob.type is Path:
         # Not `| None`: Gradio's MCP face finds a file only where its type says nothing else.
         return gr.FileData
+    if knob.type is Worn:
+        return list[AdapterFile]
     kind = Literal[knob.choices] if knob.choices else knob.type
     return kind | None if knob.optional else kind
 

@@ -12,9 +12,10 @@ import gradio as gr
 
 import theme
 import tooltips as words
-from desk import brought
+from desk import Update, brought
 from errors import StudioError
-from knobs import PLANNER, SONG, Knob, Request
+from knobs import ADAPTERS, PLANNER, SONG, Knob, Request, Worn
+from rack import Rack, worn
 from song import Card, Look
 
 ORDER = (
@@ -48,7 +49,6 @@ HELD = (*REGION, "repair")
 """Knobs without a control of their own. A draft is repaired by its own button."""
 
 Values = Mapping[str, Any]
-Update = dict[Any, Any]  # by component; what is not in it stays as it is
 
 STEERING = ("instrumental", "source", "reference", "kind", "repaint_mode")
 """Knobs that decide which others are shown."""
@@ -99,6 +99,8 @@ def starting_value(knob: Knob, card: Card) -> Any:
         return min(max(getattr(card, CARD[knob.name]), knob.low), knob.high)
     if knob.required and knob.type is str:
         return ""
+    if knob.type is Worn:
+        return []
     if knob.name == "duration_s":
         return min(knob.default, card.longest_s)
     return knob.default
@@ -183,14 +185,20 @@ class Picture:
             value=None, **self._props("reading", told=words.READING_FILE.format(name=name))
         )
 
-    def refused(self, trouble: StudioError) -> Any:
+    def refused(self, trouble: StudioError, wanted: Any = None) -> Any:
+        """There is no file, or none that can be used. `wanted` is the region of one to come."""
         return gr.update(
-            value=None, **self._props("refused", told=trouble.message, notes=[trouble.action])
+            value=wanted, **self._props("refused", told=trouble.message, notes=[trouble.action])
         )
 
-    def show(self, look: Look, url: str) -> Any:
-        """The file is there. The middle third is picked: something to hear, and to move."""
+    def show(self, look: Look, url: str, wanted: Any = None) -> Any:
+        """The file is there, with the region that is `wanted`: [from, to], to None for its end.
+
+        Otherwise the middle third is picked: something to hear, and to move.
+        """
         ends = [round(look.seconds * part, 1) for part in (1 / 3, 2 / 3)]
+        if wanted and wanted[0] < look.seconds:
+            ends = [wanted[0], min(wanted[1] or look.seconds, look.seconds)]
         return gr.update(
             value=ends if self.pick else None,
             **self._props(
@@ -215,6 +223,7 @@ class Form:
 
     Attributes:
         fields: the control of each knob, by name.
+        rack: the adapters, where the request has any.
         pictures: what is known of each file, by the name of its knob.
         inputs: what a run is asked with; a control that has nothing to turn is not in it.
     """
@@ -231,6 +240,7 @@ class Form:
         self.at_rest = {name: starting_value(k, card) for name, k in self.knobs.items()}
         self.fields: dict[str, gr.components.Component] = {}
         self.pictures: dict[str, Picture] = {}
+        self.rack: Rack | None = None
         own = [n for n, k in self.knobs.items() if k.group == SONG and n not in HELD]
         last = LAST.get(self.mode, ())
         for name in sorted(own, key=lambda n: (n in last, ORDER.index(n))):
@@ -244,6 +254,10 @@ class Form:
                     gr.HTML(f"<h2>{escape(group)}</h2>")
                 if group == PLANNER and not card.planner:
                     gr.HTML(f"<p>{escape(card.no_planner)}</p>", elem_classes="why")
+                if group == ADAPTERS:
+                    self.rack = Rack(self.knobs["adapters"], self.mode)
+                    self.fields["adapters"] = self.rack.box
+                    continue
                 with gr.Row(elem_classes="knobs"):
                     for name in (n for n, k in self.knobs.items() if k.group == group):
                         if name in HELD:
@@ -289,6 +303,8 @@ class Form:
                 value = brought(value)
                 if value is None and knob.required:
                     continue
+            if knob.type is Worn:
+                value = worn(value)
             asked[name] = None if knob.optional and value == "" else value
         if self.picks and "source" in asked and shown(self.mode, REGION[0], form):
             if not region:
@@ -307,6 +323,10 @@ class Form:
         if self.picks:
             update[self.pictures["source"].box] = gr.update(whole=form["kind"] != "repaint")
         return update
+
+    def parts(self) -> list[gr.components.Component]:
+        """All that filling the form changes."""
+        return [*self.fields.values(), *(picture.box for picture in self.pictures.values())]
 
     def steering(self) -> dict[str, gr.components.Component]:
         """The controls that decide about others."""

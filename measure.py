@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
@@ -139,6 +140,12 @@ def loudness(sound: np.ndarray) -> float | None:
         return None
     loud = loud[loud > loud.mean() * 10 ** (RELATIVE_GATE_LU / 10)]
     return float(-0.691 + 10 * np.log10(loud.mean()))
+
+
+def matched(loudnesses: Sequence[float | None]) -> list[float]:
+    """The gain in dB, 0 or below, that makes each sound as loud as the quietest; 0 for silence."""
+    known = [lufs for lufs in loudnesses if lufs is not None]
+    return [0.0 if lufs is None else min(known) - lufs for lufs in loudnesses]
 
 
 def _energy(lufs: float) -> float:

@@ -170,10 +170,6 @@ class StemWeights(checkpoints.Weights):
     proof: ClassVar[str] = "955717e8.safetensors"
     files: ClassVar[tuple[str, ...]] = (proof,)
 
-    @property
-    def command(self) -> str:
-        return f"hf download {self.repo} {self.proof} --revision {self.revision}"
-
 
 HTDEMUCS = StemWeights(
     name="htdemucs",
@@ -197,6 +193,16 @@ class Separator:
     device: str
 
 
+def find(weights: StemWeights = HTDEMUCS) -> Path:
+    """The folder of a separator's weights. Raises `stems-missing`, with the command to get them."""
+    folder = checkpoints.locate(weights)
+    if folder is None or weights.missing(folder):
+        raise StudioError(
+            "stems-missing", model=weights.title, size=weights.size, command=weights.command
+        )
+    return folder
+
+
 def load(weights: StemWeights = HTDEMUCS, device: str = "cpu") -> Iterator[Progress]:
     """Load a separator (returned) from its file, of which nothing is run.
 
@@ -206,13 +212,8 @@ def load(weights: StemWeights = HTDEMUCS, device: str = "cpu") -> Iterator[Progr
     Raises:
         StudioError: `stems-missing`, or `model-broken`, naming the file.
     """
-    folder = checkpoints.locate(weights)
-    if folder is None or weights.missing(folder):
-        raise StudioError(
-            "stems-missing", model=weights.title, size=weights.size, command=weights.command
-        )
+    path = find(weights) / weights.proof
     yield Progress(stage=f"Loading {weights.title}")
-    path = folder / weights.proof
     size = path.stat().st_size
     if size != weights.size_bytes:
         problem = f"is {size} bytes long and should be {weights.size_bytes}"

@@ -26,9 +26,11 @@ from fastapi.responses import JSONResponse
 from gradio.themes.utils.colors import Color
 from gradio.themes.utils.sizes import Size
 
+import telling
 import tooltips as words
 from errors import StudioError
-from song import HELPERS, MODES, Card, Draft, Lyrics, Progress, Take
+from finishing import FINISHES
+from song import HELPERS, MODES, Card, Draft, Failed, Lyrics, Progress, Take
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
@@ -185,7 +187,9 @@ def launch_options() -> dict[str, Any]:
 async def _misnamed(request: Request, error: TypeError) -> JSONResponse:
     """Say which name is wrong when the API is called by names. Gradio would answer with a 500."""
     wrong = re.search(r"Parameter `(.*)` is not a valid|required argument: (.*)", str(error))
-    mode = (MODES | HELPERS | {Lyrics.mode: Lyrics}).get(request.url.path.rsplit("/", 1)[-1])
+    mode = (MODES | HELPERS | FINISHES | {Lyrics.mode: Lyrics}).get(
+        request.url.path.rsplit("/", 1)[-1]
+    )
     if wrong is None or mode is None:
         raise error
     needed = {k.name: "-" for k in mode.knobs() if k.required}
@@ -268,12 +272,22 @@ def _head() -> str:
 
 def particulars(take: Take, unasked: Collection[str] = ()) -> str:
     """Everything a take knows of itself, to read, but the knobs that meant nothing to it."""
-    return _facts(take.notes, words.particulars(take, unasked))
+    return _check(take.check) + _facts(take.notes, telling.particulars(take, unasked))
 
 
 def draft(draft: Draft) -> str:
     """What is known of words that were written."""
-    return _facts(draft.notes, words.drafted(draft))
+    return _facts(draft.notes, telling.drafted(draft))
+
+
+def _check(check: dict[str, Any]) -> str:
+    """What a take measures, beside what was asked for."""
+    heads = "".join(f"<th scope='col'>{head}</th>" for head in words.CHECK_COLUMNS)
+    rows = "".join(
+        f"<tr><th scope='row'>{escape(what)}</th><td>{escape(asked)}</td><td>{escape(told)}</td></tr>"
+        for what, asked, told in telling.checked(check)
+    )
+    return f"<h2>{words.CHECK}</h2><table><tr>{heads}</tr>{rows}</table>" if rows else ""
 
 
 def _facts(notes: Collection[str], told: dict[str, dict[str, str]]) -> str:
@@ -286,6 +300,11 @@ def _facts(notes: Collection[str], told: dict[str, dict[str, str]]) -> str:
 def _pairs(facts: dict[str, str]) -> str:
     rows = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
     return f"<dl>{''.join(rows)}</dl>"
+
+
+def toast(trouble: StudioError | Failed) -> None:
+    """Say what went wrong, and what helps, in a corner of the page."""
+    gr.Warning(escape(f"{trouble.message} {trouble.action}"), title=words.FAILED, duration=8)
 
 
 def masthead(card: Card) -> str:

@@ -6,13 +6,12 @@ Ranges and defaults are never typed here; `tip` reads them from the knob.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from knobs import Knob
-    from song import Draft, Look, Progress, Take
+    from song import AdapterSeen, Look, Progress
 
 TIPS: dict[str, str] = {
     "prompt": "Genre, instruments, mood, tempo, voice: whatever you would tell a band.",
@@ -63,6 +62,7 @@ TIPS: dict[str, str] = {
     "keyscale": "The key the song is in.",
     "timesignature": "How each bar is counted.",
     "vocal_language": "The language of the lyrics.",
+    "adapters": "LoRA or LoKr files made for this model, each as strong as you like.",
     "brief": "The story, the mood, an image: whatever the words are to be about.",
     "structure": "The sections in their order, set apart by commas.",
     "language": "The language the words are written in.",
@@ -74,6 +74,8 @@ TIPS: dict[str, str] = {
     "top_p": "How much of what is possible is considered for each word. Less is safer.",
     "top_k": "How many words are considered for each place. Zero: all of them.",
     "repetition_penalty": "How much words that stand there already are avoided.",
+    "musicgen.temperature": "How daring the piece is. Less keeps to what is likeliest.",
+    "musicgen.top_k": "How many tokens are considered for each place.",
     "repair": "A draft that broke the structure: it is written again to fit.",
     "idea": "One line is enough. Left empty, it is a surprise altogether.",
     "export.source": "The take to write.",
@@ -107,65 +109,25 @@ CHOICES: dict[str, dict[Any, str]] = {
         "aggressive": "Aggressive",
     },
     "timesignature": {"2": "2/4", "3": "3/4", "4": "4/4", "6": "6/8"},
-    "vocal_language": {
-        "ar": "Arabic",
-        "az": "Azerbaijani",
-        "bg": "Bulgarian",
-        "bn": "Bengali",
-        "ca": "Catalan",
-        "cs": "Czech",
-        "da": "Danish",
-        "de": "German",
-        "el": "Greek",
-        "en": "English",
-        "es": "Spanish",
-        "fa": "Persian",
-        "fi": "Finnish",
-        "fr": "French",
-        "he": "Hebrew",
-        "hi": "Hindi",
-        "hr": "Croatian",
-        "ht": "Haitian Creole",
-        "hu": "Hungarian",
-        "id": "Indonesian",
-        "is": "Icelandic",
-        "it": "Italian",
-        "ja": "Japanese",
-        "ko": "Korean",
-        "la": "Latin",
-        "lt": "Lithuanian",
-        "ms": "Malay",
-        "ne": "Nepali",
-        "nl": "Dutch",
-        "no": "Norwegian",
-        "pa": "Punjabi",
-        "pl": "Polish",
-        "pt": "Portuguese",
-        "ro": "Romanian",
-        "ru": "Russian",
-        "sa": "Sanskrit",
-        "sk": "Slovak",
-        "sr": "Serbian",
-        "sv": "Swedish",
-        "sw": "Swahili",
-        "ta": "Tamil",
-        "te": "Telugu",
-        "th": "Thai",
-        "tl": "Tagalog",
-        "tr": "Turkish",
-        "uk": "Ukrainian",
-        "ur": "Urdu",
-        "vi": "Vietnamese",
-        "yue": "Cantonese",
-        "zh": "Chinese",
-    },
 }
 """How a choice is called, by field and value. A choice that is not here is called by its value."""
+
+SPOKEN = (
+    "ar Arabic, az Azerbaijani, bg Bulgarian, bn Bengali, ca Catalan, cs Czech, da Danish, "
+    "de German, el Greek, en English, es Spanish, fa Persian, fi Finnish, fr French, he Hebrew, "
+    "hi Hindi, hr Croatian, ht Haitian Creole, hu Hungarian, id Indonesian, is Icelandic, "
+    "it Italian, ja Japanese, ko Korean, la Latin, lt Lithuanian, ms Malay, ne Nepali, nl Dutch, "
+    "no Norwegian, pa Punjabi, pl Polish, pt Portuguese, ro Romanian, ru Russian, sa Sanskrit, "
+    "sk Slovak, sr Serbian, sv Swedish, sw Swahili, ta Tamil, te Telugu, th Thai, tl Tagalog, "
+    "tr Turkish, uk Ukrainian, ur Urdu, vi Vietnamese, yue Cantonese, zh Chinese"
+)
+"""The languages of lyrics: code and name."""
 
 LANGUAGES = ("vocal_language", "language")
 """Fields whose choices are languages."""
 
-CHOICES["language"] = CHOICES["vocal_language"]
+for field in LANGUAGES:
+    CHOICES[field] = dict(language.split(" ", 1) for language in SPOKEN.split(", "))
 
 AUTO = "Auto"
 """What the empty choice and the language "unknown" are called."""
@@ -200,16 +162,18 @@ STAGES: dict[str, str] = {
     "Rewriting": "Putting the words in order",
     "Reading the file": "Reading your file",
     "Encoding": "Taking the song in",
+    "Reading adapters": "Loading the adapters",
     "Reading the words": "Reading the words",
     "Loading the songwriter": "Loading the songwriter",
     "Writing the words": "Writing the words",
     "Denoising": "Shaping the sound",
     "Decoding": "Rendering the sound",
+    "Decoding the tokens": "Rendering the sound",
     "Writing": "Writing the file",
 }
 """What a stage is called while it lasts. Others are called by their own name."""
 
-COUNTED: dict[str, str] = {"Denoising": "step", "Decoding": "part"}
+COUNTED: dict[str, str] = {"Denoising": "step", "Decoding": "part", "Composing": "token"}
 """What one unit of a stage is called, where counting them tells a person something."""
 
 TITLE = "ACE Music Studio"
@@ -248,6 +212,69 @@ LISTENS = "Listening follows the song: there is nothing to guide."
 NO_GUIDANCE = "{model} has its guidance built in, so this has nothing to steer."
 MAY_SELL = {True: "free to sell", False: "not for sale", None: "ask before selling"}
 
+FINISH = "Export, loudness, stems"
+FINISHES = {"export": "Export", "master": "Master", "stems": "Split into stems"}
+FINISHED_AS = {
+    "export": "The take as a file of your choice.",
+    "master": "As loud as you say, and no peak above the ceiling.",
+    "stems": "Vocals, drums, bass and the rest, each as a file.",
+}
+"""The ways to finish a take: their buttons, and what each does."""
+
+MADE = "Files"
+STAYS_SILENT = "Silence stays as it is."
+NOT_REACHED = "short of {target}, since more would squash its peaks"
+CHECK = "Measured"
+CHECK_COLUMNS = ("", "Asked for", "Measured")
+NONE = "none"
+OPEN = "left open"
+VERDICTS = {
+    "as asked": "as asked",
+    "double": "double",
+    "half": "half",
+    "relative": "which has the same tones",
+    "other": "another",
+    "not sure": "not sure",
+    "not asked": "",
+}
+"""How a tempo or a key that was measured lies to the one asked for."""
+
+COMPARE = "Compare two takes"
+PICKS = {"one": "One take", "other": "Another"}
+BLIND = "Blind"
+BLIND_TIP = "The two change places at random, and stay nameless until you choose."
+COMPARE_RUN = "Compare"
+COMPARING = {
+    "group": "Two takes, equally loud",
+    "play": "Play both",
+    "stop": "Stop",
+    "position": "Position",
+    "how": "A and B switch while they play, as buttons and as keys.",
+    "vote": "{letter} is better",
+    "chosen": "You chose",
+    "blind": "Equally loud. Which is better?",
+    "silent": "silence",
+    "down": "turned down by",
+    "loading": "Loading both takes",
+    "gone": "A take cannot be played. Press Compare once more.",
+}
+SHARING = {
+    "share": "Share",
+    "link": "Link with the settings",
+    "copied": "The link is copied. It holds the settings, not the sound.",
+    "copy": "Copy the link from here. It holds the settings, not the sound.",
+}
+DOORS = {
+    "open": "Open a song file",
+    "reading": "Reading {name}",
+    "not_uploaded": "{name} could not be uploaded. Try again.",
+}
+DOORS_TIP = "Or drop a WAV, FLAC, MP3 or JSON of this studio anywhere: all its settings come back."
+THE_LINK = "The link"
+RESTORED = "{name}: its settings are in {tab}."
+OTHER_MODEL = "It was made with {then}. {now} is playing here, so it will be another song."
+LACKING_ADAPTERS = "Played with {names}. Choose them under Advanced, or it will be another song."
+
 SEND = {"cover": "Cover this", "extend": "Extend this", "edit": "Edit this"}
 """What takes a piece to another tab, by the tab."""
 
@@ -268,9 +295,16 @@ SECTIONS = {True: "as asked", False: "not as asked"}
 FILLED = "Filled in: {fields}."
 NOTHING_OPEN = "Nothing was left open."
 RETURNS_SONG = "The song as a WAV file, and its take: the request as really run, model and device."
+RETURNS_FILES = "The files, and what was measured of them."
 RETURNS_DRAFT = "The words, the sections asked for and those that came."
 RETURNS_IDEA = "What was found: style, lyrics, tempo, key, beats per bar, language and length."
 
+RACK = {"strength": "Strength", "remove": "Remove", "removed": "Removed"}
+"""What stands beside an adapter."""
+
+READING_ADAPTERS = "Reading the adapter"
+ADDED = "Added {name}"
+SETTINGS_ALONE = "Choose adapter_config.json together with the file it belongs to."
 CHOOSE = "Choose a file, or drop it here"
 A_FILE = "your file"
 READING_FILE = "Reading {name}"
@@ -292,6 +326,7 @@ KEPT = "What was kept"
 NOTES = "Notes"
 AS_RUN = "Settings as run"
 MADE_WITH = "Made with"
+ADAPTED = "{name} at {strength:g} (rank {rank}, {modules} layers, sha256 {short})"
 
 
 def tip(mode: str, knob: Knob) -> str:
@@ -384,6 +419,8 @@ def shown(knob: Knob, value: Any) -> str:
         return ON if value else OFF
     if knob.type is Path:
         return Path(value).name
+    if knob.name == "adapters":
+        return ", ".join(f"{Path(worn['file']).name} {worn['strength']:g}" for worn in value)
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return f"{text} {knob.unit}" if knob.unit else text
 
@@ -395,100 +432,6 @@ def seen(look: Look) -> str:
     return f"{minutes:.0f}:{seconds:04.1f} · {look.rate / 1000:g} kHz · {wide}"
 
 
-PLAIN = ("prompt", "lyrics", "source_lyrics", "duration_s", "seed", "thinking")
-"""What a caption says anyhow, or leaves to the particulars."""
-
-
-def caption(take: Take, at_rest: dict[str, Any]) -> str:
-    """What tells one take from another: its style; its length, the knobs turned, its seed."""
-    style = " ".join(str(take.request.get("prompt") or take.plan.get("caption") or "").split())
-    told = [f"{take.duration_s:g} s"]
-    for knob in take.again().knobs():
-        value = take.request.get(knob.name, knob.default)
-        plain = knob.name in PLAIN
-        if not plain and value != at_rest.get(knob.name, knob.default):
-            as_shown = shown(knob, value)
-            named = knob.name in LABELS or knob.type is Path
-            told.append(as_shown if named else f"{knob.label} {as_shown}")
-    told.append(f"seed {take.request.get('seed')}")
-    style = style or MODES[take.mode]
-    return f"{style if len(style) <= 72 else style[:70].rstrip() + '…'}\n{' · '.join(told)}"
-
-
-def particulars(take: Take, unasked: Collection[str] = ()) -> dict[str, dict[str, str]]:
-    """What was asked of a take and what made it: headings, each with labels and values.
-
-    `unasked` are knobs that meant nothing to this take.
-    """
-    asked = {
-        called(k): shown(k, value)
-        for k in take.again().knobs()
-        if (value := take.request.get(k.name)) not in ("", None, "unknown")
-        and k.name not in unasked
-    }
-    model, device = take.model, take.device
-    peak = NO_SOUND if take.peak_dbfs is None else f"peak {take.peak_dbfs:.1f} dBFS"
-    made = {
-        "Model": f"{model.name} · {model.revision[:12]}",
-        "Source": model.source,
-        "Weights": f"sha256 {model.sha256[:16]}",
-        "Licence": f"{model.licence} · {MAY_SELL[model.may_sell]}",
-        "Device": f"{device.name} · {device.dtype}",
-        "Sound": f"{take.duration_s:g} s · {take.sample_rate / 1000:g} kHz · {peak}",
-        "Times": " · ".join(f"{stage(name)} {s:.1f} s" for name, s in take.timings_s.items()),
-        "Made": f"{take.made_at:%Y-%m-%d %H:%M} UTC",
-    }
-    told = {
-        KEPT: kept(take),
-        PLANNED.get(take.mode, HEARD): planned(take),
-        AS_RUN: asked,
-        MADE_WITH: made,
-    }
-    return {heading: facts for heading, facts in told.items() if facts}
-
-
-def planned(take: Take) -> dict[str, str]:
-    """What the planner wrote, or heard in the source."""
-    plan = {
-        **take.plan,
-        "prompt": take.plan.get("caption"),
-        "vocal_language": take.plan.get("language"),
-    }
-    knobs = {k.name: k for k in take.again().knobs()}
-    told = {
-        called(knobs[name]): shown(knobs[name], str(plan[name]))
-        for name in ("prompt", "bpm", "keyscale", "timesignature", "vocal_language")
-        if plan.get(name) not in ("", None, "unknown")
-    }
-    return told | ({"Length": f"{plan['duration_s']:g} s"} if plan.get("duration_s") else {})
-
-
-def kept(take: Take) -> dict[str, str]:
-    """What an edit left alone, counted, and how its seams measure."""
-    told = {}
-    if take.changed_outside is not None:
-        told["Outside the region"] = f"{take.changed_outside:,} samples changed"
-    for seam in take.seams:
-        told[f"Seam at {seam.at_s:.1f} s"] = (
-            f"{'good' if seam.good else 'audible'} · against what is beside it: click"
-            f" {seam.click:.1f} times, quietest {seam.gap_db:+.1f} dB, loudest {seam.bump_db:+.1f} dB"
-        )
-    return told
-
-
-def drafted(draft: Draft) -> dict[str, dict[str, str]]:
-    """What was asked of a draft, what came, and what wrote it."""
-    model = draft.model
-    sections = {
-        "Asked for": ", ".join(draft.asked),
-        "Written": ", ".join(draft.got),
-        "Structure": SECTIONS[draft.as_asked],
-    }
-    made = {
-        "Seed": str(draft.request.get("seed")),
-        "Model": f"{model.name} · {model.revision[:12]}",
-        "Licence": f"{model.licence} · {MAY_SELL[model.may_sell]}",
-        "Device": f"{draft.device.name} · {draft.device.dtype}",
-        "Times": " · ".join(f"{stage(name)} {s:.1f} s" for name, s in draft.timings_s.items()),
-    }
-    return {"Sections": sections, MADE_WITH: made}
+def fitted(seen: AdapterSeen) -> str:
+    """What an adapter is, such as "rank 16 · 192 layers · 12.3 MB"."""
+    return f"rank {seen.rank} · {seen.modules} layers · {seen.size_bytes / 1e6:.1f} MB"

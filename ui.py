@@ -8,19 +8,20 @@ from __future__ import annotations
 import theme  # first: it sets what Gradio reads at import  # isort: skip
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio_client.utils import encode_file_path
 
 import tooltips as words
-from board import Board, toast
-from desk import Studio, look, visitor_of
+from board import Board
+from desk import QUICK, WORK, Studio, Update, look, serve, take_of, visitor_of
+from doors import Doors
 from endpoints import publish
 from errors import StudioError
+from finishing import FINISHES
 from forms import REGION, Form, Picture
 from knobs import Request
 from song import HELPERS, INSTRUMENTAL, MAX_SEED, MODES, Card, Idea, Lyrics, Take
@@ -31,14 +32,6 @@ BESIDE = {"generate": {"lyrics": "rewrite"}, **{mode: {"source": "listen"} for m
 
 OPEN = ("", None, "unknown")
 """What a field holds while it is left open."""
-
-Update = dict[Any, Any]  # by component; what is not in it stays as it is
-
-GLUE = {"api_visibility": "private", "show_progress": "hidden"}
-QUICK = {**GLUE, "preprocess": False, "queue": False}
-WORK = {**GLUE, "preprocess": False, "concurrency_limit": None, "trigger_mode": "once"}
-"""How the page's own events run. Values arrive raw: the request checks them and names the knob,
-Gradio's controls would not."""
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -53,6 +46,7 @@ def build(studio: Studio) -> gr.Blocks:
         gr.HTML(theme.masthead(card), elem_id="masthead")
         if card.hint:
             gr.HTML(f"<p>{escape(card.hint)}</p>", elem_id="hint")
+        doors = Doors()
         rooms = {}
         with gr.Tabs(elem_id="studio", overflow_behavior="wrap") as tabs:
             for mode, request in MODES.items():
@@ -64,7 +58,8 @@ def build(studio: Studio) -> gr.Blocks:
             for mode in words.SEND:
                 room.sends_to(rooms[mode], tabs)
         writing.sends_to(rooms["generate"].form, tabs)
-        for request in (*MODES.values(), *HELPERS.values(), Lyrics):
+        doors.wire(card, tabs, {m: (room.fill, room.form.parts()) for m, room in rooms.items()})
+        for request in (*MODES.values(), *HELPERS.values(), Lyrics, *FINISHES.values()):
             publish(demo, studio, request)
 
         def leave(caller: gr.Request) -> None:
@@ -87,7 +82,7 @@ class _Room:
                     self._helper("inspire")
                 self.form = Form(request, card, self._beside)
             with gr.Column(elem_classes="answer", min_width=0):
-                self.board = Board(self.mode, self.form.at_rest)
+                self.board = Board(self.mode, self.form.at_rest, card)
         if card.planner:
             self.board.locked.extend(self.helpers.values())
         self._wire()
@@ -120,8 +115,8 @@ class _Room:
 
     def _wire(self) -> None:
         board, form = self.board, self.form
-        inputs, parts = [*form.inputs.values()], board.parts()
-        fields = [*form.fields.values(), *(picture.box for picture in form.pictures.values())]
+        board.wire(self.studio)
+        inputs, parts, fields = [*form.inputs.values()], board.parts(), form.parts()
         board.run.click(self.start, inputs, parts, **WORK)
         board.again.click(self.retake, [board.shelf], parts, **WORK)
         board.stop.click(self.stop, None, [board.stop], **QUICK)
@@ -131,6 +126,7 @@ class _Room:
         board.reuse.click(self.refill, [board.shelf], fields, **WORK)
         for name, picture in form.pictures.items():
             self._wire_file(form.fields[name], picture)
+        form.rack.wire(self.studio)
         steering = form.steering()
         for field in steering.values():
             field.change(
@@ -144,16 +140,19 @@ class _Room:
             button.click(self.asks(helper), [*idea, *inputs], [*parts, *fields], **WORK)
 
     def _wire_file(self, box: gr.File, picture: Picture) -> None:
-        def read(given: Any) -> Iterator[Update]:
+        def read(given: Any, wanted: Any) -> Iterator[Update]:
             name = given.get("orig_name") if isinstance(given, dict) else None
             name = name or words.A_FILE
             yield {picture.box: picture.reading(name)}
             try:
-                yield {picture.box: picture.show(look(self.studio, given), given["url"])}
+                seen = look(self.studio, given)
+                yield {picture.box: picture.show(seen, given["url"], wanted)}
             except StudioError as error:
                 yield {box: None, picture.box: picture.refused(error)}
 
-        seen = box.upload(read, [box], [box, picture.box], **{**WORK, "trigger_mode": "multiple"})
+        seen = box.upload(
+            read, [box, picture.box], [box, picture.box], **{**WORK, "trigger_mode": "multiple"}
+        )
         box.clear(picture.blank, None, [picture.box], cancels=[seen], **QUICK)
 
     def start(self, caller: gr.Request, *values: Any) -> Iterator[Update]:
@@ -182,12 +181,21 @@ class _Room:
 
     def refill(self, caller: gr.Request, chosen: str) -> Update:
         """Put the settings of a take back into the form, its files too where they still are."""
-        form = self.form
         try:
-            asked = self._take(visitor_of(caller), chosen).request
+            return self.fill(self._take(visitor_of(caller), chosen).request)
         except StudioError as error:
-            toast(error)
+            theme.toast(error)
             return {}
+
+    def fill(
+        self, asked: dict[str, Any], lacking: Mapping[str, StudioError] | None = None
+    ) -> Update:
+        """Put the values `asked` into the form.
+
+        `lacking` says, by field, what is told where a file has to be chosen again. All else of the
+        form is then as if it were there already.
+        """
+        form, lacking = self.form, lacking or {}
         update = {
             field: "" if asked[name] is None else asked[name]
             for name, field in form.inputs.items()
@@ -195,29 +203,28 @@ class _Room:
         }
         if asked.get("instrumental"):
             del update[form.fields["lyrics"]]  # nothing was sung: what stands there may be wanted
+        region = [asked.get(name) for name in REGION] if asked.get("kind") == "repaint" else None
         for name, picture in form.pictures.items():
             box = form.fields[name]
             update |= {box: None, picture.box: picture.blank()}
-            if asked[name] is not None:
-                update |= self._load(name, Path(asked[name]))
-            asked = {**asked, name: update[box]}
-        if form.picks and update[form.fields["source"]]:
-            ends = [asked[name] for name in REGION]
-            update[form.pictures["source"].box]["value"] = ends if ends[1] else None
+            picked = region if name == "source" else None
+            if name in lacking:
+                update[picture.box] = picture.refused(lacking[name], picked)
+            elif asked.get(name) is not None:
+                update |= self._load(name, Path(asked[name]), picked)
+            asked = {**asked, name: lacking.get(name) or update[box]}
+        update[form.rack.box] = form.rack.again(self.studio, asked.get("adapters", ()))
         return _merged(update, form.visible(asked))
 
-    def _load(self, name: str, path: Path) -> Update:
+    def _load(self, name: str, path: Path, wanted: Any = None) -> Update:
         """Bring a file of the studio's own to a field, as if it had been dropped there."""
         box, picture = self.form.fields[name], self.form.pictures[name]
         try:
-            if not path.is_file():
-                raise StudioError("source-missing", name=path.name)
-            kept = box.move_resource_to_block_cache(path)
-            seen = self.studio.look(Path(kept))
+            kept, url = serve(box, path)
+            seen = self.studio.look(kept)
         except StudioError as error:
             return {box: None, picture.box: picture.refused(error)}
-        url = f"{gr.routes.API_PREFIX}/file={encode_file_path(kept)}"
-        return {box: kept, picture.box: picture.show(seen, url)}
+        return {box: str(kept), picture.box: picture.show(seen, url, wanted)}
 
     def sends_to(self, other: _Room, tabs: gr.Tabs) -> None:
         """Let the button under the player take the piece to another tab."""
@@ -230,7 +237,7 @@ class _Room:
             try:
                 take = self._take(visitor_of(caller), chosen)
             except StudioError as error:
-                toast(error)
+                theme.toast(error)
                 return
             picture = form.pictures["source"]
             yield {
@@ -314,10 +321,7 @@ class _Room:
         yield from self.board.follow(self.studio, ask, visitor, end)
 
     def _take(self, visitor: str, chosen: str) -> Take:
-        for take in self.studio.takes(visitor):
-            if take.id == chosen:
-                return take
-        raise StudioError("take-gone")
+        return take_of(self.studio, visitor, chosen)
 
 
 def _merged(update: Update, more: Update) -> Update:

@@ -10,14 +10,13 @@ import gradio as gr
 
 import theme
 import tooltips as words
-from board import Console, Update
-from desk import Studio, visitor_of
+from board import Console
+from desk import QUICK, WORK, Studio, Update, visitor_of
 from forms import Form
 from knobs import Request
 from song import Card, Draft, Lyrics
 
 MODE = Lyrics.mode
-GLUE = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
 
 
 class WritingRoom:
@@ -58,10 +57,9 @@ class WritingRoom:
             self.repair,
             self.facts,
         ]
-        work = {**GLUE, "concurrency_limit": None, "trigger_mode": "once"}
-        self.console.run.click(self.start, inputs, parts, **work)
-        self.repair.click(self.mend, [self.draft, *inputs], parts, **work)
-        self.console.stop.click(self.stop, None, [self.console.stop], **GLUE, queue=False)
+        self.console.run.click(self.start, inputs, parts, **WORK)
+        self.repair.click(self.mend, [self.draft, *inputs], parts, **WORK)
+        self.console.stop.click(self.stop, None, [self.console.stop], **QUICK)
 
     def start(self, caller: gr.Request, *values: Any) -> Iterator[Update]:
         yield from self._write(lambda: Lyrics.of(self.form.given(values)), caller)
@@ -120,6 +118,5 @@ class WritingRoom:
             use,
             [self.draft, self.form.fields["language"]],
             [tabs, lyrics, sung_in, silent],
-            **GLUE,
-            queue=False,
+            **QUICK,
         )

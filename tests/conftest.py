@@ -16,6 +16,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import host  # noqa: E402 - as in the studio, before anything brings torch in
 
+pytest_plugins = ["browsing"]
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 """The embedded model needs no hub; a test that wants one starts a process of its own."""
 

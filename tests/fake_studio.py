@@ -24,9 +24,11 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from errors import StudioError
-from knobs import Request
+from finishing import FINISHES
+from knobs import Request, Worn
 from song import (
     HELPERS,
+    AdapterSeen,
     Cancelled,
     Card,
     DeviceUsed,
@@ -36,6 +38,7 @@ from song import (
     Idea,
     Look,
     Lyrics,
+    Made,
     ModelUsed,
     Progress,
     SeamHeard,
@@ -56,7 +59,26 @@ CARD = Card(
     takes_guidance=True,
     planner="ACE-Step mini planner",
     writer="Qwen mini",
+    stems="Stems: weights for research use.",
 )
+
+CHECK = {
+    "tempo": {"asked": 92.0, "measured": 46.0, "verdict": "half"},
+    "key": {"asked": None, "measured": None, "verdict": "not sure"},
+    "loudness_lufs": -18.4,
+    "true_peak_dbtp": -3.1,
+    "holes": [{"start_s": 7.5, "length_s": 1.2}],
+    "clipped": 12,
+}
+LOUDER = {
+    "target_lufs": -14.0,
+    "before_lufs": -18.4,
+    "after_lufs": -14.9,
+    "true_peak_dbtp": -1.0,
+    "gain_db": 4.1,
+    "reduction_db": -2.0,
+    "reached": False,
+}
 
 IDEA = Idea(
     prompt="Slow warm synthwave, gated drums",
@@ -101,6 +123,7 @@ class FakeStudio:
     def reset(self) -> None:
         """Forget what was asked, and all takes."""
         self.look_s = 0.0
+        self.slow_finish = False
         self.idea = IDEA
         self.asked: list[Request] = []
         self.looked: list[Path] = []
@@ -120,6 +143,9 @@ class FakeStudio:
         words = f"{getattr(request, 'prompt', '')} {getattr(request, 'idea', '')}"
         helps = request.mode in HELPERS
         stages = (("Loading the planner", 0), ("Listening", 9)) if helps else SONG
+        if request.mode in FINISHES:
+            stages = (("Splitting into stems", 9),)
+            words = "slow" if self.slow_finish else ""
         if isinstance(request, Lyrics):
             words, stages = request.brief, (("Loading the songwriter", 0), (WRITING, 9))
         began = time.monotonic()
@@ -155,6 +181,9 @@ class FakeStudio:
             if isinstance(request, Lyrics):
                 yield self._draft(request)
                 return
+            if request.mode in FINISHES:
+                yield self._finished(request)
+                return
             take = self._record(request, time.monotonic() - began)
             self._takes[visitor].insert(0, take)
             del self._takes[visitor][10:]
@@ -182,6 +211,21 @@ class FakeStudio:
             notes=("The sound was mono and now plays on both sides.",) if channels == 1 else (),
         )
 
+    def fit(self, worn: Worn) -> AdapterSeen:
+        """Whatever begins like a safetensors file fits, unless it is called wide."""
+        name = worn.file.name
+        if not worn.file.read_bytes()[8:9] == b"{":
+            raise StudioError(
+                "adapter-unreadable", name=name, problem="it is not a safetensors file"
+            )
+        if "wide" in name:
+            problem = "it was made for width 2560, and this model has 256"
+            raise StudioError(
+                "adapter-wrong-base", name=name, model=self._card.title, problem=problem
+            )
+        bare = () if worn.config else (f"{name} came without its adapter_config.json.",)
+        return AdapterSeen(name=name, rank=8, modules=48, size_bytes=1_234_567, notes=bare)
+
     def stop(self, visitor: str) -> None:
         self.stopped.append(visitor)
         self._stop[visitor].set()
@@ -193,6 +237,18 @@ class FakeStudio:
         self.left.append(visitor)
         self._stop[visitor].set()
         self._takes.pop(visitor, None)
+
+    def _finished(self, request: Request) -> Made:
+        """The take's bytes under other names; the facts of a master that fell short."""
+        kinds = {"export": [getattr(request, "format", "")], "master": ["master.wav"]}
+        kinds["stems"] = ["stems.zip", *(f"{stem}.wav" for stem in ("vocals", "drums"))]
+        paths = [request.source.with_suffix(f".{kind}") for kind in kinds[request.mode]]
+        for path in paths:
+            if path != request.source:
+                path.write_bytes(request.source.read_bytes())
+        facts = LOUDER if request.mode == "master" else {}
+        notes = (self._card.stems,) if request.mode == "stems" else ()
+        return Made(mode=request.mode, paths=tuple(map(str, paths)), facts=facts, notes=notes)
 
     def _draft(self, request: Lyrics) -> Draft:
         """A verse, whatever was asked; the chorus comes with the repair."""
@@ -242,6 +298,17 @@ class FakeStudio:
             notes=("The style was shortened at a word to fit.",),
             plan={"caption": "A bright waltz with a clarinet", "bpm": 92, "language": "en"},
             files={n: "cd" * 32 for n in ("source", "reference") if ran.get(n)},
+            check=CHECK,
+            adapters=tuple(
+                {
+                    "name": worn.file.name,
+                    "sha256": "ef" * 32,
+                    "strength": worn.strength,
+                    "rank": 8,
+                    "modules": 48,
+                }
+                for worn in getattr(request, "adapters", ())
+            ),
             changed_outside=0 if request.mode in ("extend", "edit") else None,
             seams=SEAMS if request.mode in ("extend", "edit") else (),
             made_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from browsing import GREY, WIDTHS, bring, fits, serving, state, wait
 from conftest import ROOT
 from fake_studio import write_tone
 
@@ -30,95 +21,12 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.browser
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--no-proxy-server",
-    "--mute-audio",
-]
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-WAYS_OUT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT")
-"""All of them lead nowhere while the page is tested: it must not need one, nor stumble over it."""
-WIDTHS = {1440: 900, 820: 1180, 390: 844}
-
-GREY = """() => {
-  const coloured = [];
-  for (const node of document.querySelectorAll("body, body *")) {
-    if (!node.getClientRects().length) continue;
-    const style = getComputedStyle(node);
-    for (const part of ["color", "backgroundColor", "borderTopColor", "outlineColor", "fill"]) {
-      const rgb = style[part].match(/^rgba?\\((\\d+), (\\d+), (\\d+)(?:, ([\\d.]+))?/);
-      if (!rgb || rgb[4] === "0") continue;
-      const [low, high] = [Math.min(...rgb.slice(1, 4)), Math.max(...rgb.slice(1, 4))];
-      if (high - low > 2) coloured.push(`${node.tagName}.${node.className} ${part} ${style[part]}`);
-    }
-  }
-  return coloured;
-}"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None or not importlib.util.find_spec("playwright"):
-        reason = "no Chromium (or no playwright) on this computer: the page was not tested"
-        if os.environ.get("ACE_REQUIRE_BROWSER") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=program, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@contextmanager
-def _serving(folder: Path, *command: str) -> Iterator[str]:
-    """The page of a program, in a process group that ends with the tests."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    log = folder / "log"
-    with log.open("w") as out:
-        app = subprocess.Popen(
-            [sys.executable, *(part.replace("PORT", port) for part in command)],
-            cwd=folder,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={
-                **os.environ,
-                **dict.fromkeys(WAYS_OUT, "http://127.0.0.1:9"),
-                "HF_HUB_OFFLINE": "0",
-                "NO_PROXY": "127.0.0.1",
-                "XDG_CACHE_HOME": str(folder),
-            },
-            start_new_session=True,
-        )
-    address = f"http://127.0.0.1:{port}/"
-    try:
-        _wait(lambda: app.poll() is not None or _answers(address), 120)
-        assert app.poll() is None, log.read_text()
-        yield address
-        assert "Traceback" not in log.read_text(), log.read_text()
-    finally:
-        os.killpg(app.pid, signal.SIGTERM)
-        try:
-            app.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(app.pid, signal.SIGKILL)
-
 
 @pytest.fixture(scope="module")
 def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`python app.py` as a person starts it."""
     folder = tmp_path_factory.mktemp("studio")
-    with _serving(folder, str(ROOT / "app.py"), "--model", "mini", "--port", "PORT") as address:
+    with serving(folder, str(ROOT / "app.py"), "--model", "mini", "--port", "PORT") as address:
         yield address
 
 
@@ -126,7 +34,7 @@ def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def quick(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The same page on a studio that answers at once."""
     folder = tmp_path_factory.mktemp("quick")
-    with _serving(folder, str(ROOT / "tests" / "fake_studio.py"), "PORT") as address:
+    with serving(folder, str(ROOT / "tests" / "fake_studio.py"), "PORT") as address:
         yield address
 
 
@@ -142,75 +50,11 @@ def drop_in(open_at: Callable[..., Page], quick: str) -> Callable[..., Page]:
     return lambda tab, width=1440: open_at(quick, width, f"?tab={tab}")
 
 
-@pytest.fixture
-def open_at(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Open a page at a width. At the end nothing may have gone wrong or gone outside."""
-    wrong: list[str] = []
-    contexts = []
-
-    def open_page(url: str, width: int, query: str) -> Page:
-        context = browser.new_context(viewport={"width": width, "height": WIDTHS.get(width, 700)})
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.on(
-            "console", lambda m: wrong.append(f"console: {m.text}") if m.type == "error" else None
-        )
-        page.on("pageerror", lambda e: wrong.append(f"script: {e}"))
-        page.on(
-            "request",
-            lambda r: (
-                None
-                if r.url.startswith((url, "data:", "blob:"))
-                else wrong.append(f"outside: {r.url}")
-            ),
-        )
-        page.on(
-            "response", lambda r: wrong.append(f"{r.status}: {r.url}") if r.status >= 400 else None
-        )
-        page.goto(url + query)
-        page.locator(".actions button.primary:visible").wait_for()
-        page.locator(".said[aria-live]").first.wait_for(state="attached")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not wrong
-
-
-def _answers(address: str) -> bool:
-    local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        return local.open(address, timeout=2).status == 200
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _wait(done: Callable[[], bool], timeout_s: float) -> None:
-    until = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < until, "it never came"
-        time.sleep(0.1)
-
-
-def _state(page: Page, state: str, mode: str = "generate") -> Locator:
-    return page.locator(f"#{mode}-status [data-state={state}]")
-
-
 @pytest.fixture(scope="module")
 def tune(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("disk") / "my tune.wav"
     write_tone(path, 21 * 48_000, 330)
     return path
-
-
-def _bring(page: Page, field: str, path: Path) -> Locator:
-    """Choose a file for a field and wait until the studio has looked at it."""
-    page.locator(f"#{field} input[type=file]").set_input_files(path)
-    seen = page.locator(f"#{field}-look .picture:is([data-state=ready], [data-state=refused])")
-    seen.wait_for()
-    return seen
 
 
 def _region(page: Page) -> tuple[float, float]:
@@ -237,10 +81,6 @@ def _ask(page: Page, style: str, length: float = 10) -> None:
     box.press("Tab")
 
 
-def _fits(page: Page) -> bool:
-    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
 def _takes(page: Page) -> Locator:
     return page.locator("#generate-shelf label")
 
@@ -253,15 +93,15 @@ def test_a_persons_path(visit: Callable[..., Page], width: int):
     assert "mini" in page.locator("#masthead .badge").inner_text()
     assert page.locator("#generate-empty").is_visible()
     assert stop.is_disabled()
-    assert _fits(page)
+    assert fits(page)
 
     _ask(page, "warm lofi piano, vinyl crackle")
     run.click()
     seen: list[str] = []
-    _state(page, "running").wait_for()
+    state(page, "running").wait_for()
     assert run.is_disabled()
-    while not _state(page, "done").count():
-        assert not _state(page, "failed").count(), page.locator("#generate-status").inner_text()
+    while not state(page, "done").count():
+        assert not state(page, "failed").count(), page.locator("#generate-status").inner_text()
         told = page.locator("#generate-status p").inner_text()
         seen += [told] if told not in seen else []
         page.wait_for_timeout(50)
@@ -271,7 +111,7 @@ def test_a_persons_path(visit: Callable[..., Page], width: int):
 
     sound = page.locator("#generate-player #waveform audio")
     sound.wait_for(state="attached")
-    _wait(lambda: sound.evaluate("e => e.duration > 0"), 60)
+    wait(lambda: sound.evaluate("e => e.duration > 0"), 60)
     assert sound.evaluate("e => e.duration") == pytest.approx(10, abs=0.01)
     play = page.locator("#generate-player").get_by_label("Play", exact=True)
 
@@ -281,9 +121,9 @@ def test_a_persons_path(visit: Callable[..., Page], width: int):
         page.wait_for_timeout(400)
         return sound.evaluate("e => e.currentTime > 0.2")
 
-    _wait(plays, 60)
+    wait(plays, 60)
     page.locator("#generate-player").get_by_label("Pause").click()
-    assert _fits(page)
+    assert fits(page)
 
     page.get_by_role("button", name=words.RETAKE).click()
     page.wait_for_function("document.querySelectorAll('#generate-shelf label').length === 2")
@@ -301,14 +141,14 @@ def test_a_persons_path(visit: Callable[..., Page], width: int):
     )
     stop.click()
     pressed = time.monotonic()
-    _state(page, "stopped").wait_for()
+    state(page, "stopped").wait_for()
     assert time.monotonic() - pressed < 10
     assert words.CANCELLED in page.locator("#generate-status").inner_text()
     assert run.is_enabled()
     assert stop.is_disabled()
     assert _takes(page).count() == 2
     assert _box(page, "prompt").input_value() == "an endless drone"
-    assert _fits(page)
+    assert fits(page)
 
 
 @pytest.mark.parametrize("width", [320, *WIDTHS])
@@ -318,7 +158,7 @@ def test_nothing_is_wider_than_the_page_even_with_every_knob_out(
     page = visit(width)
     page.get_by_role("button", name=words.ADVANCED).click()
     page.locator("#generate-vocal_language").wait_for()
-    assert _fits(page)
+    assert fits(page)
     for knob in Generate.knobs():
         box = page.locator(f"#generate-{knob.name}").bounding_box()
         assert box["x"] >= 0
@@ -368,7 +208,7 @@ def test_everything_goes_by_keyboard(visit: Callable[..., Page]):
     assert {"generate-prompt", "generate-lyrics", "generate-duration_s", "generate-run"} <= reached
     _ask(page, "a tune by keyboard")
     _box(page, "prompt").press("Control+Enter")
-    _state(page, "done").wait_for()
+    state(page, "done").wait_for()
 
 
 def test_an_empty_style_is_told_and_nothing_typed_is_lost(visit: Callable[..., Page]):
@@ -377,7 +217,7 @@ def test_an_empty_style_is_told_and_nothing_typed_is_lost(visit: Callable[..., P
     page.get_by_role("button", name=words.ADVANCED).click()
     _box(page, "bpm").fill("fast")
     page.locator("#generate-run").click()
-    _state(page, "failed").wait_for()
+    state(page, "failed").wait_for()
     assert "The style is empty." in page.locator("#generate-status").inner_text()
     assert page.get_by_test_id("toast-text").inner_text().startswith("The style is empty.")
     _box(page, "prompt").fill("a waltz")
@@ -398,7 +238,7 @@ def test_an_unfolded_seed_and_tempo_stay_automatic(visit: Callable[..., Page]):
         page.wait_for_timeout(300)
     _ask(page, "a waltz")
     page.locator("#generate-run").click()
-    _state(page, "done").wait_for()
+    state(page, "done").wait_for()
     told = page.locator("#generate-facts").inner_text().partition("SETTINGS AS RUN")[2]
     assert "Tempo" not in told.partition("MADE WITH")[0]
     assert not re.search(r"Seed\s+0\b", told)
@@ -414,7 +254,7 @@ def test_a_closed_tab_frees_the_device(visit: Callable[..., Page]):
     gone.close()
     _ask(next_one, "a waltz")
     next_one.locator("#generate-run").click()
-    _state(next_one, "done").wait_for(timeout=30_000)
+    state(next_one, "done").wait_for(timeout=30_000)
     assert _takes(next_one).count() == 1
 
 
@@ -438,7 +278,7 @@ def test_axe_finds_nothing(visit: Callable[..., Page], width: int):
     page.get_by_role("button", name=words.ADVANCED).click()
     _ask(page, "a waltz")
     page.locator("#generate-run").click()
-    _state(page, "done").wait_for()
+    state(page, "done").wait_for()
     page.locator("#generate-player #waveform audio").wait_for(state="attached")
     page.wait_for_function("document.getAnimations().every(a => a.playState === 'finished')")
     found = axe.Axe().run(page).response["violations"]
@@ -449,22 +289,22 @@ def test_axe_finds_nothing(visit: Callable[..., Page], width: int):
 def test_a_piece_goes_through_all_tabs(drop_in: Callable[..., Page], tune: Path, width: int):
     page = drop_in("cover", width)
     page.locator("#cover-run").click()
-    _state(page, "failed", "cover").wait_for()
+    state(page, "failed", "cover").wait_for()
     assert "No file was chosen for Song." in page.locator("#cover-status").inner_text()
     assert page.locator("#cover-strength").is_hidden()
 
-    seen = _bring(page, "cover-source", tune)
+    seen = bring(page, "cover-source", tune)
     assert "0:21.0 · 48 kHz · stereo" in seen.inner_text()
     page.locator("#cover-strength").wait_for()
     assert page.locator("#cover-duration_s").is_hidden()
     _box(page, "prompt", "cover").fill("brass band")
     for mode, next_one in (("cover", "extend"), ("extend", "edit"), ("edit", None)):
         page.locator(f"#{mode}-run").click()
-        _state(page, "done", mode).wait_for()
+        state(page, "done", mode).wait_for()
         facts = page.locator(f"#{mode}-facts").inner_text()
         assert "AS HEARD" in facts
         assert "/" not in facts.split("MADE WITH")[0].replace("4/4", ""), "no path"
-        assert _fits(page)
+        assert fits(page)
         if next_one is None:
             continue
         page.locator(f"#{mode}-to-{next_one}").click()
@@ -473,7 +313,7 @@ def test_a_piece_goes_through_all_tabs(drop_in: Callable[..., Page], tune: Path,
         assert tab.get_attribute("aria-selected") == "true"
         assert page.evaluate("document.activeElement.id") == f"t-{next_one}-button"
         assert _box(page, "prompt", next_one).input_value() == "brass band"
-        assert _fits(page)
+        assert fits(page)
     assert "Outside the region\n0 samples changed" in re.sub(r"\n+", "\n", facts)
     assert re.search(r"Seam at 3.4 s\s+good", facts)
     assert page.evaluate(GREY) == []
@@ -484,7 +324,7 @@ def test_a_song_is_made_covered_extended_and_edited_by_the_real_studio(visit: Ca
     page = visit(820)
     _ask(page, "calm ambient pads")
     page.locator("#generate-run").click()
-    _state(page, "done").wait_for()
+    state(page, "done").wait_for()
     before = "generate"
     for mode in ("cover", "extend", "edit"):
         page.locator(f"#{before}-to-{mode}").click()
@@ -508,7 +348,7 @@ def test_a_take_opens_a_tab_that_was_never_opened(drop_in: Callable[..., Page]):
     page = drop_in("generate")
     _ask(page, "a waltz")
     page.locator("#generate-run").click()
-    _state(page, "done").wait_for()
+    state(page, "done").wait_for()
     page.locator("#generate-to-cover").click()
     page.locator("#cover-source-look [data-state=ready]").wait_for()
     assert "0:10.0" in page.locator("#cover-source-look").inner_text()
@@ -521,7 +361,7 @@ def test_a_region_is_picked_by_hand_and_by_keys_and_played_alone(
     drop_in: Callable[..., Page], tune: Path
 ):
     page = drop_in("edit")
-    _bring(page, "edit-source", tune)
+    bring(page, "edit-source", tune)
     assert _region(page) == (7, 14)
     start, end = (page.get_by_role("slider", name=name, exact=True) for name in ("From", "To"))
     for slider, keys, expected in (
@@ -562,13 +402,13 @@ def test_a_region_is_picked_by_hand_and_by_keys_and_played_alone(
 
     sound = page.locator("#edit-source-look audio")
     page.locator("#edit-source-look .play").click()
-    _wait(lambda: sound.evaluate("e => !e.paused && e.currentTime") > start_s, 30)
+    wait(lambda: sound.evaluate("e => !e.paused && e.currentTime") > start_s, 30)
     assert page.locator("#edit-source-look .play").inner_text() == words.PICTURE["stop"]
-    _wait(lambda: sound.evaluate("e => e.paused"), 30)
+    wait(lambda: sound.evaluate("e => e.paused"), 30)
     assert end_s <= sound.evaluate("e => e.currentTime") < end_s + 0.5
 
     page.locator("#edit-run").click()
-    _state(page, "done", "edit").wait_for()
+    state(page, "done", "edit").wait_for()
     facts = page.locator("#edit-facts").inner_text()
     assert re.search(rf"From\s+{start_s:g} s\s+To\s+{end_s:g} s", facts)
     page.locator("#edit-kind label").nth(1).click()
@@ -596,7 +436,7 @@ def test_files_come_by_keyboard_and_by_drop_and_leave_politely(
         page.wait_for_timeout(400)
         return bool(choosers)
 
-    _wait(asks, 60)
+    wait(asks, 60)
     choosers[0].set_files(tune)
     page.locator("#cover-source-look [data-state=ready]").wait_for()
     page.get_by_role("button", name="Song: remove the file").focus()
@@ -616,7 +456,7 @@ def test_files_come_by_keyboard_and_by_drop_and_leave_politely(
     assert refused.locator("[role=status]").count() == 1, "a screen reader hears it"
     target.wait_for()
     page.locator("#cover-run").click()
-    _state(page, "failed", "cover").wait_for()
+    state(page, "failed", "cover").wait_for()
     assert "Choose a song" in page.locator("#cover-status").inner_text()
 
 
@@ -625,13 +465,13 @@ def test_a_surprise_fills_the_form_and_can_be_stopped(drop_in: Callable[..., Pag
     idea = page.get_by_role("textbox", name="Idea")
     idea.fill("slow rain")
     page.get_by_role("button", name=words.HELP["inspire"]).click()
-    _state(page, "running").wait_for()
+    state(page, "running").wait_for()
     page.locator("#generate-stop").click()
-    _state(page, "stopped").wait_for()
+    state(page, "stopped").wait_for()
     assert _box(page, "prompt").input_value() == ""
     idea.fill("rain")
     page.get_by_role("button", name=words.HELP["inspire"]).click()
-    _state(page, "done").wait_for()
+    state(page, "done").wait_for()
     assert "Filled in: Style, Lyrics" in page.locator("#generate-status").inner_text()
     assert _box(page, "prompt").input_value() == "Slow warm synthwave, gated drums"
     assert page.locator("#generate-duration_s input[type=number]").input_value() == "42"
@@ -645,7 +485,7 @@ def test_words_are_written_read_along_mended_and_used(drop_in: Callable[..., Pag
     run.click()
     page.wait_for_function("document.querySelector('#lyrics-draft textarea')?.value.length > 9")
     page.locator("#lyrics-stop").click()
-    _state(page, "stopped", "lyrics").wait_for()
+    state(page, "stopped", "lyrics").wait_for()
     assert draft.input_value().startswith("[Verse]"), "what was written stays to be read"
     page.locator("#lyrics-brief textarea").fill("rain")
     run.click()
@@ -658,7 +498,7 @@ def test_words_are_written_read_along_mended_and_used(drop_in: Callable[..., Pag
     page.locator("#generate-lyrics textarea").wait_for()
     assert _box(page, "lyrics").input_value() == "[Verse]\nmy own line"
     assert page.evaluate("document.activeElement.id") == "t-generate-button"
-    assert _fits(page)
+    assert fits(page)
 
 
 @pytest.mark.parametrize("width", [1440, 390])
@@ -669,10 +509,10 @@ def test_axe_finds_nothing_on_the_other_tabs(drop_in: Callable[..., Page], tune:
     for mode in ("edit", "cover"):
         page.locator(f"#t-{mode}-button").click()
         page.locator(f"#{mode}-run").wait_for()
-        _bring(page, f"{mode}-source", tune)
+        bring(page, f"{mode}-source", tune)
         page.locator(f"#t-{mode}").get_by_role("button", name=words.ADVANCED).click()
         page.locator(f"#{mode}-run").click()
-        _state(page, "done", mode).wait_for()
+        state(page, "done", mode).wait_for()
         page.locator(f"#{mode}-player #waveform audio").wait_for(state="attached")
         page.wait_for_function("document.getAnimations().every(a => a.playState === 'finished')")
         found = axe.Axe().run(page).response["violations"]

@@ -1,0 +1,103 @@
+"""Under the player: what is done with the take that is shown, and the files that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+import telling
+import tooltips as words
+from desk import WORK, Studio, Update, take_of, visitor_of
+from finishing import FINISHES
+from forms import widget
+from knobs import Request
+from song import Card, Made
+
+if TYPE_CHECKING:
+    from board import Console
+
+
+class Finish:
+    """A button with its knobs for each request of `FINISHES`, and the files it made.
+
+    Attributes:
+        buttons: those that can be pressed, by mode.
+    """
+
+    def __init__(self, mode: str, card: Card) -> None:
+        self.buttons: dict[str, gr.Button] = {}
+        self.fields: dict[str, dict[str, gr.components.Component]] = {}
+        with gr.Accordion(words.FINISH, open=False, elem_classes="finish"):
+            for name, request in FINISHES.items():
+                self._draw(mode, name, request, card)
+            self.files = gr.File(
+                label=words.MADE,
+                file_count="multiple",
+                interactive=False,
+                visible=False,
+                elem_classes="made",
+                elem_id=f"{mode}-made",
+            )
+            self.told = gr.HTML("", visible=False, elem_id=f"{mode}-made-told")
+
+    def _draw(self, mode: str, name: str, request: type[Request], card: Card) -> None:
+        """One way to finish: what it is, its knobs, its button, or why there is nothing to press."""
+        why = card.no_stems if name == "stems" else ""
+        told = why or (card.stems if name == "stems" else "") or words.FINISHED_AS[name]
+        with gr.Column(elem_classes="way", min_width=0):
+            gr.HTML(f"<h3>{words.FINISHES[name]}</h3><p>{escape(told)}</p>")
+            self.fields[name] = {}
+            with gr.Row(elem_classes="knobs"):
+                for knob in request.knobs():
+                    if knob.name != "source":
+                        field = widget(knob, name, card)
+                        field.elem_id = f"{mode}-{name}-{knob.name}"
+                        self.fields[name][knob.name] = field
+            button = gr.Button(
+                words.FINISHES[name], size="md", interactive=not why, elem_id=f"{mode}-{name}"
+            )
+            if not why:
+                self.buttons[name] = button
+
+    def wire(self, studio: Studio, board: Console, shelf: gr.Radio) -> None:
+        """Let the buttons work on the take that is chosen on `shelf`, followed by `board`."""
+        for name, button in self.buttons.items():
+            button.click(
+                self._does(name, studio, board),
+                [shelf, *self.fields[name].values()],
+                board.parts(),
+                **WORK,
+            )
+
+    def parts(self) -> list[gr.blocks.Block]:
+        """What a finished job changes."""
+        return [self.files, self.told]
+
+    def blank(self) -> Update:
+        """Another take is shown: what was made of the last one is not of this one."""
+        return dict.fromkeys(self.parts(), gr.update(value=None, visible=False))
+
+    def _does(self, name: str, studio: Studio, board: Console) -> Callable[..., Iterator[Update]]:
+        def do(caller: gr.Request, chosen: str, *values: Any) -> Iterator[Update]:
+            visitor = visitor_of(caller)
+
+            def ask() -> Request:
+                take = take_of(studio, visitor, chosen)
+                given = dict(zip(self.fields[name], values, strict=True))
+                return FINISHES[name].of({"source": Path(take.path), **given})
+
+            def end(made: Made) -> Update:
+                told = telling.made(made)
+                return {
+                    **board.done(words.DONE, told, said=told),
+                    self.files: gr.update(value=list(made.paths), visible=True),
+                    self.told: gr.update(value=f"<p>{escape(told)}</p>", visible=bool(told)),
+                }
+
+            yield from board.follow(studio, ask, visitor, end)
+
+        return do

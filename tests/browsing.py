@@ -1,0 +1,174 @@
+"""A real browser on a real page: what the tests of the page share."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--no-proxy-server",
+    "--mute-audio",
+]
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+WAYS_OUT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT")
+"""All of them lead nowhere while the page is tested: it must not need one, nor stumble over it."""
+WIDTHS = {1440: 900, 820: 1180, 390: 844}
+
+GREY = """() => {
+  const coloured = [];
+  for (const node of document.querySelectorAll("body, body *")) {
+    if (!node.getClientRects().length) continue;
+    const style = getComputedStyle(node);
+    for (const part of ["color", "backgroundColor", "borderTopColor", "outlineColor", "fill"]) {
+      const rgb = style[part].match(/^rgba?\\((\\d+), (\\d+), (\\d+)(?:, ([\\d.]+))?/);
+      if (!rgb || rgb[4] === "0") continue;
+      const [low, high] = [Math.min(...rgb.slice(1, 4)), Math.max(...rgb.slice(1, 4))];
+      if (high - low > 2) coloured.push(`${node.tagName}.${node.className} ${part} ${style[part]}`);
+    }
+  }
+  return coloured;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None or not importlib.util.find_spec("playwright"):
+        reason = "no Chromium (or no playwright) on this computer: the page was not tested"
+        if os.environ.get("ACE_REQUIRE_BROWSER") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
+def serving(folder: Path, *command: str) -> Iterator[str]:
+    """The page of a program, in a process group that ends with the tests."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    log = folder / "log"
+    with log.open("w") as out:
+        app = subprocess.Popen(
+            [sys.executable, *(part.replace("PORT", port) for part in command)],
+            cwd=folder,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={
+                **os.environ,
+                **dict.fromkeys(WAYS_OUT, "http://127.0.0.1:9"),
+                "HF_HUB_OFFLINE": "0",
+                "NO_PROXY": "127.0.0.1",
+                "XDG_CACHE_HOME": str(folder),
+            },
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        wait(lambda: app.poll() is not None or answers(address), 120)
+        assert app.poll() is None, log.read_text()
+        yield address
+        assert "Traceback" not in log.read_text(), log.read_text()
+    finally:
+        os.killpg(app.pid, signal.SIGTERM)
+        try:
+            app.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(app.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def open_at(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Open a page at a width. At the end nothing may have gone wrong or gone outside."""
+    wrong: list[str] = []
+    contexts = []
+
+    def open_page(url: str, width: int, query: str) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": WIDTHS.get(width, 700)})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on(
+            "console", lambda m: wrong.append(f"console: {m.text}") if m.type == "error" else None
+        )
+        page.on("pageerror", lambda e: wrong.append(f"script: {e}"))
+        page.on(
+            "request",
+            lambda r: (
+                None
+                if r.url.startswith((url, "data:", "blob:"))
+                else wrong.append(f"outside: {r.url}")
+            ),
+        )
+        page.on(
+            "response", lambda r: wrong.append(f"{r.status}: {r.url}") if r.status >= 400 else None
+        )
+        page.goto(url + query)
+        page.locator(".actions button.primary:visible").wait_for()
+        page.locator(".said[aria-live]").first.wait_for(state="attached")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def answers(address: str) -> bool:
+    local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        return local.open(address, timeout=2).status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def wait(done: Callable[[], bool], timeout_s: float) -> None:
+    until = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.1)
+
+
+def state(page: Page, state: str, mode: str = "generate") -> Locator:
+    return page.locator(f"#{mode}-status [data-state={state}]")
+
+
+def bring(page: Page, field: str, path: Path) -> Locator:
+    """Choose a file for a field and wait until the studio has looked at it."""
+    page.locator(f"#{field} input[type=file]").set_input_files(path)
+    seen = page.locator(f"#{field}-look .picture:is([data-state=ready], [data-state=refused])")
+    seen.wait_for()
+    return seen
+
+
+def fits(page: Page) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
