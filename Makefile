@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PAGES := $(wildcard *.py) mini tests
 
-.PHONY: install run test check format bench clean
+.PHONY: install run fetch test check format bench clean
 
 install: $(VENV)/installed
 
@@ -20,6 +20,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 run: install
 	$(BIN)/python app.py --model mini $(ARGS)
+
+fetch: install
+	$(BIN)/python app.py fetch $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)

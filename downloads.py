@@ -38,6 +38,16 @@ class Step:
     files_done: int = 0
     files_total: int = 0
 
+    def __str__(self) -> str:
+        """A line for a terminal."""
+        if not self.component:
+            return "Asking the hub"
+        return (
+            f"{self.component} {self.component_percent:.0f} % of {in_words(self.component_total)}"
+            f" · all {self.overall_percent:.0f} % of {in_words(self.total)}"
+            f" · file {min(self.files_done + 1, self.files_total)} of {self.files_total}"
+        )
+
     @property
     def component_percent(self) -> float:
         """0 to 100; an empty file is whole."""
@@ -254,7 +264,7 @@ def _in_words(weights: Weights, file: str = "", needed: int = 0) -> Iterator[Non
             raise StudioError("model-gated", **{**told, "model": weights.repo}) from error
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise _full(needed) from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise StudioError("cache-read-only") from error
         if not file:
             raise StudioError("model-missing", size=weights.size, **told) from error

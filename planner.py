@@ -55,10 +55,6 @@ class Size(checkpoints.Weights):
         here = PurePosixPath(self.within)
         return str(here / "*.json"), str(here / "*.safetensors")
 
-    @property
-    def command(self) -> str:
-        return f"python app.py fetch --planner {self.name}"
-
     def home(self, folder: Path) -> Path:
         """Where the planner lies in the copy of its repository at `folder`."""
         return folder / self.within

@@ -62,9 +62,11 @@ class Faults:
     corrupt: str = ""  # flip one byte in the bodies of paths that contain this text
     truncate: str = ""  # serve one byte too few (with a matching Content-Length) for such paths
     status: int = 0  # answer file requests with this HTTP status
-    status_for: str = ""  # ... only for paths that contain this text
+    status_for: str = ""  # ... only for paths that contain this text, or API paths from "/api" on
     status_times: int = -1  # ... so many times, -1 = always
     retry_after: str = ""  # Retry-After header that goes with `status`
+    gated: int = 0  # refuse files with this HTTP status, as the Hub does before terms are accepted
+    etag: str = ""  # what the pretended CDN calls a file, instead of its sha256
     latency: float = 0.0  # seconds to wait before each answer
     xet: bool = False  # announce Xet storage in the headers (no Xet service is there)
 
@@ -79,6 +81,7 @@ class Request:
     status: int
     sent: int  # bytes of the body that were written
     authorized: bool
+    if_range: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +267,7 @@ class FakeHub:
                                     self.code,
                                     self.sent,
                                     bool(self.headers.get("Authorization")),
+                                    self.headers.get("If-Range", ""),
                                 )
                             )
 
@@ -282,6 +286,9 @@ class FakeHub:
                     )
                 if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
                     return self._error(401, "RepoNotFound", "Invalid username or password.")
+                part = hub.faults.status_for
+                if part.startswith("/api") and path.startswith(part) and hub._take("status_times"):
+                    return self._refuse()
                 if m := re.fullmatch(r"/api/models/(.+?)(?:/revision/([^/]+))?", path):
                     if t := re.fullmatch(r"(.+)/tree/([^/]+)(?:/.*)?", m[1]):
                         return self._tree(t[1], t[2], urllib.parse.parse_qs(query))
@@ -363,12 +370,9 @@ class FakeHub:
             def _resolve(self, repo_id: str, revision: str, name: str) -> None:
                 f = hub.faults
                 if f.status and f.status_for in name and hub._take("status_times"):
-                    return self._error(
-                        f.status,
-                        "",
-                        "fault injected",
-                        {"Retry-After": f.retry_after} if f.retry_after else {},
-                    )
+                    return self._refuse()
+                if f.gated:
+                    return self._error(f.gated, "GatedRepo", "Access is restricted")
                 if not (repo := self._find(repo_id, revision)):
                     return None
                 entry = repo.files.get(name)
@@ -396,11 +400,12 @@ class FakeHub:
                 self, entry: _File, *, redirected: bool = False, extra: dict[str, str] | None = None
             ) -> None:
                 f = hub.faults
+                etag = f.etag if f.etag and redirected else entry.etag
                 size = entry.size - (
                     1 if f.truncate and f.truncate in entry.path and entry.size else 0
                 )
                 headers = {
-                    "ETag": f'"{entry.etag}"',
+                    "ETag": f'"{etag}"',
                     "Accept-Ranges": "bytes",
                     "Content-Type": "application/octet-stream",
                     **(extra or {}),
@@ -409,7 +414,7 @@ class FakeHub:
                     headers["Content-Disposition"] = f'inline; filename="{entry.disk.name}";'
                 first, last, status = 0, size - 1, 200
                 asked = self.headers.get("Range")
-                stale = self.headers.get("If-Range") not in (None, f'"{entry.etag}"')
+                stale = self.headers.get("If-Range") not in (None, f'"{etag}"')
                 if asked and not f.no_range and not stale:
                     m = re.fullmatch(r"bytes=(\d*)-(\d*)", asked.strip())
                     if m and (m[1] or m[2]):
@@ -474,6 +479,11 @@ class FakeHub:
                                 time.sleep(ahead)
                 if chunked:
                     self.wfile.write(b"0\r\n\r\n")
+
+            def _refuse(self) -> None:
+                f = hub.faults
+                asked = {"Retry-After": f.retry_after} if f.retry_after else {}
+                self._error(f.status, "", "fault injected", asked)
 
             # -- plumbing ----------------------------------------------------------------
 

@@ -216,27 +216,17 @@ def test_offline_the_model_its_size_and_the_command_are_named(tmp_path):
         HF_HUB_OFFLINE="1",
     )
     assert failed.returncode == 1
-    for said in ("ACE-Step 1.5 XL SFT", "11.5 GB", "python app.py fetch --model xl-sft"):
+    for said in ("ACE-Step 1.5 XL SFT", "11.5 GB", "python app.py fetch xl-sft"):
         assert said in failed.stderr
     assert "Traceback" not in failed.stderr
 
 
 def test_an_unreachable_hub_and_an_unknown_repository_are_told_apart(hub, tmp_path):
-    wrong = run_app("fetch", "--model", "founders/nothing", **online(hub, tmp_path))
+    wrong = run_app("fetch", "founders/nothing", **online(hub, tmp_path))
     assert wrong.returncode == 2
-    assert "model-unknown" in wrong.stderr
+    assert "hub-unknown" in wrong.stderr
     hub.stop()
-    gone = run_app("fetch", "--model", "founders/model", **online(hub, tmp_path))
+    gone = run_app("fetch", "founders/model", **online(hub, tmp_path))
     assert gone.returncode == 2
     assert "model-missing" in gone.stderr
     assert "Traceback" not in gone.stderr
-
-
-def test_a_half_fetched_model_is_gone_on_with(hub, tmp_path):
-    hub.faults.drop_after, hub.faults.drops = 50_000, -1
-    first = run_app("fetch", "--model", "founders/model", **online(hub, tmp_path))
-    assert first.returncode == 2
-    hub.faults.drop_after = 0
-    second = run_app("fetch", "--model", "founders/model", **online(hub, tmp_path))
-    assert second.returncode == 0, second.stderr
-    assert "is here" in second.stderr

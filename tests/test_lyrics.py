@@ -629,7 +629,7 @@ def test_without_weights_the_model_its_size_and_the_command_are_named(name):
     assert caught.value.code == "writer-missing"
     assert writer.title in caught.value.message
     assert writer.size in caught.value.message
-    assert caught.value.action == f"Fetch it with: hf download {writer.repo}"
+    assert caught.value.action == f"Fetch it with: python app.py fetch {name}"
 
 
 def test_a_songwriter_is_fetched_once_and_found_offline(folder, tmp_path):
