@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PAGES := $(wildcard *.py) mini tests
+PAGES := $(wildcard *.py) mini tests nvim
 
 .PHONY: install run fetch test check format bench clean
 
@@ -30,6 +30,8 @@ test: install
 check: install
 	$(BIN)/ruff format --check $(PAGES)
 	$(BIN)/ruff check $(PAGES)
+	@! command -v luacheck >/dev/null || (cd nvim && luacheck -q .)
+	@! command -v stylua >/dev/null || (cd nvim && stylua --check .)
 
 format: install
 	$(BIN)/ruff format $(PAGES)
