@@ -57,6 +57,12 @@ t.test("setup refuses what it does not know, by name", function()
   end
 end)
 
+t.test("without any options about the environment the daemon starts", function()
+  local lofi = t.fresh()
+  lofi.setup({ cmd = t.scripted.cmd })
+  t.equal(outcome(lofi.get_backends), nil)
+end)
+
 t.test("a track: start, progress, complete, each once and in order", function()
   local lofi = t.fresh()
   local heard = listen(lofi)

@@ -91,7 +91,7 @@ function M.environment()
   local o = M.options
   local set =
     { LOFI_ACE_STEP_MODEL_PATH = o.model, LOFI_DEVICE = o.device, LOFI_THREADS = o.threads }
-  local env = {}
+  local env = vim.empty_dict()
   for name, value in pairs(vim.tbl_extend("force", set, o.env)) do
     env[name] = type(value) == "number" and ("%d"):format(value) or tostring(value)
   end
