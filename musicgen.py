@@ -139,25 +139,17 @@ class Composer:
         sound, peak = audio.level(np.repeat(mono, 2, axis=0))
         return pipeline.Rendered(sound=sound, peak_dbfs=peak, seed=request.seed)
 
-    def tokens(
-        self,
-        request: Musicgen,
-        frames: int,
-        window: int | None = None,
-        stride: int | None = None,
-    ) -> Iterator[Progress]:
+    def tokens(self, request: Musicgen, frames: int) -> Iterator[Progress]:
         """Compose `frames` frames: int64 [codebooks, frames], on the device (returned).
 
-        Args:
-            window, stride: frames the model oversees, and by how many they move on where the
-                piece is longer; `WINDOW_S` and `STRIDE_S` unless given.
+        A piece longer than the model oversees is composed in windows that overlap; what is written
+        stays as it is, so that tokens know no seam, and neither does the sound made of them.
         """
         import torch
 
         if request.seed is None:
             raise ValueError("the seed is to be resolved before anything is composed")
-        window = window or WINDOW_S * self.rate // self.hop
-        stride = stride or STRIDE_S * self.rate // self.hop
+        window, stride = (s * self.rate // self.hop for s in (WINDOW_S, STRIDE_S))
         yield Progress(stage=COMPOSING, step=0, steps=frames)
         words = self._read(request)
         random = torch.Generator().manual_seed(request.seed)
@@ -375,9 +367,9 @@ def _model(weights: Checkpoint, folder: Path) -> MusicgenForConditionalGeneratio
     if wrong := sorted(map(str, said["mismatched_keys"])):
         raise checkpoints.broken(weights, file, f"holds {wrong[0]} in another shape")
     decoder, quantizer = model.decoder.config, model.audio_encoder.quantizer
-    sizes = decoder.num_codebooks, decoder.vocab_size
-    if sizes != (len(quantizer.layers), quantizer.codebook_size):
+    books, size = decoder.num_codebooks, decoder.vocab_size
+    if books > len(quantizer.layers) or size != quantizer.codebook_size:
         raise checkpoints.mismatch(
-            weights, f"the decoder writes {sizes[0]} codebooks of {sizes[1]} that the codec lacks"
+            weights, f"the decoder writes {books} codebooks of {size} words, which the codec lacks"
         )
     return model.eval().requires_grad_(False)

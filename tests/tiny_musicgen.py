@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -22,8 +23,12 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def model(seed: int = 0, **decoder):
-    """The model in memory: 0.4 million parameters, four codebooks of 64 words, 32 kHz."""
+def model(seed: int = 0, ratios: Sequence[int] = (8, 5, 4, 4), **decoder):
+    """The model in memory: 0.2 million parameters, four codebooks of 64 words, 32 kHz.
+
+    Its frame is as long as the product of `ratios`: 640 samples as in earnest, or more, for long
+    pieces of few tokens.
+    """
     import torch
     from transformers import (
         EncodecConfig,
@@ -56,7 +61,7 @@ def model(seed: int = 0, **decoder):
             normalize=False,
             chunk_length_s=None,
             use_causal_conv=False,
-            upsampling_ratios=[8, 5, 4, 4],
+            upsampling_ratios=list(ratios),
             target_bandwidths=[1.2],
             codebook_size=64,
             codebook_dim=16,
@@ -71,6 +76,8 @@ def model(seed: int = 0, **decoder):
     for name, weight in made.named_parameters():
         if name.startswith(("decoder", "text_encoder", "enc_to_dec")) and weight.ndim == 2:
             weight.normal_(0, 0.25)  # strong layers, or every token is as likely as any other
+        if name.startswith("audio_encoder.decoder") and "bias" in name:
+            weight.zero_()  # else it is they that are heard, and not the tokens
     for layer in made.audio_encoder.quantizer.layers:
         layer.codebook.embed.normal_(0, 1.0)  # they start as zeros, and all tokens sound the same
     made.generation_config.decoder_start_token_id = 64
@@ -78,8 +85,8 @@ def model(seed: int = 0, **decoder):
     return made
 
 
-def write(folder: Path, seed: int = 0, **decoder) -> Path:
+def write(folder: Path, seed: int = 0, **shape) -> Path:
     """The model and its tokenizer as files."""
-    model(seed, **decoder).save_pretrained(folder)
+    model(seed, **shape).save_pretrained(folder)
     tokenizer().save(str(folder / "tokenizer.json"))
     return folder

@@ -1,0 +1,468 @@
+"""MusicGen: the tokens of transformers' own loop, one sound at any length, one model in memory."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import shutil
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_musicgen
+from conftest import drain, heard, run_app, song
+
+import audio
+import backend
+import checkpoints
+import host
+import musicgen
+import pipeline
+import replay
+import residents
+import settings
+import worker
+from song import SAMPLE_RATE, Cancelled, Failed, Musicgen, Take
+
+LONG_FRAME = (10, 8, 8, 5)
+"""Ratios of a codec with ten frames a second: 120 s of it are 1200 tokens."""
+
+LOADED = {musicgen.COMPOSING, musicgen.RENDERING, "Writing"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny_musicgen.write(tmp_path_factory.mktemp("musicgen"))
+
+
+@pytest.fixture(scope="module")
+def patient_folder(tmp_path_factory) -> Path:
+    """A MusicGen whose frame is a tenth of a second."""
+    return tiny_musicgen.write(tmp_path_factory.mktemp("patient"), ratios=LONG_FRAME)
+
+
+@pytest.fixture(scope="module")
+def composer(own_cache, folder):
+    return drain(musicgen.Composer.load(musicgen.choose(folder), folder, "cpu"))
+
+
+@pytest.fixture(scope="module")
+def patient(own_cache, patient_folder):
+    chosen = musicgen.choose(patient_folder)
+    return drain(musicgen.Composer.load(chosen, patient_folder, "cpu"))
+
+
+@pytest.fixture
+def duo(own_cache, patient_folder):
+    """A studio on the embedded model, with a tiny MusicGen beside it."""
+    place = host.find_place("cpu")
+    made = backend.Studio(checkpoints.choose("mini"), place, "none", patient_folder)
+    yield made
+    for visitor in list(made._shelf):
+        made.leave(visitor)
+
+
+def asked(**changes) -> Musicgen:
+    given = {"prompt": "warm slow piano", "duration_s": 5, "seed": 3, "top_k": 20}
+    return Musicgen.of({**given, **changes})
+
+
+def end(studio, request):
+    return list(studio.run(request, "v"))[-1]
+
+
+def played(composer, request) -> np.ndarray:
+    """The first sixty frames of a piece, as the codec gives them."""
+    return drain(composer.decode(drain(composer.tokens(request, 60))))
+
+
+def generated(composer, request, frames: int, random, known=None):
+    """What transformers' own `generate` composes on the same draws; greedy where there are none."""
+    import torch
+    from transformers import (
+        LogitsProcessor,
+        LogitsProcessorList,
+        StoppingCriteria,
+        StoppingCriteriaList,
+    )
+
+    seen = []
+
+    class Tap(StoppingCriteria):
+        def __call__(self, ids, scores, **_):
+            seen.append(ids.clone())
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+    class Draw(LogitsProcessor):
+        def __call__(self, ids, scores):
+            raised = scores / request.temperature
+            least = raised.topk(request.top_k).values[:, -1:]
+            drawn = torch.rand(raised.shape, generator=random, dtype=torch.float64)
+            return raised.masked_fill(raised < least, -math.inf) - (-drawn.log()).log().float()
+
+    class DrawLast(LogitsProcessorList):
+        def append(self, one):  # guidance is appended, and comes before the draw
+            self.insert(len(self) - 1, one)
+
+    ids = torch.tensor([composer.tokenizer.encode(request.prompt).ids])
+    sound = composer.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        guidance_scale=request.guidance_scale,
+        max_new_tokens=frames + 3 - (0 if known is None else known.shape[1]),
+        logits_processor=DrawLast([Draw()]) if random else LogitsProcessorList(),
+        stopping_criteria=StoppingCriteriaList([Tap()]),
+        **({} if known is None else {"decoder_input_ids": known}),
+    )
+    grid = seen[-1]
+    return torch.stack([grid[k, k + 1 : k + 1 + frames] for k in range(4)]), sound[0].numpy()
+
+
+@pytest.mark.parametrize("guidance", [1, 3])
+def test_the_likeliest_tokens_are_those_of_transformers(composer, guidance):
+    request = asked(top_k=1, guidance_scale=guidance)
+    mine = drain(composer.tokens(request, 60))
+    theirs, sound = generated(composer, request, 60, None)
+    assert (mine == theirs).all()
+    assert np.abs(drain(composer.decode(mine)) - sound).max() <= 1e-6
+
+
+@pytest.mark.parametrize("guidance", [1, 3])
+def test_the_same_draws_give_the_tokens_of_transformers(composer, guidance):
+    import torch
+
+    request = asked(temperature=0.8, guidance_scale=guidance)
+    mine = drain(composer.tokens(request, 60))
+    theirs, _ = generated(composer, request, 60, torch.Generator().manual_seed(3))
+    assert (mine == theirs).all()
+    assert len(mine.unique()) > 8
+
+
+def test_a_later_window_goes_on_as_transformers_would(patient, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(musicgen, "WINDOW_S", 3)
+    monkeypatch.setattr(musicgen, "STRIDE_S", 2)
+    request, random = asked(duration_s=7), torch.Generator().manual_seed(3)
+    mine = drain(patient.tokens(request, 70))
+    first, _ = generated(patient, request, 30, random)
+    second, _ = generated(patient, request, 30, random, known=first[:, 20:])
+    third, _ = generated(patient, request, 30, random, known=second[:, 20:])
+    assert (mine == torch.cat([first, second[:, 10:], third[:, 10:]], 1)).all()
+
+
+def test_the_codec_in_tiles_is_the_codec_in_one(composer, monkeypatch):
+    import torch
+
+    random = torch.Generator().manual_seed(1)
+    monkeypatch.setattr(musicgen, "TILE_S", 2.0)
+    tokens = torch.randint(0, 64, (4, 230), generator=random)
+    last, widths = composer.model.audio_encoder.decoder.layers[-1], []
+    hook = last.register_forward_hook(lambda _, given, out: widths.append(out.shape[-1]))
+    tiled = drain(composer.decode(tokens))
+    hook.remove()
+    with torch.inference_mode():
+        whole = composer.model.audio_encoder.decode(tokens[None, None], [None])[0][0].numpy()
+    assert tiled.shape == whole.shape == (1, 230 * 640)
+    assert np.abs(tiled - whole).max() <= 1e-6 * np.abs(whole).max()
+    assert max(widths) == (100 + 2 * 10) * 640, "memory does not grow with the piece"
+    monkeypatch.setattr(musicgen, "OVERLAP_S", 0.0)
+    apart = drain(composer.decode(tokens))
+    assert np.abs(apart - whole).max() > 0.01 * np.abs(whole).max()
+
+
+def test_a_piece_has_just_its_length_in_two_equal_channels(patient):
+    for seconds in (5, 5.0001, 7.31):
+        piece = drain(patient.compose(asked(duration_s=seconds)))
+        assert piece.sound.shape == (2, round(seconds * SAMPLE_RATE))
+        assert piece.sound.dtype == np.float32
+        assert (piece.sound[0] == piece.sound[1]).all()
+        assert piece.peak_dbfs == audio.PEAK_DBFS
+
+
+def test_a_seed_is_a_piece_whoever_else_draws(folder, composer):
+    import torch
+
+    first = played(composer, asked())
+    over = threading.Event()
+
+    def draw():
+        while not over.is_set():
+            torch.rand(1000)
+
+    busy = threading.Thread(target=draw)
+    busy.start()
+    try:
+        fresh = drain(musicgen.Composer.load(musicgen.choose(folder), folder, "cpu"))
+        second = played(fresh, asked())
+    finally:
+        over.set()
+        busy.join()
+    assert (first == second).all()
+    turned = {"seed": 4, "prompt": "house beat", "guidance_scale": 5, "temperature": 2, "top_k": 9}
+    for name, value in turned.items():
+        assert not np.array_equal(first, played(composer, asked(**{name: value}))), name
+
+
+def test_marks_in_a_style_are_only_text(composer):
+    end_mark = composer.tokenizer.token_to_id("</s>")
+    ids = composer.tokenizer.encode("warm </s> piano").ids
+    assert ids.count(end_mark) == 1
+    assert ids[-1] == end_mark
+
+
+def test_a_long_piece_has_no_seam_at_any_window(patient):
+    request = asked(duration_s=120, top_k=64)
+    tokens = drain(patient.tokens(request, 1200))
+    wave = drain(patient.decode(tokens))
+    rate, frame = patient.rate, patient.hop
+    edges = [at * frame for at in range(300, 1200, 180)]
+    assert len(edges) == 5
+
+    def steps(sound, places):
+        """How far the level jumps, in dB, from half a second before to half a second after."""
+        power = [
+            [
+                np.square(sound[0, a:b]).mean()
+                for a, b in ((at - rate // 2, at), (at, at + rate // 2))
+            ]
+            for at in places
+        ]
+        return [abs(10 * math.log10(after / before)) for before, after in power]
+
+    assert all(audio.seam(wave, at, frame // 10, rate).good for at in edges)
+    elsewhere = steps(wave, range(30 * frame, 1170 * frame, 7 * frame))
+    assert max(steps(wave, edges)) <= max(elsewhere)
+
+    apart = np.concatenate(
+        [
+            wave[:, a:b] * (1 if i % 2 else 4)
+            for i, (a, b) in enumerate(zip([0, *edges], [*edges, wave.shape[1]], strict=True))
+        ],
+        axis=1,
+    )
+    assert min(steps(apart, edges)) > max(elsewhere), "a step would be noticed"
+    holes, clicks = wave.copy(), wave.copy()
+    for at in edges:
+        holes[:, at : at + rate // 50] = 0
+        clicks[:, at] += 2 * np.abs(wave).max()
+    for worse in (holes, clicks):
+        assert not any(audio.seam(worse, at, frame // 10, rate).good for at in edges)
+
+
+def test_a_long_piece_oversees_no_more_than_its_window(patient, monkeypatch):
+    monkeypatch.setattr(musicgen, "WINDOW_S", 4)
+    monkeypatch.setattr(musicgen, "STRIDE_S", 2)
+    seen, plain = [], musicgen._cache
+
+    def cache(model, columns):
+        seen.append(columns)
+        return plain(model, columns)
+
+    monkeypatch.setattr(musicgen, "_cache", cache)
+    steps = list(patient.tokens(asked(), 100))
+    assert seen == [40 + 4] * 4
+    counted = [event.step for event in steps]
+    assert counted == sorted(counted)
+    assert (counted[0], counted[-1]) == (0, 100)
+    assert {event.steps for event in steps} == {100}
+
+
+def test_a_take_says_what_made_it_and_is_made_again(duo, folder):
+    duo.musicgen = musicgen.choose(folder)
+    request = asked(duration_s=5.5)
+    events = list(duo.run(request, "v"))
+    take = events[-1]
+    assert isinstance(take, Take)
+    assert (take.mode, take.samples) == ("musicgen", 264_000)
+    assert (take.model.name, take.model.licence) == ("musicgen-small", "CC-BY-NC-4.0")
+    assert take.model.may_sell is False
+    assert take.model.sha256 == checkpoints.fingerprint(folder)
+    assert (take.planner, take.device.dtype) == (None, "float32")
+    composing = [e for e in events[:-1] if e.stage == musicgen.COMPOSING]
+    assert {e.steps for e in composing} == {275}, "fifty tokens a second"
+    assert composing[-1].step == 275
+    told = settings.read_settings(Path(take.path))
+    assert told["request"] == request.model_dump(mode="json")
+    assert told == settings.read_settings(Path(take.path).with_suffix(".json"))
+    assert b"CC-BY-NC-4.0" in Path(take.path).read_bytes()
+    again = end(duo, settings.request_of(told))
+    assert replay.faithful(told, again) == []
+    assert replay.compare(Path(take.path), again) == "The same samples came out, every one."
+    assert set(again.timings_s) - {"Loading"} == LOADED
+    work = backend.work_of(duo._job(request, ()), loaded=True)
+    assert set(work) == LOADED
+
+
+def test_the_seed_left_open_is_drawn_and_told(duo):
+    take = end(duo, asked(seed=None))
+    assert take.request["seed"] is not None
+
+
+def test_stop_acts_before_the_next_token(duo, monkeypatch):
+    monkeypatch.setattr(musicgen, "PULSE_S", 0.0)
+    job = drain(duo._ready(duo._job(asked(), ())))
+    plain, read = musicgen.Composer._logits, []
+
+    def logits(*given):
+        read.append(1)
+        if len(read) == 7:
+            job.flag.touch()
+        return plain(*given)
+
+    monkeypatch.setattr(musicgen.Composer, "_logits", logits)
+    *_, ending = worker.carry_out(job)
+    assert isinstance(ending, Cancelled)
+    assert ending.stage == musicgen.COMPOSING
+    assert len(read) == 7
+    shutil.rmtree(job.folder)
+    monkeypatch.undo()
+    assert isinstance(end(duo, asked()), Take), "the model stays usable"
+
+
+def test_changing_models_frees_the_one_before_the_other_is_loaded(duo, monkeypatch):
+    residents._resident.clear()
+    alive, there = [], []
+
+    def watched(kind):
+        plain = kind.load.__func__
+
+        def load(cls, *given):
+            gc.collect()
+            there.append((kind.__name__, [ref() is not None for ref in alive]))
+            loaded = yield from plain(cls, *given)
+            alive.append(weakref.ref(loaded))
+            return loaded
+
+        monkeypatch.setattr(kind, "load", classmethod(load))
+
+    watched(pipeline.Engine)
+    watched(musicgen.Composer)
+    short = song(duration_s=5, inference_steps=1)
+    for request in (short, asked(), asked(seed=4), short):
+        ending = end(duo, request)
+        assert isinstance(ending, Take), ending
+    assert there == [("Engine", []), ("Composer", [False]), ("Engine", [False, False])]
+
+
+def test_where_it_is_not_on_disk_the_command_that_fetches_it_is_told(own_cache, monkeypatch):
+    studio = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"), "none")
+    monkeypatch.setattr(checkpoints, "locate", lambda weights: weights.folder)
+    ending = end(studio, asked())
+    assert isinstance(ending, Failed)
+    assert ending.code == "model-missing"
+    assert "2.4 GB" in ending.message
+    assert "fetch musicgen-small" in ending.action
+
+
+def test_out_of_memory_and_nonsense_have_names(duo, monkeypatch):
+    import torch
+
+    assert isinstance(end(duo, asked()), Take)
+    (loaded,) = [v for v in residents._resident.values() if hasattr(v, "books")]
+    head = loaded.model.decoder.lm_heads[0].weight
+    kept = head.clone()
+    head.fill_(math.nan)
+    ending = end(duo, asked())
+    head.copy_(kept)
+    assert (ending.kind, ending.code) == ("failed", "sound-not-finite")
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(musicgen.Composer, "_logits", full)
+    ending = end(duo, asked())
+    assert (ending.kind, ending.code) == ("failed", "out-of-memory")
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to / "copy"))
+
+
+def reconfigure(folder: Path, change) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+def rewrite(folder: Path, change) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+HURTS = {
+    "model.safetensors is missing": lambda f: (f / "model.safetensors").unlink(),
+    "tokenizer.json is missing": lambda f: (f / "tokenizer.json").unlink(),
+    "tokenizer.json cannot be read": lambda f: (f / "tokenizer.json").write_text("{"),
+    "config.json cannot be read": lambda f: (f / "config.json").write_text("[]"),
+    "is not that of a MusicGen in mono": lambda f: reconfigure(
+        f, lambda c: c["decoder"].update(audio_channels=2)
+    ),
+    "bytes long": lambda f: (f / "model.safetensors").write_bytes(
+        (f / "model.safetensors").read_bytes()[:-9]
+    ),
+    "lacks the tensor decoder.lm_heads.0.weight": lambda f: rewrite(
+        f, lambda t: {k: v for k, v in t.items() if k != "decoder.lm_heads.0.weight"}
+    ),
+}
+
+
+@pytest.mark.parametrize("said", HURTS)
+def test_a_damaged_copy_is_refused_by_name(folder, tmp_path, said):
+    hurt = copy_of(folder, tmp_path)
+    HURTS[said](hurt)
+    with pytest.raises(checkpoints.StudioError) as caught:
+        drain(musicgen.Composer.load(musicgen.choose(hurt), hurt, "cpu"))
+    assert caught.value.code == "model-broken"
+    assert said in caught.value.message
+
+
+def test_tokens_that_the_codec_does_not_know_are_refused(tmp_path):
+    odd = tiny_musicgen.write(tmp_path, num_codebooks=5)
+    with pytest.raises(checkpoints.StudioError) as caught:
+        drain(musicgen.Composer.load(musicgen.choose(odd), odd, "cpu"))
+    assert caught.value.code == "model-mismatch"
+
+
+def test_weights_under_their_old_names_are_the_same_weights(folder, composer, tmp_path):
+    """Checkpoints of 2023 call the halves of a normed weight `weight_g` and `weight_v`."""
+    old = copy_of(folder, tmp_path)
+    names = {"parametrizations.weight.original0": "weight_g"}
+    names |= {"parametrizations.weight.original1": "weight_v"}
+
+    def renamed(tensors):
+        found = {}
+        for name, tensor in tensors.items():
+            for new, former in names.items():
+                name = name.replace(new, former)
+            found[name] = tensor
+        assert found.keys() != tensors.keys()
+        return found
+
+    rewrite(old, renamed)
+    loaded = drain(musicgen.Composer.load(musicgen.choose(old), old, "cpu"))
+    assert (played(loaded, asked()) == played(composer, asked())).all()
+
+
+def test_what_is_fetched_holds_no_pickle():
+    assert all(name.endswith((".json", ".safetensors")) for name in musicgen.MUSICGEN.files)
+    assert musicgen.MUSICGEN.may_sell is False
+
+
+def test_the_command_line_makes_one(patient_folder, tmp_path):
+    out = tmp_path / "piece.flac"
+    args = ("--prompt", "warm slow piano", "--duration-s", "5", "--seed", "3", "--top-k", "20")
+    ran = run_app(
+        *("musicgen", *args, "--out", str(out), "--device", "cpu"), ACE_MUSICGEN=str(patient_folder)
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "Loading MusicGen" in ran.stderr
+    assert heard(out).shape == (2, 240_000)
+    assert settings.read_settings(out)["mode"] == "musicgen"
