@@ -30,6 +30,7 @@ import export
 import settings
 from errors import StudioError
 from export import Tags
+from knobs import Worn
 from settings import (
     CHUNK,
     KEY,
@@ -363,6 +364,12 @@ def values(knob) -> st.SearchStrategy:
         found = st.booleans()
     elif knob.type is Path:
         found = st.sampled_from(["/tmp/a/song.mp3", "C:\\Users\\bob\\łąka.wav", "x.flac"])
+    elif knob.type is Worn:
+        files = st.sampled_from(["/tmp/a/warm.safetensors", "C:\\a\\cold.safetensors"])
+        one = st.builds(
+            lambda file, strength: f"{file}:{strength}", files, st.sampled_from([0, 1.5])
+        )
+        found = st.lists(one, max_size=3)
     elif knob.type is int:
         found = st.integers(int(knob.low), int(knob.high))
     elif knob.type is float:
@@ -411,7 +418,7 @@ def test_every_field_of_every_mode_comes_back_from_every_format(mode, data, tmp_
     codes = data.draw(st.lists(st.integers(0, 63_999), max_size=1200))
     take = a_take(mode, codes=tuple(codes)).model_copy(update={"request": request})
     told = settings_of(take)
-    brought = {k: v for k, v in request.items() if isinstance(v, Path)}
+    brought = {k: v for k, v in request.items() if isinstance(v, Path) or k == "adapters"}
     for kind in KINDS:
         path = saved(tmp_path / f"a.{kind}", kind, SHORT[:, :480], told)
         found = read_settings(path)

@@ -15,6 +15,7 @@ import soundfile
 import tiny_planner
 import torch
 from conftest import heard
+from trained import pair, write
 
 import backend
 import checkpoints
@@ -50,6 +51,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     soundfile.write(made["song"], music(3.2).T, SAMPLE_RATE, "PCM_24")
     soundfile.write(made["other"], music(2.5, 329.6, 1).T, SAMPLE_RATE, "PCM_24")
     soundfile.write(made["mono"], music(3.0)[0][::1], 44_100, "PCM_16")
+    made["adapter"] = write(folder / "warm.safetensors", pair())
     return made
 
 
@@ -126,6 +128,7 @@ SHARED = {
     "keyscale": "A minor",
     "timesignature": "6",
     "vocal_language": "de",
+    "adapters": ["adapter"],
 }
 OWN = {
     "generate": {"duration_s": 11.0, "reference": "other"},
@@ -154,7 +157,8 @@ DEAF = {"lm_cfg_scale", "lm_negative_prompt"}
 def asked(mode: str, files, **changes) -> dict:
     """A mode's base request with `changes`; names of files become their paths."""
     given = {**({} if mode == "generate" else {"source": "song"}), **BASES[mode], **changes}
-    return {k: files[v] if k in ("source", "reference") else v for k, v in given.items()}
+    given = {k: files[v] if k in ("source", "reference") else v for k, v in given.items()}
+    return {k: [files[n] for n in v] if k == "adapters" else v for k, v in given.items()}
 
 
 TURNS = [

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errors import KINDS, StudioError
-from knobs import DIFFUSION, MUSIC, SCHEDULE
+from knobs import DIFFUSION, MUSIC, SCHEDULE, Worn
 from song import KEYS, MODES, Cancelled, Failed, Generate, Progress
 
 
@@ -81,6 +81,9 @@ def values(knob):
         base = st.integers(int(knob.low), int(knob.high))
     elif knob.type is float:
         base = st.floats(knob.low, knob.high)
+    elif knob.type is Worn:
+        worn = {k.name: values(k) for k in Worn.knobs()}
+        base = st.lists(st.fixed_dictionaries(worn), max_size=3)
     else:
         base = st.text(min_size=1, max_size=40).filter(str.strip)
         base = base.filter(lambda name: "\0" not in name) if knob.type is Path else base

@@ -29,7 +29,8 @@ import board
 import forms
 import tooltips as words
 import ui
-from knobs import PLANNER, Knob, Request
+from finishing import FINISHES
+from knobs import PLANNER, Knob, Request, Worn
 from song import HELPERS, MODES, Generate, Idea
 
 KNOBS = {k.name: k for k in Generate.knobs()}
@@ -161,6 +162,7 @@ def another(knob: Knob) -> Any:
         return next(c for c in reversed(knob.choices) if c != knob.default)
     if knob.type is str:
         return "something else"
+    assert knob.type is not Worn, "rows are brought, not typed"
     if forms.starting_value(knob, CARD) is None:
         return str(int(knob.low) + 5)  # a box of digits sends text
     return {"cfg_interval_end": 0.5}.get(knob.name, knob.low + knob.step)
@@ -192,9 +194,11 @@ def test_a_knob_turned_arrives_in_the_request_and_nothing_else_does(
         base |= {"kind": "morph"} if knob.name.startswith(("n_", "source_")) else {}
         if mode == "cover" and knob.name == "duration_s":
             base |= {"source": None, "reference": song}
-        turned = {knob.name: another(knob)} if knob.type is not Path else {}
+        turned = {knob.name: another(knob)} if knob.type not in (Path, Worn) else {}
         if knob.type is Path:
             turned = {knob.name: brought("other.wav")}
+        elif knob.type is Worn:
+            turned = {knob.name: [{"file": brought("warm.safetensors")["path"], "strength": 0.5}]}
         elif knob.name in forms.REGION:
             turned = {"region": [1.5, 2.0] if knob.name == "start_s" else [1.0, 2.5]}
         elif knob.name in forms.COMPOSING and mode in LISTENERS:
@@ -342,6 +346,88 @@ def test_even_an_uploaded_file_is_not_named_by_its_path(
     page.make("extend", source=brought()["path"])
     assert toasts[0].startswith("tune.wav was not uploaded to this page.")
     assert not page.studio.asked
+
+
+@pytest.fixture
+def adapter(brought: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """An adapter as the browser holds it once it is uploaded; to the page's eyes, no more."""
+
+    def bring(name: str = "warm.safetensors", content: bytes = b"12345678{}") -> dict[str, Any]:
+        file = brought(name, 0.01)
+        Path(file["path"]).write_bytes(content)
+        return file
+
+    return bring
+
+
+def test_adapters_are_judged_as_they_come_and_asked_for_with_their_strengths(
+    page: Page, adapter: Callable[..., dict[str, Any]]
+):
+    pair = [adapter("adapter_model.safetensors"), adapter("adapter_config.json", b"{}")]
+    reading, first = page.press("generate-adapters-file", pair, None, does="upload")
+    assert reading["generate-adapters"]["state"] == "reading"
+    (row,) = first["generate-adapters"]["value"]
+    assert (row["file"], row["config"]) == (pair[0]["path"], pair[1]["path"])
+    assert (row["strength"], row["told"]) == (1, "rank 8 · 48 layers · 1.2 MB")
+    assert first["generate-adapters-file"] is None, "there is room for more"
+    two = [adapter("warm.safetensors"), adapter("cold.safetensors")]
+    *_, then = page.press("generate-adapters-file", two, [row], does="upload")
+    rows = then["generate-adapters"]["value"]
+    names = ["adapter_model.safetensors", "warm.safetensors", "cold.safetensors"]
+    assert [r["name"] for r in rows] == names
+    assert len(then["generate-adapters"]["notes"]) == 2
+    rows = [{**r, "strength": s} for r, s in zip(rows, (0.3, 0, 1.5), strict=True)]
+    asked = page.ask("generate", prompt="a waltz", adapters=rows)
+    assert [(w.file.name, w.strength) for w in asked.adapters] == list(
+        zip(names, (0.3, 0, 1.5), strict=True)
+    )
+    assert asked.adapters[0].config == Path(pair[1]["path"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("warm.pt", b"PK", "warm.pt cannot be read as an adapter: it is not a safetensors file."),
+        ("wide.safetensors", b"12345678{}", "this model has 256. Choose an adapter"),
+        ("adapter_config.json", b"{}", "together with the file it belongs to"),
+    ],
+)
+def test_an_adapter_that_cannot_play_is_told_at_once_and_the_others_stay(
+    page: Page, adapter: Callable[..., dict[str, Any]], name: str, content: bytes, told: str
+):
+    rows = [{"file": adapter()["path"], "strength": 0.5, "name": "warm", "told": ""}]
+    given = [adapter(name, content)]
+    *_, refused = page.press("generate-adapters-file", given, rows, does="upload")
+    seen = refused["generate-adapters"]
+    assert (seen["state"], seen["value"]) == ("refused", rows)
+    assert told in seen["told"]
+    assert str(Path(given[0]["path"]).parent) not in seen["told"]
+
+
+def test_only_an_adapter_that_was_uploaded_here_is_read(page: Page, toasts: list[str]):
+    page.generate(adapters=[{"file": "/etc/passwd", "strength": 1}])
+    assert toasts[0].startswith("passwd was not uploaded to this page.")
+    *_, refused = page.press("generate-adapters-file", [{"path": "/etc/passwd"}], [], does="upload")
+    assert "was not uploaded to this page" in refused["generate-adapters"]["told"]
+    assert not page.studio.asked
+
+
+def test_a_take_names_its_adapters_and_gives_them_back(
+    page: Page, adapter: Callable[..., dict[str, Any]]
+):
+    rows = [{"file": adapter()["path"], "strength": 0.8}]
+    last = page.generate(adapters=rows)[-1]
+    assert "warm.safetensors at 0.8 (rank 8, 48 layers, sha256 efef" in last["generate-facts"]
+    assert rows[0]["file"] not in str({**last, "generate-json": 0})
+    ((caption, _),) = last["generate-shelf"]["choices"]
+    assert "Adapters warm.safetensors 0.8" in caption
+    (update,) = page.press("generate-reuse", page.studio.takes("one")[0].id)
+    (row,) = update["generate-adapters"]["value"]
+    assert (row["name"], row["strength"]) == ("warm.safetensors", 0.8)
+    assert page.ask("generate", prompt="x", adapters=[row]).adapters[0].strength == 0.8
+    page.generate()
+    (update,) = page.press("generate-reuse", page.studio.takes("one")[0].id)
+    assert update["generate-adapters"]["value"] == []
 
 
 def test_a_take_goes_to_another_tab_with_its_words(page: Page, upload_folder: Path):
@@ -521,8 +607,9 @@ def test_the_form_starts_at_what_suits_the_model(page: Page):
 def test_a_widget_says_what_its_knob_declares(page: Page):
     for name, knob in KNOBS.items():
         block = page.blocks[f"generate-{name}"]
-        assert block.label == words.label(knob)
-        if knob.type is Path:
+        label = page.blocks[f"generate-{name}-file"] if knob.type is Worn else block
+        assert label.label == words.label(knob)
+        if knob.type in (Path, Worn):
             continue
         assert words.does("generate", knob) in block.info
         if isinstance(block, gr.Slider):
@@ -807,7 +894,8 @@ def client(served: tuple[FakeStudio, str], tmp_path_factory: pytest.TempPathFact
 
 def test_the_api_has_one_endpoint_a_mode_and_nothing_else(client: Client):
     told = client.view_api(return_format="dict", print_info=False)
-    assert set(told["named_endpoints"]) == {f"/{mode}" for mode in [*MODES, *HELPERS, "lyrics"]}
+    named = [*MODES, *HELPERS, *FINISHES, "lyrics"]
+    assert set(told["named_endpoints"]) == {f"/{mode}" for mode in named}
     assert not told["unnamed_endpoints"]
 
 
@@ -817,7 +905,8 @@ def test_the_api_speaks_in_the_requests_own_names_types_and_defaults(client: Cli
     for parameter in told["parameters"]:
         knob = KNOBS[parameter["parameter_name"]]
         assert parameter["parameter_has_default"] is not knob.required
-        assert parameter["parameter_default"] == knob.default
+        default = list(knob.default) if knob.type is Worn else knob.default
+        assert parameter["parameter_default"] == default
         assert words.tip("generate", knob) in parameter["python_type"]["description"]
         if knob.choices:
             assert parameter["type"]["enum"] == list(knob.choices)
@@ -854,6 +943,30 @@ def test_songs_and_helpers_by_api_take_files_that_were_uploaded(
         (box,) = (p for p in told["/cover"]["parameters"] if p["parameter_name"] == name)
         meta = box["type"]["properties"]["meta"]["properties"]["_type"]
         assert meta == {"const": "gradio.FileData"}, "what makes it a file to an MCP client"
+
+
+def test_adapters_by_api_are_files_that_were_uploaded(served: Any, client: Client, tmp_path: Path):
+    studio, _ = served
+    (tmp_path / "warm.safetensors").write_bytes(b"12345678{}")
+    file = handle_file(tmp_path / "warm.safetensors")
+    _, take = client.predict(
+        prompt="x",
+        duration_s=10,
+        adapters=[{"file": file, "strength": 0.4}, file],
+        api_name="/generate",
+    )
+    asked = studio.asked[-1].adapters
+    assert [(w.file.name, w.strength) for w in asked] == [
+        ("warm.safetensors", 0.4),
+        ("warm.safetensors", 1),
+    ]
+    assert take["request"]["adapters"][0]["file"] == "warm.safetensors"
+    body = {"prompt": "x", "adapters": [{"file": {"path": "/etc/passwd", **MARKED}}]}
+    called = httpx.post(f"{served[1]}gradio_api/call/v2/generate", json=body)
+    address = f"{served[1]}gradio_api/call/generate/{called.json().get('event_id')}"
+    told = httpx.get(address, timeout=30).text
+    assert re.search("not uploaded|Cannot move|error", told), told
+    assert studio.asked[-1].adapters == asked
 
 
 MARKED = {"meta": {"_type": "gradio.FileData"}}
