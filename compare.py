@@ -65,6 +65,7 @@ class Compare:
                 yield {self.box: gr.update(turn=uuid.uuid4().hex, **told)}
             except StudioError as error:
                 theme.toast(error)
+                yield gr.skip()
 
         self.start.click(compare, [*self.picks, self.blind], [self.box], **WORK)
 

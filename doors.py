@@ -125,6 +125,7 @@ class Doors:
                 yield {self.box: self._says("refused", error.message, [error.action])}
                 return
             if found is None:
+                yield gr.skip()  # yielding nothing would empty all outputs
                 return
             mode, asked, lacking, name, notes = found
             # A picture on a tab not opened yet forgets what it is told before.

@@ -96,6 +96,7 @@ CHOICES: dict[str, dict[Any, str]] = {
     "instrumental": {False: "With vocals", True: "Instrumental"},
     "infer_method": {"ode": "ODE", "sde": "SDE", "heun": "Heun"},
     "thinking": {True: "Yes", False: "No"},
+    "format": {"wav": "WAV", "flac": "FLAC", "mp3": "MP3"},
     "kind": {"repaint": "Repaint", "morph": "Morph"},
     "rhyme": {
         "free": "Free",

@@ -140,7 +140,7 @@ class _Room:
             button.click(self.asks(helper), [*idea, *inputs], [*parts, *fields], **WORK)
 
     def _wire_file(self, box: gr.File, picture: Picture) -> None:
-        def read(given: Any, wanted: Any) -> Iterator[Update]:
+        def read(given: Any, wanted: Any = None) -> Iterator[Update]:
             name = given.get("orig_name") if isinstance(given, dict) else None
             name = name or words.A_FILE
             yield {picture.box: picture.reading(name)}
@@ -185,7 +185,7 @@ class _Room:
             return self.fill(self._take(visitor_of(caller), chosen).request)
         except StudioError as error:
             theme.toast(error)
-            return {}
+            return gr.skip()
 
     def fill(
         self, asked: dict[str, Any], lacking: Mapping[str, StudioError] | None = None
@@ -238,6 +238,7 @@ class _Room:
                 take = self._take(visitor_of(caller), chosen)
             except StudioError as error:
                 theme.toast(error)
+                yield gr.skip()  # yielding nothing would empty all outputs
                 return
             picture = form.pictures["source"]
             yield {

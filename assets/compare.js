@@ -6,7 +6,7 @@ const sides = $$(".pair button"), votes = $$(".votes button"), letters = ["A", "
 const FADE_S = 0.01, AHEAD_S = 0.05;
 const known = (name, otherwise) => props[name] ?? otherwise;
 
-let context = null, sounds = null, playing = null, heard = 0, rest = 0, voted = null;
+let context = null, sounds = null, playing = null, loading = false, heard = 0, rest = 0, voted = null;
 const takes = () => known("takes", []);
 const named = () => !known("blind", false) || voted !== null;
 const length = () => (sounds ? Math.max(...sounds.map((sound) => sound.duration)) : 0);
@@ -123,7 +123,9 @@ play.addEventListener("click", async () => {
     halt();
     return paint();
   }
-  play.disabled = true;
+  // Not disabled meanwhile: that would take the focus, and the keys with it.
+  if (loading) return;
+  loading = true;
   try {
     if (!sounds) paint(say.loading);
     await load();
@@ -133,7 +135,7 @@ play.addEventListener("click", async () => {
   } catch {
     paint(say.gone);
   } finally {
-    play.disabled = false;
+    loading = false;
   }
 });
 sides.forEach((side, i) => side.addEventListener("click", () => hear(i)));

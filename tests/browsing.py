@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fake_studio import write_tone
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -104,6 +105,13 @@ def serving(folder: Path, *command: str) -> Iterator[str]:
             app.wait(10)
         except subprocess.TimeoutExpired:
             os.killpg(app.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def tune(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("disk") / "my tune.wav"
+    write_tone(path, 21 * 48_000, 330)
+    return path
 
 
 @pytest.fixture

@@ -123,7 +123,6 @@ class FakeStudio:
     def reset(self) -> None:
         """Forget what was asked, and all takes."""
         self.look_s = 0.0
-        self.slow_finish = False
         self.idea = IDEA
         self.asked: list[Request] = []
         self.looked: list[Path] = []
@@ -145,7 +144,7 @@ class FakeStudio:
         stages = (("Loading the planner", 0), ("Listening", 9)) if helps else SONG
         if request.mode in FINISHES:
             stages = (("Splitting into stems", 9),)
-            words = "slow" if self.slow_finish else ""
+            words = request.source.stem
         if isinstance(request, Lyrics):
             words, stages = request.brief, (("Loading the songwriter", 0), (WRITING, 9))
         began = time.monotonic()
@@ -166,7 +165,7 @@ class FakeStudio:
                         left_s=None if stage == "Loading" else (3.0, 8.0),
                         text=written,
                     )
-                    time.sleep(0.3 if "slow" in words else 0.002)
+                    time.sleep(0.3 if "slow" in words.replace("slow stems", "") else 0.002)
             done = True
             if "fail" in words:
                 yield Failed(
@@ -276,7 +275,8 @@ class FakeStudio:
 
     def _record(self, request: Request, spent: float) -> Take:
         number = len(self.asked)
-        path = self.folder / f"take-{number}.wav"
+        slow = "-slow-stems" if "slow stems" in getattr(request, "prompt", "") else ""
+        path = self.folder / f"take-{number}{slow}.wav"
         samples = round(self._length(request) * 48_000)
         write_tone(path, samples, 220 + 20 * (number % 3))
         ran: dict[str, Any] = request.model_dump(mode="json")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pytest
 from browsing import GREY, WIDTHS, bring, fits, serving, state, wait
 from conftest import ROOT
-from fake_studio import write_tone
 
 import tooltips as words
 from song import Generate
@@ -48,13 +47,6 @@ def visit(open_at: Callable[..., Page], url: str) -> Callable[..., Page]:
 def drop_in(open_at: Callable[..., Page], quick: str) -> Callable[..., Page]:
     """Open the page of the quick one on a tab."""
     return lambda tab, width=1440: open_at(quick, width, f"?tab={tab}")
-
-
-@pytest.fixture(scope="module")
-def tune(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("disk") / "my tune.wav"
-    write_tone(path, 21 * 48_000, 330)
-    return path
 
 
 def _region(page: Page) -> tuple[float, float]:

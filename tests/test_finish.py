@@ -1,0 +1,529 @@
+"""What is done with a take: finished, compared, brought back from its file, passed on as a link."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+from browsing import GREY, WIDTHS, bring, fits, serving, state
+from conftest import ROOT, heard
+from fake_studio import CARD, CHECK, LOUDER, FakeStudio
+from gradio_client import Client, handle_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import doors
+import measure
+import telling
+import tooltips as words
+import ui
+from errors import StudioError
+from song import MODES, Generate, Made
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+# ---- words ----
+
+
+def test_a_check_tells_asked_and_measured_and_where_nobody_is_sure():
+    told = {what: (asked, found) for what, asked, found in telling.checked(CHECK)}
+    assert told["Tempo"] == ("92 bpm", "46 bpm, half")
+    assert told["Key"] == ("left open", "not sure")
+    assert told["Loudness"] == ("", "−18.4 LUFS")
+    assert told["True peak"] == ("", "−3.1 dBTP")
+    assert told["Silence within"] == ("", "1.2 s at 0:07")
+    assert told["Clipping"] == ("", "12 samples")
+    sine = np.zeros((2, 48_000), np.float32)
+    silent = measure.check(sine, Generate.of({"prompt": "x"})).model_dump(mode="json")
+    told = dict(row[::2] for row in telling.checked(silent))
+    assert (told["Loudness"], told["Clipping"], told["Key"]) == ("silence", "none", "not sure")
+    assert telling.checked({}) == ()
+
+
+def test_a_master_says_before_after_gain_peak_and_a_target_it_missed():
+    said = telling.made(Made(mode="master", paths=("a.wav",), facts=LOUDER))
+    for part in ("−18.4 LUFS before", "−14.9 LUFS after", "gain +4.1 dB", "true peak −1.0 dBTP"):
+        assert part in said
+    assert "short of −14.0 LUFS" in said
+    silent = {**LOUDER, "before_lufs": None, "after_lufs": None, "true_peak_dbtp": None}
+    silent = Made(mode="master", paths=("a.wav",), facts=silent)
+    assert telling.made(silent) == words.STAYS_SILENT
+
+
+def test_the_louder_take_is_turned_down_and_none_is_turned_up():
+    assert measure.matched([-14.2, -17.0]) == pytest.approx([-2.8, 0.0])
+    assert measure.matched([None, -17.0]) == [0.0, 0.0]
+
+
+# ---- links ----
+
+
+def _take(request: Any) -> Any:
+    return SimpleNamespace(mode=request.mode, again=lambda: request)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_link_brings_back_every_value_and_no_path(data: st.DataObject):
+    mode = data.draw(st.sampled_from([*MODES]))
+    asked: dict[str, Any] = {"prompt": data.draw(st.text(min_size=1, max_size=40)) + "x"}
+    asked |= {"lyrics": data.draw(st.text(max_size=200))}
+    for knob in MODES[mode].knobs():
+        if knob.choices:
+            asked[knob.name] = data.draw(st.sampled_from(knob.choices))
+        elif knob.type is bool:
+            asked[knob.name] = data.draw(st.booleans())
+        elif knob.type in (int, float) and knob.name not in (
+            "cfg_interval_end",
+            "end_s",
+            "start_s",
+        ):
+            whole = st.integers(int(np.ceil(knob.low)), int(knob.high))
+            fine = st.floats(knob.low, knob.high, allow_nan=False)
+            asked[knob.name] = data.draw(whole if knob.type is int else fine)
+    asked |= {"cfg_interval_start": 0.0, "n_min": 0.0, "after_s": 3.5}
+    if mode != "generate":
+        asked["source"] = "/home/somebody/secret name.wav"
+    asked = {k: v for k, v in asked.items() if k in MODES[mode].model_fields}
+    request = MODES[mode].of(asked)
+    link = doors.link_of(_take(request))
+    assert "secret" not in link
+    assert "#" not in link.partition("#")[0]
+    found = doors.read_link(link)
+    assert found is not None
+    back, values, files = found
+    told = request.model_dump(mode="json")
+    assert back == mode
+    assert values == {name: told[name] for name in values}
+    assert {*told} - {*values} <= {"source", "reference", "adapters"}
+    assert files == (("source",) if mode != "generate" else ())
+
+
+def test_the_longest_lyrics_fit_into_a_link():
+    request = Generate.of({"prompt": "x", "lyrics": "歌" * 4096})
+    link = doors.link_of(_take(request))
+    assert doors.read_link(link)[1]["lyrics"] == "歌" * 4096
+    assert len(link.partition("#")[0]) < 20, "the rest never travels to a server"
+
+
+@pytest.mark.parametrize("link", ["", "?tab=edit", "?tab=lyrics", "#studio", "?__theme=dark#"])
+def test_a_link_without_settings_changes_nothing(link: str):
+    assert doors.read_link(link) is None
+
+
+HOSTILE = {
+    "?tab=extend#source=/etc/passwd": "it names a file",
+    "?tab=cover#files=/etc/passwd": "it names a file",
+    "#adapters=/etc/passwd": "it names a file",
+    "#prompt=a&prompt=b": "it says something twice",
+    "#prompt=a&tempo=3": "'tempo' is not a setting of generate",
+    "#prompt=a&duration_s=999": "Length runs from 5 to 240 s, not '999'",
+    "#prompt=": "The style is empty",
+    "?tab=root&prompt=a": "there are no settings for 'root'",
+    "?tab=lyrics&brief=a": "there are no settings for 'lyrics'",
+    "#prompt=a&bpm=%ff": "it is damaged",
+    "#prompt=a&&&bpm": "it is damaged",
+    "#" + "&".join(f"a{i}=1" for i in range(200)): "it is damaged",
+    "#prompt=" + "a" * 200_000: "it is too long",
+    "#prompt=a&mode=edit": "'mode' is not a setting of generate",
+}
+
+
+@pytest.mark.parametrize(("link", "told"), HOSTILE.items(), ids=range(len(HOSTILE)))
+def test_a_link_that_is_wrong_is_refused_in_words(link: str, told: str):
+    with pytest.raises(StudioError, match="settings in the link cannot be used") as caught:
+        doors.read_link(link)
+    assert told in caught.value.message
+    assert "/etc" not in caught.value.message
+
+
+# ---- the page without a browser ----
+
+
+def test_where_the_weights_for_stems_are_missing_the_button_says_which_and_how(tmp_path: Path):
+    why = "HTDemucs (84 MB) would split the song. Fetch it with: hf download it"
+    card = CARD.model_copy(update={"no_stems": why})
+    demo = ui.build(FakeStudio(card, tmp_path))
+    blocks = {b.elem_id: b for b in demo.blocks.values() if getattr(b, "elem_id", None)}
+    told = [str(b.value) for b in demo.blocks.values() if type(b).__name__ == "HTML"]
+    for mode in MODES:
+        assert blocks[f"{mode}-stems"].interactive is False
+        assert blocks[f"{mode}-master"].interactive is True
+    assert sum(why in t for t in told) == len(MODES)
+
+
+# ---- in the browser, on the real studio ----
+
+
+@pytest.fixture(scope="module")
+def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`python app.py` as a person starts it."""
+    folder = tmp_path_factory.mktemp("studio")
+    with serving(folder, str(ROOT / "app.py"), "--model", "mini", "--port", "PORT") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def quick(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same page on a studio that answers at once."""
+    folder = tmp_path_factory.mktemp("quick")
+    with serving(folder, str(ROOT / "tests" / "fake_studio.py"), "PORT") as address:
+        yield address
+
+
+def _make(page: Page, style: str = "warm lofi piano", seconds: int = 5) -> None:
+    page.locator("#generate-prompt textarea").fill(style)
+    box = page.locator("#generate-duration_s input[type=number]")
+    box.fill(str(seconds))
+    box.press("Tab")
+    before = page.locator("#generate-shelf label").count()
+    page.locator("#generate-run").click()
+    page.wait_for_function(f"document.querySelectorAll('#generate-shelf label').length > {before}")
+    state(page, "done").wait_for()
+
+
+def _fetched(page: Page, link: Any, folder: Path) -> Path:
+    """A file of the page, as a click on its link would bring it."""
+    answer = page.request.get(link.evaluate("a => a.href"))
+    assert answer.ok
+    path = folder / (link.get_attribute("download") or "file").split("/")[-1]
+    path.write_bytes(answer.body())
+    return path
+
+
+def _saved(page: Page, folder: Path) -> Path:
+    """The take that is shown, as its button saves it."""
+    with page.expect_download() as got:
+        page.locator("#generate-wav").click()
+    path = folder / got.value.suggested_filename
+    got.value.save_as(path)
+    return path
+
+
+def _made(page: Page, way: str, folder: Path) -> list[Path]:
+    page.locator(f"#generate-{way}").click()
+    state(page, "running").wait_for()
+    state(page, "done").wait_for()
+    links = page.locator("#generate-made a[download]")
+    links.first.wait_for()
+    return [_fetched(page, link, folder) for link in links.all()]
+
+
+def test_a_take_is_finished_compared_and_made_again_from_its_file(
+    open_at: Callable[..., Page], url: str, tmp_path: Path
+):
+    page = open_at(url, 1440, "")
+    _make(page, "fast punk drums")
+    first = _saved(page, tmp_path)
+    _make(page)
+    facts = page.locator("#generate-facts")
+    assert re.search(r"Loudness\s+−\d+\.\d LUFS", facts.inner_text())
+    page.get_by_role("button", name=words.FINISH).click()
+    page.locator("#generate-export").wait_for()
+
+    # Export: the settings inside, or not.
+    page.locator("#generate-export-format").get_by_text("FLAC").click()
+    (flac,) = _made(page, "export", tmp_path)
+    wav = _saved(page, tmp_path)
+    assert np.array_equal(heard(flac), heard(wav))
+    assert b"ACE_SETTINGS=" in flac.read_bytes()
+    page.locator("#generate-export-settings input").uncheck()
+    page.locator("#generate-export-ai_generated input").uncheck()
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (plain,) = _made(page, "export", bare)
+    assert b"ACE_SETTINGS=" not in plain.read_bytes()
+    assert b"AI_GENERATED" not in plain.read_bytes()
+    assert np.array_equal(heard(plain), heard(wav))
+
+    # Master: what is told is what the file measures.
+    (master,) = _made(page, "master", tmp_path)
+    told = page.locator("#generate-made-told").inner_text()
+    after = float(re.search(r"(−[\d.]+) LUFS after", told)[1].replace("−", "-"))
+    assert measure.loudness(heard(master)) == pytest.approx(after, abs=0.06)
+    assert measure.true_peak(heard(master)) <= -1.0 + 0.01
+
+    # Stems: their weights are not here, and the page says which and how to get them.
+    assert page.locator("#generate-stems").is_disabled()
+    way = page.locator(".way:visible", has=page.locator("#generate-stems")).inner_text()
+    assert "HTDemucs (84 MB)" in way
+    assert "Fetch it with: python app.py fetch" in way
+    _two_takes(page, [wav, first])
+    assert fits(page)
+    assert page.evaluate(GREY) == []
+
+    # The file is the project: dropped on a fresh page it makes the same samples.
+    other = open_at(url, 390, "")
+    _drop(other, flac)
+    other.locator(".doors[data-state=ready]").wait_for()
+    assert flac.name in other.locator("#doors").inner_text()
+    box = other.locator("#generate-prompt textarea")
+    assert box.input_value() == "warm lofi piano"
+    other.locator("#generate-run").click()
+    state(other, "done").wait_for()
+    assert np.array_equal(heard(_saved(other, bare)), heard(flac))
+    assert fits(other)
+
+
+def _two_takes(page: Page, files: list[Path]) -> None:
+    """Equally loud, switched in place, by button and by key: heard from what comes out."""
+    page.evaluate(RECORD)
+    page.get_by_role("button", name=words.COMPARE).click()
+    page.locator("#generate-compare").click()
+    group = page.get_by_role("group", name=words.COMPARING["group"])
+    group.get_by_role("button", name=words.COMPARING["play"]).click()
+    a, b = (group.get_by_role("button", name=re.compile(f"^{letter} ")) for letter in "AB")
+    assert "warm lofi piano" in a.inner_text()
+    assert "fast punk drums" in b.inner_text()
+    page.wait_for_timeout(1500)
+    gains = [page.evaluate("heard.gains.map(each => each.gain.value)")]
+    b.click()
+    switched = page.evaluate("heard.gains[0].context.currentTime")
+    page.wait_for_timeout(1200)
+    gains.append(page.evaluate("heard.gains.map(each => each.gain.value)"))
+    assert b.get_attribute("aria-pressed") == "true"
+    page.keyboard.press("a")
+    assert a.get_attribute("aria-pressed") == "true"
+    starts, blocks = page.evaluate("[heard.starts, heard.blocks]")
+    assert len(starts) == 2, "both began once, and nothing began anew"
+    assert starts[0] == starts[1]
+    assert gains[0][1] == gains[1][0] == 0.0
+
+    levels = [gains[0][0], gains[1][1]]
+    loud = [measure.loudness(heard(f) * level) for f, level in zip(files, levels, strict=True)]
+    assert abs(loud[0] - loud[1]) <= 0.1
+    assert max(levels) == 1.0
+    begun = starts[0][0] + 0.2
+    before = [each for each in blocks if begun < each[0] < switched - 0.1]
+    after = [each for each in blocks if switched + 0.3 < each[0] < switched + 1.0]
+    lags = []
+    for part, path, level in zip((before, after), files, levels, strict=True):
+        # One block: a busy browser leaves some out.
+        when, samples = part[len(part) // 2]
+        sound = heard(path)[0].astype(np.float64) * level
+        match = np.correlate(sound, samples, "valid")
+        energy = np.convolve(np.square(sound), np.ones(len(samples)), "valid")
+        at = int(np.argmin(energy - 2 * match))
+        assert samples == pytest.approx(sound[at : at + len(samples)], abs=1e-3), "the take itself"
+        lags.append(when - at / 48_000)
+    assert lags[0] == pytest.approx(lags[1], abs=0.05), "the position stays"
+
+
+def _drop(page: Page, path: Path) -> None:
+    """Drop a file of the disk on the page, beside all its fields."""
+    page.evaluate(
+        """([bytes, name]) => {
+          const data = new DataTransfer();
+          data.items.add(new File([Uint8Array.from(atob(bytes), c => c.charCodeAt(0))], name));
+          const told = { dataTransfer: data, bubbles: true, cancelable: true };
+          for (const type of ["dragover", "drop"]) {
+            document.querySelector("#masthead").dispatchEvent(new DragEvent(type, told));
+          }
+        }""",
+        [base64.b64encode(path.read_bytes()).decode(), path.name],
+    )
+
+
+RECORD = """() => {
+  window.heard = { gains: [], starts: [] };
+  const gain = AudioContext.prototype.createGain;
+  AudioContext.prototype.createGain = function () {
+    const made = gain.call(this);
+    window.heard.gains.push(made);
+    return made;
+  };
+  const start = AudioBufferSourceNode.prototype.start;
+  AudioBufferSourceNode.prototype.start = function (...when) {
+    window.heard.starts.push(when);
+    return start.apply(this, when);
+  };
+  const connect = AudioNode.prototype.connect;
+  AudioNode.prototype.connect = function (to, ...rest) {
+    if (to === this.context.destination && !(this instanceof ScriptProcessorNode)) {
+      if (!window.heard.tape) {
+        const context = this.context, tape = context.createScriptProcessor(4096, 2, 1);
+        window.heard.tape = tape;
+        window.heard.blocks = [];
+        tape.onaudioprocess = (event) => window.heard.blocks.push(
+          [event.playbackTime, [...event.inputBuffer.getChannelData(0)]]);
+        connect.call(tape, context.destination);
+      }
+      connect.call(this, window.heard.tape);
+    }
+    return connect.call(this, to, ...rest);
+  };
+}"""
+"""Keeps what the player does: its gains, when its sounds start, and what comes out, by time."""
+
+
+def test_blind_takes_stay_nameless_until_one_is_chosen(open_at: Callable[..., Page], quick: str):
+    page = open_at(quick, 390, "")
+    _make(page, "the first one", 10)
+    _make(page, "the second one", 10)
+    page.get_by_role("button", name=words.COMPARE).click()
+    page.get_by_label(words.BLIND).check()
+    page.locator("#generate-compare").click()
+    group = page.get_by_role("group", name=words.COMPARING["group"])
+    group.wait_for()
+    hidden = group.evaluate("e => e.outerHTML")
+    assert "first one" not in hidden
+    assert "second one" not in hidden
+    group.get_by_role("button", name=words.COMPARING["play"]).focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('.ab .clock').textContent !== '0:00'")
+    page.keyboard.press("b")
+    assert group.get_by_role("button", name="B", exact=True).get_attribute("aria-pressed") == "true"
+    assert "one" not in group.get_by_role("button", name="B", exact=True).inner_text()
+    group.get_by_role("button", name="B is better").click()
+    told = group.get_by_role("status").inner_text()
+    assert re.search(r"You chose B, the (first|second) one · seed \d+\.", told)
+    assert group.get_by_role("button", name=re.compile("^A the (first|second) one")).count() == 1
+    assert group.get_by_role("button", name="B is better").count() == 0
+    assert fits(page)
+    assert page.evaluate(GREY) == []
+
+
+def test_stop_ends_a_finish_and_stems_are_files_with_a_badge(
+    open_at: Callable[..., Page], quick: str
+):
+    page = open_at(quick, 820, "")
+    _make(page, "a waltz, slow stems", 10)
+    page.get_by_role("button", name=words.FINISH).click()
+    page.locator("#generate-stems").click()
+    state(page, "running").wait_for()
+    assert page.locator("#generate-run").is_disabled()
+    page.locator("#generate-stop").click()
+    state(page, "stopped").wait_for()
+    assert page.locator("#generate-made a[download]").count() == 0
+    _make(page, "a waltz", 10)
+    page.locator("#generate-stems").focus()
+    page.keyboard.press("Enter")
+    links = page.locator("#generate-made a[download]")
+    links.first.wait_for()
+    assert [
+        re.search(r"stems.zip|vocals|drums", a.get_attribute("download"))[0] for a in links.all()
+    ] == [
+        "stems.zip",
+        "vocals",
+        "drums",
+    ]
+    assert CARD.stems in page.locator("#generate-made-told").inner_text()
+    assert fits(page)
+    page.locator("#generate-run").click()
+    page.wait_for_function("document.querySelectorAll('#generate-shelf label').length === 3")
+    assert links.count() == 0, "the files were of another take"
+
+
+def _link(page: Page) -> str:
+    page.get_by_role("button", name=words.SHARING["share"]).click()
+    field = page.get_by_label(words.SHARING["link"])
+    field.wait_for()
+    return field.input_value()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_link_opens_the_page_with_the_settings_in_their_tab(
+    open_at: Callable[..., Page], quick: str, tune: Path, width: int
+):
+    page = open_at(quick, width, "?tab=edit")
+    bring(page, "edit-source", tune)
+    page.locator("#edit-prompt textarea").fill("brass & snow, 20% more = better")
+    page.locator("#edit-run").click()
+    state(page, "done", "edit").wait_for()
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    link = _link(page)
+    assert "tune" not in link, "no file, no path"
+    assert fits(page)
+
+    other = open_at(quick, width, link.removeprefix(quick))
+    other.locator(".doors[data-state=ready]").wait_for()
+    assert other.get_by_role("tab", name="Edit").get_attribute("aria-selected") == "true"
+    asked = other.locator("#edit-source-look [data-state=refused]")
+    assert "Choose it as Song." in asked.inner_text()
+    prompt = other.locator("#edit-prompt textarea")
+    assert prompt.input_value() == "brass & snow, 20% more = better"
+    bring(other, "edit-source", tune)
+    ends = [other.get_by_role("slider", name=n, exact=True).input_value() for n in ("From", "To")]
+    assert ends == ["7", "14"], "the region waited for its song"
+    other.locator("#edit-run").click()
+    state(other, "done", "edit").wait_for()
+    settings_ = [
+        p.locator("#edit-facts").inner_text().partition("AS RUN")[2] for p in (page, other)
+    ]
+    first, again = (told.partition("MADE WITH")[0] for told in settings_)
+    assert first == again
+    assert fits(other)
+
+
+def test_a_link_is_copied_where_the_browser_lets_it(open_at: Callable[..., Page], quick: str):
+    page = open_at(quick, 1440, "")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    _make(page, "a waltz", 10)
+    page.get_by_role("button", name=words.SHARING["share"]).click()
+    page.get_by_text(words.SHARING["copied"]).wait_for()
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link.startswith(f"{quick}?tab=generate#prompt=a%20waltz")
+
+
+@pytest.mark.parametrize("link", ["#prompt=a&bpm=9000", "?tab=extend#source=/etc/passwd&prompt=a"])
+def test_a_hostile_link_is_told_and_changes_nothing(
+    open_at: Callable[..., Page], quick: str, link: str
+):
+    page = open_at(quick, 1440, link)
+    told = page.locator(".doors[data-state=refused]")
+    told.wait_for()
+    assert "The settings in the link cannot be used" in told.inner_text()
+    assert "/etc" not in told.inner_text()
+    assert page.locator("#generate-prompt textarea").input_value() == ""
+
+
+def test_a_hostile_file_is_told_and_changes_nothing(
+    open_at: Callable[..., Page], quick: str, tmp_path: Path, tune: Path
+):
+    page = open_at(quick, 820, "")
+    page.locator("#generate-prompt textarea").fill("mine")
+    refused = page.locator(".doors[data-state=refused]")
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"ace-music-studio": 1, "mode": "generate", "path": "/etc/passwd"}')
+    _drop(page, bad)
+    page.locator(".doors[data-state=refused] .told", has_text="bad.json").wait_for()
+    assert "The settings in bad.json cannot be used" in refused.inner_text()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name=words.DOORS["open"]).click()
+    chooser.value.set_files(tune)
+    page.locator(".doors .told", has_text="holds no settings of this studio").wait_for()
+    assert page.locator("#generate-prompt textarea").input_value() == "mine"
+    assert fits(page)
+
+
+# ---- the API ----
+
+
+def test_finishes_by_api_take_what_was_uploaded_and_nothing_else(
+    quick: str, tune: Path, tmp_path: Path
+):
+    client = Client(quick, verbose=False, download_files=str(tmp_path))
+    files, told = client.predict(source=handle_file(tune), format="wav", api_name="/export")
+    assert [Path(file).read_bytes()[:4] for file in files] == [b"RIFF"]
+    assert set(told) == {"kind", "mode", "facts", "notes"}
+    files, told = client.predict(source=handle_file(tune), target_lufs=-16, api_name="/master")
+    assert told["facts"]["after_lufs"] == LOUDER["after_lufs"]
+    files, told = client.predict(source=handle_file(tune), api_name="/stems")
+    assert len(files) == 3
+    assert told["notes"] == [CARD.stems]
+    stolen = {"path": "/etc/passwd"}
+    for way in ("export", "master", "stems"):
+        called = httpx.post(f"{quick}gradio_api/call/v2/{way}", json={"source": stolen})
+        address = f"{quick}gradio_api/call/{way}/{called.json()['event_id']}"
+        answer = httpx.get(address, timeout=30).text
+        assert "was not uploaded to this page" in answer
+        assert "root:" not in answer
