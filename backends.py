@@ -72,7 +72,7 @@ class Backends:
         import musicgen
 
         self._config, self._tell = config, tell
-        self.trouble: dict[str, str] = {}
+        self._faults: dict[str, tuple[str, Path | None]] = {}
         self._fetching: set[str] = set()
         self._guard = threading.Lock()
         self.no_device: StudioError | None = None
@@ -117,9 +117,7 @@ class Backends:
         weights, config = self.weights[backend], self._config
         home = self.home(backend)
         if home is None:
-            raise StudioError(
-                "backend-missing", model=weights.title, size=weights.size, backend=backend
-            )
+            raise self.missing(backend)
         seed = secrets.randbelow(MAX_SEED + 1) if seed is None else seed
         asked: dict[str, Any] = {
             "prompt": prompt,
@@ -166,11 +164,15 @@ class Backends:
         import residents
 
         with self._guard:
-            fetching = set(self._fetching)
+            fetching, faults = set(self._fetching), dict(self._faults)
         told = []
         for name, weights in self.weights.items():
             home = self.home(name)
-            trouble = str(self.no_device) if self.no_device else self.trouble.get(name)
+            trouble, there = faults.get(name, (None, home))
+            if there != home:
+                trouble = None  # what is on disk has changed since
+            if self.no_device:
+                trouble = str(self.no_device)
             if name in fetching:
                 status, trouble = "downloading", None
             elif name == loading:
@@ -213,7 +215,7 @@ class Backends:
             start = not here and not already
             if start:
                 self._fetching.add(backend)
-                self.trouble.pop(backend, None)
+                self._faults.pop(backend, None)
         if start:
             threading.Thread(target=self._fetch, args=(backend,), daemon=True).start()
         return {
@@ -222,6 +224,20 @@ class Backends:
             "already_installed": here,
             "already_downloading": already,
         }
+
+    def missing(self, backend: str) -> StudioError:
+        """The error for a backend whose weights are not here."""
+        weights = self.weights[backend]
+        return StudioError(
+            "backend-missing", model=weights.title, size=weights.size, backend=backend
+        )
+
+    def fault(self, backend: str, text: str | None) -> None:
+        """Remember why `backend` could not be fetched or played; None: it could."""
+        with self._guard:
+            self._faults.pop(backend, None)
+            if text:
+                self._faults[backend] = text, self.home(backend)
 
     def home(self, backend: str) -> Path | None:
         """Where the weights of `backend` are, if they are there and whole."""
@@ -251,7 +267,7 @@ class Backends:
         if trouble is None:
             self._tell("download_complete", {"backend": backend})
             return
-        self.trouble[backend] = str(trouble)
+        self.fault(backend, str(trouble))
         self._tell(
             "download_error",
             {"backend": backend, "code": "MODEL_DOWNLOAD_FAILED", "message": str(trouble)},

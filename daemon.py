@@ -14,7 +14,7 @@ import traceback
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 import config
 from backends import BACKENDS, SCHEDULERS
@@ -58,6 +58,16 @@ def _number(value: Any) -> Any:
     raise ValueError("is a number")
 
 
+def _text(value: str) -> str:
+    """JSON can hold half a character, which no file and no model can."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half a character") from error
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 WholeOrNot = Annotated[int | None, BeforeValidator(_whole)]
 NumberOrNot = Annotated[float | None, BeforeValidator(_number)]
@@ -66,7 +76,7 @@ NumberOrNot = Annotated[float | None, BeforeValidator(_number)]
 class ToGenerate(Params):
     """Params of `generate`, by their types; ranges are judged one by one afterwards."""
 
-    prompt: str
+    prompt: Text
     duration_sec: Whole = 30
     backend: str | None = None
     seed: Annotated[WholeOrNot, Field(ge=0, le=2**64 - 1)] = None

@@ -200,15 +200,13 @@ class Lofi:
         order, job.began = job.order, time.monotonic()
         if self.backends.no_device:
             raise self.backends.no_device
-        if self.backends.home(order.backend) is None:
-            self._failed(job, None)
-            return
+        if self.backends.home(order.backend) is None:  # the studio would fetch it, unasked
+            raise self.backends.missing(order.backend)
         ending: Event | None = None
-        for event in self.backends.studio.run(order.request, order.track_id):
+        studio = self.backends.studio
+        for event in studio.run(order.request, order.track_id):
             if job.stopping:
-                self.backends.studio.stop(
-                    order.track_id
-                )  # it may have been too early the first time
+                studio.stop(order.track_id)  # the first time may have been too early
             if not isinstance(event, Progress):
                 ending = event
             elif said := job.progress(event, time.monotonic()):
@@ -227,7 +225,10 @@ class Lofi:
 
         order = job.order
         weights = self.backends.weights[order.backend]
-        tags = export.Tags(order.prompt, weights.title, weights.licence)
+        licence = weights.licence
+        if weights.may_sell is False:
+            licence += ", not for commercial use"
+        tags = export.Tags(order.prompt, weights.title, licence)
         staged = self.tracks.stage(order.track_id, export.short(Path(take.path), tags))
         spent = round(time.monotonic() - job.began, 3)
         with self._guard:
@@ -246,7 +247,7 @@ class Lofi:
                         "sample_rate": take.sample_rate,
                         "channels": 2,
                         "generation_time_sec": spent,
-                        "licence": weights.licence,
+                        "licence": licence,
                         "commercial_use": weights.may_sell,
                         "request": take.request,
                         "device": take.device.model_dump(mode="json"),
@@ -259,17 +260,17 @@ class Lofi:
             staged.path.unlink(missing_ok=True)
             self._cancelled(job)
             return
-        self.backends.trouble.pop(order.backend, None)
+        self.backends.fault(order.backend, None)
         self._tell("generation_complete", self.complete(facts, spent))
 
-    def complete(self, facts: dict[str, Any], spent: float = 0.0) -> dict[str, Any]:
-        """The fields that tell of a finished track: `spent` seconds, none if it was cached."""
+    def complete(self, facts: dict[str, Any], spent: float | None = None) -> dict[str, Any]:
+        """The fields that tell of a track that took `spent` seconds; None if it was there."""
         names = ("track_id", "duration_sec", "sample_rate", "channels", "prompt", "seed")
         return {
             **{name: facts[name] for name in (*names, "model_version", "backend")},
             "path": str(self.tracks.path(facts["track_id"])),
-            "generation_time_sec": spent,
-            "cached": not spent,
+            "generation_time_sec": spent or 0.0,
+            "cached": spent is None,
         }
 
     def _over(self, job: Job) -> None:
@@ -291,30 +292,18 @@ class Lofi:
             {"track_id": order.track_id, "at_step": job.done, "total_steps": order.total_steps},
         )
 
-    def _failed(self, job: Job, failed: Failed | None) -> None:
-        """Tell of a failure; None means that the weights are gone."""
+    def _failed(self, job: Job, failed: Failed) -> None:
         self._over(job)
         if job.stopping:
             self._cancelled(job)
             return
-        weights = self.backends.weights[job.order.backend]
-        if failed is None:
-            failed = Failed.by(
-                StudioError(
-                    "backend-missing",
-                    model=weights.title,
-                    size=weights.size,
-                    backend=job.order.backend,
-                )
-            )
+        said = f"{failed.message} {failed.action}"
+        code = "MODEL_INFERENCE_FAILED"
+        if failed.code == "backend-missing":
             code = "MODEL_NOT_FOUND"
         elif failed.code in NOT_LOADED or job.stage.startswith("Loading"):
             code = "MODEL_LOAD_FAILED"
-        else:
-            code = "MODEL_INFERENCE_FAILED"
-        said = f"{failed.message} {failed.action}"
-        if code == "MODEL_LOAD_FAILED":
-            self.backends.trouble[job.order.backend] = said
+            self.backends.fault(job.order.backend, said)
         self._tell(
             "generation_error", {"track_id": job.order.track_id, "code": code, "message": said}
         )

@@ -114,7 +114,8 @@ class Tracks:
             self.folder.mkdir(parents=True, exist_ok=True)
             _put(half, sound)
         except OSError as error:
-            half.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                half.unlink()
             raise audio.no_room(half, error, len(sound)) from error
         return Staged(half, len(sound), hashlib.sha256(sound).hexdigest())
 

@@ -195,7 +195,8 @@ class Wire:
 
     def _is_early(self, message: Any) -> bool:
         method = message.get("method") if isinstance(message, dict) else None
-        return method not in self._methods if isinstance(method, str) else True
+        known = isinstance(method, str) and method in self._methods
+        return not known or method in self._early
 
     def _reply(self, message: Any) -> None:
         """Answer one message or one batch, then say what has come of it."""

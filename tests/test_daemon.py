@@ -1,0 +1,667 @@
+"""The daemon as a real process: every byte on the wire, the queue, ends, hostile input.
+
+Most of it plays tones at once (`quick_daemon`), so that nothing waits for a model; the last part
+plays the embedded one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+from conftest import run_app
+from editor import REAL, Editor, told
+
+from song import Generate
+
+GOOD = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+PARSE, SHAPE, METHOD, PARAMS = (
+    (-32700, "PARSE_ERROR"),
+    (-32600, "INVALID_REQUEST"),
+    (-32601, "METHOD_NOT_FOUND"),
+    (-32602, "INVALID_PARAMS"),
+)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    with Editor(tmp_path_factory.mktemp("quick")) as editor:
+        editor.ask("get_backends")  # from now on everything is answered in order
+        yield editor
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    with Editor(tmp_path_factory.mktemp("real"), REAL) as editor:
+        yield editor
+
+
+def after(editor, line: bytes) -> list:
+    """What is said between `line` and the answer to a ping sent behind it."""
+    start = len(editor.said)
+    editor.write(line + b"\n")
+    name = editor.send("ping")
+    editor.answer(name)
+    return [m for m in editor.said[start:] if not isinstance(m, dict) or m.get("id") != name]
+
+
+def request(**changes) -> bytes:
+    message = {**GOOD, **changes}
+    return json.dumps({k: v for k, v in message.items() if v is not ...}).encode()
+
+
+CASES = [
+    # line, id of the error, error
+    (b"{", None, PARSE),
+    (b'{"jsonrpc": "2.0", "method": "ping", "id": NaN}', None, PARSE),
+    (b"\xff\xfe{}", None, PARSE),
+    (b'[{"jsonrpc": "2.0", "method": "ping", "id": "1"}, {"jsonrpc"', None, PARSE),
+    (b"[" * 100_000, None, PARSE),
+    (b"1" * 10_000, None, PARSE),
+    (b"[]", None, SHAPE),
+    (b"7", None, SHAPE),
+    (b"null", None, SHAPE),
+    (b'{"jsonrpc": "2.0", "method": 1, "params": "bar"}', None, SHAPE),
+    (request(jsonrpc="1.0", id="a"), "a", SHAPE),
+    (request(jsonrpc=..., id=5), 5, SHAPE),
+    (request(method=...), 1, SHAPE),
+    (request(id=True), None, SHAPE),
+    (request(id=[1]), None, SHAPE),
+    (request(params=None), 1, SHAPE),
+    (request(params="x"), 1, SHAPE),
+    (request(method="play"), 1, METHOD),
+    (request(method="rpc.discover"), 1, METHOD),
+    (request(method="Ping"), 1, METHOD),
+    (request(method="cancel", params=["abc"]), 1, PARAMS),
+    (request(method="ping", params={"now": 1}), 1, PARAMS),
+    (request(method="cancel"), 1, PARAMS),
+    (request(method="cancel", params={"track_id": 7}), 1, PARAMS),
+]
+
+
+@pytest.mark.parametrize(("line", "name", "error"), CASES, ids=range(len(CASES)))
+def test_what_is_wrong_with_a_message_is_told_with_its_id(quick, line, name, error):
+    (answer,) = after(quick, line)
+    assert (answer["jsonrpc"], answer["id"]) == ("2.0", name)
+    assert told(answer) == error
+
+
+@pytest.mark.parametrize("name", ["a", "", "🎵", "half \ud83c", 0, -1, 2**53 + 1, 1.5, 1e15, None])
+def test_an_id_comes_back_as_it_was(quick, name):
+    (answer,) = after(quick, request(id=name))
+    assert answer == {
+        "jsonrpc": "2.0",
+        "id": name,
+        "result": {"status": "ok", "version": answer["result"]["version"]},
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        request(id=...),
+        request(id=..., method="nobody"),
+        request(id=..., method="cancel", params={}),
+        b"[" + request(id=...) + b"," + request(id=..., method="nobody") + b"]",
+        b"   ",
+        b"\r",
+    ],
+)
+def test_notifications_and_empty_lines_are_not_answered(quick, line):
+    assert after(quick, line) == []
+
+
+def test_a_batch_is_answered_as_one_each_member_by_itself(quick):
+    batch = [{**GOOD, "id": "a"}, 1, {**GOOD, "id": ...}, {**GOOD, "method": "no"}, {"x": 1}]
+    batch[2].pop("id")
+    (answers,) = after(quick, json.dumps(batch).encode())
+    assert [a["id"] for a in answers] == ["a", None, 1, None]
+    assert "result" in answers[0]
+    assert [told(a) for a in answers[1:]] == [SHAPE, METHOD, SHAPE]
+
+
+def test_empty_params_may_be_a_list_and_lines_may_end_as_on_windows(quick):
+    assert len(after(quick, request(params=[]) + b"\r")) == 1
+
+
+TO_GENERATE = [
+    ({}, PARAMS),
+    ({"prompt": 7}, PARAMS),
+    ({"prompt": "x\ud800"}, PARAMS),
+    ({"prompt": "x", "tempo": 90}, PARAMS),
+    ({"prompt": "x", "duration_sec": "30"}, PARAMS),
+    ({"prompt": "x", "duration_sec": True}, PARAMS),
+    ({"prompt": "x", "duration_sec": 5.5}, PARAMS),
+    ({"prompt": "x", "duration_sec": None}, PARAMS),
+    ({"prompt": "x", "seed": -1}, PARAMS),
+    ({"prompt": "x", "seed": 2**64}, PARAMS),
+    ({"prompt": "x", "priority": "urgent"}, PARAMS),
+    ({"prompt": "x", "guidance_scale": "7"}, PARAMS),
+    ({"prompt": "", "backend": "riffusion"}, (-32007, "INVALID_BACKEND")),
+    ({"prompt": "", "backend": "ace-step"}, (-32007, "INVALID_BACKEND")),
+    ({"prompt": " \n", "duration_sec": 0}, (-32006, "INVALID_PROMPT")),
+    ({"prompt": "x" * 1001}, (-32006, "INVALID_PROMPT")),
+    ({"prompt": "x", "duration_sec": 4, "inference_steps": 0}, (-32005, "INVALID_DURATION")),
+    ({"prompt": "x", "duration_sec": 241}, (-32005, "INVALID_DURATION")),
+    ({"prompt": "x", "duration_sec": 10**400}, (-32005, "INVALID_DURATION")),
+    ({"prompt": "x", "duration_sec": 121, "backend": "musicgen"}, (-32005, "INVALID_DURATION")),
+    (
+        {"prompt": "x", "inference_steps": 201, "guidance_scale": 0},
+        (-32009, "INVALID_INFERENCE_STEPS"),
+    ),
+    ({"prompt": "x", "guidance_scale": 30.5, "scheduler": "x"}, (-32010, "INVALID_GUIDANCE_SCALE")),
+    ({"prompt": "x", "guidance_scale": 10**400}, PARAMS),
+    ({"prompt": "x", "scheduler": "ddim"}, (-32011, "INVALID_SCHEDULER")),
+    (
+        {"prompt": "x", "backend": "musicgen", "inference_steps": 0},
+        (-32009, "INVALID_INFERENCE_STEPS"),
+    ),
+    ({"prompt": "x", "backend": "musicgen"}, (-32008, "BACKEND_NOT_INSTALLED")),
+]
+
+
+@pytest.mark.parametrize(("params", "error"), TO_GENERATE, ids=range(len(TO_GENERATE)))
+def test_generate_refuses_in_one_order_and_says_a_way_out(quick, params, error):
+    assert quick.refusal("generate", **params) == error
+
+
+def test_a_bug_is_an_internal_error_without_its_text(tmp_path):
+    """An error is to come from inside an answer: the folder of tracks is a file."""
+    (tmp_path / "tracks").write_text("in the way")
+    with Editor(tmp_path) as editor:
+        made = editor.ask("generate", prompt="crash", duration_sec=5)
+        how = editor.ending(made["track_id"])
+        assert (how["how"], how["code"]) == ("error", "MODEL_INFERENCE_FAILED")
+        assert b"secret" not in b"".join(editor.raw)
+        assert b"a secret of ours" in editor.log
+        how = editor.ending(editor.ask("generate", prompt="lofi", duration_sec=5)["track_id"])
+        assert (how["how"], how["code"]) == ("error", "MODEL_INFERENCE_FAILED")
+        assert "cannot be written" in how["message"]
+
+
+def test_a_track_is_answered_then_told_in_fives_then_there(quick):
+    start = len(quick.said)
+    asked = {"prompt": "warm lofi", "duration_sec": 5.0, "seed": 1e15, "inference_steps": 20.0}
+    made = quick.ask("generate", **asked)
+    assert made["status"] == "generating"
+    assert made["position"] == 0
+    assert made["seed"] == 10**15
+    track = made["track_id"]
+    how = quick.ending(track)
+    said = quick.said[start:]
+    first = next(i for i, m in enumerate(said) if "method" in m)
+    assert "result" in said[0]
+    assert first == 1
+    percents = [m["params"]["percent"] for m in quick.notes(track, "progress")]
+    assert percents == [
+        5,
+        10,
+        15,
+        20,
+        25,
+        30,
+        35,
+        40,
+        45,
+        50,
+        55,
+        60,
+        65,
+        70,
+        75,
+        80,
+        85,
+        90,
+        95,
+        99,
+    ]
+    for note in quick.notes(track, "progress"):
+        assert set(note["params"]) == {
+            *("track_id", "percent", "current_step", "total_steps", "eta_sec")
+        }
+        assert note["params"]["eta_sec"] >= 0
+        assert note["params"]["total_steps"] == 20
+    assert how["how"] == "complete"
+    info = soundfile.info(how["path"])
+    assert (info.samplerate, info.channels, info.subtype) == (48000, 2, "PCM_16")
+    assert (how["sample_rate"], how["channels"], how["duration_sec"]) == (48000, 2, 5.0)
+    assert info.frames == 240_000
+    assert os.path.isabs(how["path"])
+    assert (how["prompt"], how["seed"], how["cached"]) == ("warm lofi", 10**15, False)
+    sidecar = json.loads((quick.tracks / f"{track}.json").read_text())
+    assert sidecar["size_bytes"] == os.path.getsize(how["path"])
+    assert sidecar["params"] == {
+        "inference_steps": 20,
+        "scheduler": "euler",
+        "guidance_scale": 3.0,
+    }
+    assert sorted(p.name for p in quick.tracks.glob("*") if track in p.name) == [
+        f"{track}.json",
+        f"{track}.wav",
+    ]
+
+
+def test_the_same_request_comes_from_the_cache_and_is_told_once_it_is_answered(quick):
+    asked = {"prompt": "again", "duration_sec": 5, "seed": 3}
+    first = quick.ask("generate", **asked)
+    quick.ending(first["track_id"])
+    start = len(quick.said)
+    again = quick.ask("generate", **asked, inference_steps=16, scheduler="EULER", guidance_scale=3)
+    assert (again["track_id"], again["status"]) == (first["track_id"], "cached")
+    how = quick.ending(first["track_id"], nth=1)
+    assert (how["cached"], how["generation_time_sec"]) == (True, 0)
+    assert "result" in quick.said[start]
+    for change in ({"scheduler": "heun"}, {"guidance_scale": 4}, {"seed": 4}, {"duration_sec": 6}):
+        other = quick.ask("generate", **{**asked, **change})
+        assert (other["track_id"], other["status"]) != (first["track_id"], "cached")
+        quick.ending(other["track_id"])
+
+
+def test_a_batch_with_a_track_is_answered_before_the_track_is_told_of(quick):
+    start = len(quick.said)
+    batch = [
+        {"jsonrpc": "2.0", "id": i, "method": "generate", "params": {"prompt": p, "seed": 1}}
+        for i, p in (("b1", "batch"), ("b2", "batch two"))
+    ]
+    quick.write(json.dumps(batch).encode() + b"\n")
+    quick.ask("ping")
+    answers = next(m for m in quick.said[start:] if isinstance(m, list))
+    assert [a["result"]["status"] for a in answers] == ["generating", "queued"]
+    for answer in answers:
+        assert quick.ending(answer["result"]["track_id"])["how"] == "complete"
+    first = quick.said[start]
+    assert isinstance(first, list)
+
+
+def test_a_failure_is_told_by_name_and_the_next_job_plays(quick):
+    failing = quick.ask("generate", prompt="fail", duration_sec=5)["track_id"]
+    next_one = quick.ask("generate", prompt="after it", duration_sec=5)["track_id"]
+    how = quick.ending(failing)
+    assert (how["how"], how["code"]) == ("error", "MODEL_INFERENCE_FAILED")
+    assert "Shorten" in how["message"]
+    assert quick.ending(next_one)["how"] == "complete"
+
+
+def test_nothing_that_libraries_print_reaches_the_wire(quick):
+    track = quick.ask("generate", prompt="noisy", duration_sec=5)["track_id"]
+    assert quick.ending(track)["how"] == "complete"
+    for line in (b"printed by a library", b"printed by a child", b"written to the number"):
+        assert line not in b"".join(quick.raw)
+        assert line in quick.log
+
+
+def test_the_queue(tmp_path):
+    """Positions, ten that wait, priority, duplicates and the cache when it is full, cancels."""
+    with Editor(tmp_path) as editor:
+        done = editor.ask("generate", prompt="done", duration_sec=5, seed=1)
+        editor.ending(done["track_id"])
+        running = editor.ask("generate", prompt="slow", duration_sec=5, seed=1)
+        assert (running["status"], running["position"]) == ("generating", 0)
+        waiting = [
+            editor.ask("generate", prompt=f"number {n}", duration_sec=5, seed=n) for n in range(8)
+        ]
+        assert [(w["status"], w["position"]) for w in waiting] == [
+            ("queued", n + 1) for n in range(8)
+        ]
+        urgent = [
+            editor.ask("generate", prompt=f"urgent {n}", duration_sec=5, seed=n, priority="high")
+            for n in range(2)
+        ]
+        assert [u["position"] for u in urgent] == [1, 2]
+        for priority in ("normal", "high"):
+            full = editor.refusal("generate", prompt="too many", seed=1, priority=priority)
+            assert full == (-32004, "QUEUE_FULL")
+        same = editor.ask("generate", prompt="slow", duration_sec=5, seed=1)
+        assert same == {**running, "status": "generating", "position": 0}
+        assert editor.ask("generate", prompt="done", duration_sec=5, seed=1)["status"] == "cached"
+        same = editor.ask("generate", prompt="number 7", duration_sec=5, seed=7)
+        assert same == {**waiting[7], "position": 10}
+        lifted = editor.ask("generate", prompt="number 7", duration_sec=5, seed=7, priority="high")
+        assert lifted == {**waiting[7], "position": 3}
+        dropped = waiting[2]["track_id"]
+        result = {"cancelled": True, "was_generating": False}
+        assert editor.ask("cancel", track_id=dropped) == result
+        how = editor.ending(dropped)
+        assert how == {"how": "cancelled", "track_id": dropped, "at_step": 0, "total_steps": 16}
+        assert editor.refusal("cancel", track_id=dropped) == (-32001, "ALREADY_COMPLETE")
+        result = {"cancelled": True, "was_generating": True}
+        for _ in range(2):
+            assert editor.ask("cancel", track_id=running["track_id"]) == result
+        assert editor.ending(running["track_id"])["how"] == "cancelled"
+        order = [urgent[0], urgent[1], waiting[7], *waiting[:2], *waiting[3:7]]
+        for job in order:
+            assert editor.ending(job["track_id"])["how"] == "complete"
+        completed = [
+            m["params"]["track_id"]
+            for m in editor.said
+            if m.get("method") == "generation_complete" and not m["params"]["cached"]
+        ]
+        assert completed == [done["track_id"], *(job["track_id"] for job in order)]
+        for job in (running, *waiting, *urgent):
+            endings = [n for n in editor.notes(job["track_id"]) if "progress" not in n["method"]]
+            assert len(endings) == 1
+        assert editor.refusal("cancel", track_id="0" * 16) == (-32000, "TRACK_NOT_FOUND")
+        assert editor.refusal("cancel", track_id=done["track_id"]) == (-32001, "ALREADY_COMPLETE")
+
+
+def test_a_track_of_another_run_is_complete_and_no_name_leads_out_of_the_folder(tmp_path):
+    with Editor(tmp_path) as editor:
+        track = editor.ask("generate", prompt="old", duration_sec=5, seed=1)["track_id"]
+        editor.ending(track)
+        assert editor.end() == 0
+    (tmp_path / "mine.json").write_text("{}")
+    (tmp_path / "mine.wav").write_bytes(b"mine")
+    with Editor(tmp_path) as editor:
+        assert editor.refusal("cancel", track_id=track) == (-32001, "ALREADY_COMPLETE")
+        for name in ("../mine", "..", "/etc/passwd", "a/../../mine", track.upper(), ""):
+            assert editor.refusal("cancel", track_id=name) == (-32000, "TRACK_NOT_FOUND")
+        assert editor.ask("generate", prompt="old", duration_sec=5, seed=1)["status"] == "cached"
+    assert (tmp_path / "mine.wav").read_bytes() == b"mine"
+
+
+def test_backends_are_told_from_what_is_there(quick):
+    told = quick.ask("get_backends")
+    assert told["default_backend"] == "ace_step"
+    musicgen, ace_step = told["backends"]
+    assert (musicgen["type"], ace_step["type"]) == ("musicgen", "ace_step")
+    assert (musicgen["status"], musicgen["model_version"]) == ("not_installed", None)
+    assert (musicgen["licence"], musicgen["commercial_use"]) == ("CC-BY-NC-4.0", False)
+    assert (ace_step["status"], ace_step["error"]) == ("ready", None)
+    assert "mini" in ace_step["model_version"]
+    assert [b["max_duration_sec"] for b in told["backends"]] == [120, 240]
+    assert {b["min_duration_sec"] for b in told["backends"]} == {5}
+    assert {b["sample_rate"] for b in told["backends"]} == {48000}
+    assert quick.refusal("download_backend", backend="x") == (-32007, "INVALID_BACKEND")
+    assert quick.ask("download_backend", backend="ace_step") == {
+        "backend": "ace_step",
+        "started": False,
+        "already_installed": True,
+        "already_downloading": False,
+    }
+
+
+def test_a_download_without_the_hub_ends_with_an_error_and_may_be_tried_again(tmp_path):
+    with Editor(tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub")) as editor:
+        for nth in range(2):
+            assert editor.ask("download_backend", backend="musicgen")["started"]
+            errors = []
+
+            def failed(m, errors=errors, nth=nth):
+                if m.get("method") == "download_error":
+                    errors.append(m["params"])
+                return len(errors) > nth
+
+            said = editor.find(failed)["params"]
+            assert (said["backend"], said["code"]) == ("musicgen", "MODEL_DOWNLOAD_FAILED")
+            musicgen = editor.ask("get_backends")["backends"][0]
+            assert (musicgen["status"], musicgen["error"]) == ("error", said["message"])
+        refused = editor.refusal("generate", prompt="x", backend="musicgen")
+        assert refused == (-32008, "BACKEND_NOT_INSTALLED")
+
+
+def test_hostile_input_is_answered_and_the_daemon_goes_on(quick):
+    long = json.dumps(
+        {"jsonrpc": "2.0", "id": "long", "method": "generate", "params": {"prompt": "x" * 2**21}}
+    )
+    (answer,) = after(quick, long.encode())
+    assert told(answer) == (-32006, "INVALID_PROMPT")
+    assert len(json.dumps(answer)) < 500
+    (answer,) = after(quick, b'{"x": "' + b"y" * (9 << 20) + b'"}')
+    assert told(answer) == PARSE
+    (answer,) = after(quick, request(method="x" * 2**20))
+    assert told(answer) == METHOD
+    assert len(json.dumps(answer)) < 500
+    (answer,) = after(quick, b'{"jsonrpc": "2.0", "id": 1, "method": ' + b'{"a":' * 50_000)
+    assert told(answer) == PARSE
+    assert psutil.Process(quick.process.pid).memory_info().rss < 300 << 20
+
+
+def test_ten_thousand_messages_at_once_to_a_reader_that_reads_later(tmp_path):
+    with Editor(tmp_path) as editor:
+        lines = b"".join(request(id=i) + b"\n" for i in range(10_000))
+        editor.write(lines)  # returns: whoever does not read yet holds nobody up
+        editor.find(lambda m: m.get("id") == 9_999)
+        assert [m["id"] for m in editor.said] == list(range(10_000))
+
+
+def test_a_message_cut_anywhere_is_one_message(quick):
+    line = request(id="cut") + b"\n" + request(id="cut too") + b"\n"
+    for cut in (1, 20, len(line) // 2, len(line) - 1):
+        start = len(quick.said)
+        quick.write(line[:cut])
+        time.sleep(0.02)
+        quick.write(line[cut:])
+        quick.find(lambda m, start=start: m in quick.said[start:] and m.get("id") == "cut too")
+
+
+def test_ping_is_answered_before_the_models_are_looked_for(tmp_path):
+    """Both are sent at once; the one that needs to know the models comes later, in order."""
+    with Editor(tmp_path, REAL) as editor:
+        editor.write(request(method="get_backends", id="b") + b"\n" + request(id="p") + b"\n")
+        editor.answer("b")
+        assert [m["id"] for m in editor.said] == ["p", "b"]
+        assert "torch" not in {
+            part
+            for m in psutil.Process(editor.process.pid).memory_maps()
+            for part in m.path.split("/")
+        }
+
+
+def gone(editor) -> bool:
+    return editor.process.poll() is not None
+
+
+@pytest.mark.parametrize("prompt", ["slow", "native"])
+def test_the_end_of_the_input_ends_a_job_in_any_code(tmp_path, prompt):
+    with Editor(tmp_path, TMPDIR=str(tmp_path)) as editor:
+        editor.ask("generate", prompt=prompt, duration_sec=5)
+        time.sleep(0.3)
+        before = time.monotonic()
+        assert editor.end() == 0
+        assert time.monotonic() - before < 5
+        assert not list(editor.tracks.glob("*.wav"))
+        assert not list(tmp_path.glob("ace-studio-*"))
+
+
+def test_what_is_asked_just_before_the_end_is_answered(tmp_path):
+    with Editor(tmp_path) as editor:
+        editor.process.stdin.write(request(id="last", method="get_backends"))  # and no line's end
+        assert editor.end() == 0
+        assert "result" in editor.answer("last")
+
+
+@pytest.mark.parametrize("prompt", ["slow", "native"])
+def test_shutdown_answers_ends_every_job_and_the_process(tmp_path, prompt):
+    with Editor(tmp_path) as editor:
+        running = editor.ask("generate", prompt=prompt, duration_sec=5)["track_id"]
+        waiting = editor.ask("generate", prompt="waiting", duration_sec=5)["track_id"]
+        before = time.monotonic()
+        assert editor.ask("shutdown") == {"status": "shutting_down"}
+        assert editor.process.wait(20) == 0
+        assert time.monotonic() - before < 6
+        for track in (running, waiting):
+            assert editor.ending(track)["how"] == "cancelled"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_cleanly(tmp_path, number, code):
+    with Editor(tmp_path, TMPDIR=str(tmp_path)) as editor:
+        editor.ask("generate", prompt="slow", duration_sec=5)
+        editor.process.send_signal(number)
+        assert editor.process.wait(20) == code
+        assert not list(tmp_path.glob("ace-studio-*"))
+        assert b"Traceback" not in editor.log
+
+
+def test_it_ends_when_nobody_reads_any_more(tmp_path):
+    with Editor(tmp_path) as editor:
+        editor.ask("ping")
+        child = editor.process
+        fd = child.stdout.fileno()
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, fd)  # the last reader's end of the pipe is closed by this
+        os.close(null)
+        with contextlib.suppress(BrokenPipeError):
+            for _ in range(20):
+                editor.write(request() + b"\n")
+                time.sleep(0.05)
+        assert child.wait(20) == 0
+
+
+def test_two_editors_share_one_cache(tmp_path):
+    with Editor(tmp_path) as one, Editor(tmp_path) as two:
+        asked = {"prompt": "shared", "duration_sec": 5, "seed": 1}
+        both = [editor.ask("generate", **asked) for editor in (one, two)]
+        assert both[0]["track_id"] == both[1]["track_id"]
+        for editor, made in zip((one, two), both, strict=True):
+            how = editor.ending(made["track_id"])
+            assert how["how"] == "complete"
+            assert soundfile.info(how["path"]).frames == 240_000
+        again = two.ask("generate", **asked)
+        assert again["status"] == "cached"
+
+
+def test_the_cache_keeps_to_its_limit_and_its_newest(tmp_path):
+    with Editor(tmp_path, LOFI_CACHE_MAX_MB="2") as editor:
+        made = []
+        for n in range(4):
+            track = editor.ask("generate", prompt=f"n {n}", duration_sec=5, seed=n)["track_id"]
+            assert editor.ending(track)["how"] == "complete"
+            made.append(track)
+        assert sorted(p.stem for p in editor.tracks.glob("*.wav")) == sorted(made[-2:])
+        huge = editor.ask("generate", prompt="long", duration_sec=20, seed=1)["track_id"]
+        assert os.path.exists(editor.ending(huge)["path"])
+        assert [p.stem for p in editor.tracks.glob("*.wav")] == [huge]
+
+
+def test_settings_come_from_the_environment_over_the_file_over_the_defaults(tmp_path):
+    (tmp_path / "set.toml").write_text(
+        'ace_step_steps = 9\nace_step_scheduler = "heun"\nace_step_guidance = 99.0\ncolour = "red"\n'
+    )
+    env = {
+        "LOFI_CONFIG": str(tmp_path / "set.toml"),
+        "LOFI_ACE_STEP_STEPS": "8",
+        "LOFI_BACKEND": "musicgen",
+        "LOFI_DEVICE": "toaster",
+        "LOFI_THREADS": "0",
+    }
+    with Editor(tmp_path, **env) as editor:
+        told = editor.ask("get_backends")
+        assert told["default_backend"] == "musicgen"
+        ace_step = told["backends"][1]
+        assert ace_step["default_inference_steps"] == 8
+        assert ace_step["default_scheduler"] == "heun"
+        assert ace_step["default_guidance_scale"] == 3.0
+        made = editor.ask("generate", prompt="x", duration_sec=5, backend="ace_step", seed=1)
+        editor.ending(made["track_id"])
+        asked = {"inference_steps": 8, "scheduler": "heun", "guidance_scale": 3}
+        again = {"prompt": "x", "duration_sec": 5, "backend": "ace_step", "seed": 1, **asked}
+        assert editor.ask("generate", **again)["status"] == "cached"
+        again["scheduler"] = "euler"
+        assert editor.ask("generate", **again)["track_id"] != made["track_id"]
+        for word in (b"ace_step_guidance", b"colour", b"device", b"threads"):
+            assert word in editor.log
+
+
+def test_a_device_that_is_not_there_fails_by_name(tmp_path):
+    with Editor(tmp_path, REAL, LOFI_DEVICE="metal", ACE_MODEL="mini") as editor:
+        made = editor.ask("generate", prompt="x", duration_sec=5)
+        how = editor.ending(made["track_id"])
+        assert (how["how"], how["code"]) == ("error", "MODEL_LOAD_FAILED")
+        assert {b["status"] for b in editor.ask("get_backends")["backends"]} == {"error"}
+
+
+# The embedded model plays from here on.
+
+PIECE = {"prompt": "warm lofi piano", "duration_sec": 5, "seed": 7, "inference_steps": 2}
+
+
+def short(path) -> np.ndarray:
+    """The samples of a file, each rounded to 16 bits, as a track has them."""
+    sound = soundfile.read(path, dtype="int32", always_2d=True)[0].astype(np.int64)
+    return np.clip((sound + 0x8000) >> 16, -32768, 32767)
+
+
+def test_daemon_and_command_line_make_equal_samples(real, tmp_path):
+    how = real.ending(real.ask("generate", **PIECE, scheduler="pingpong")["track_id"])
+    assert how["how"] == "complete", how
+    out = tmp_path / "line.wav"
+    done = run_app(
+        *("generate", "--prompt", PIECE["prompt"], "--duration-s", "5", "--seed", "7"),
+        *("--inference-steps", "2", "--instrumental", "--no-thinking", "--no-use-cot-caption"),
+        *("--no-use-cot-metas", "--no-use-cot-language", "--infer-method", "sde"),
+        *("--out", str(out)),
+    )
+    assert done.returncode == 0, done.stderr
+    track = soundfile.read(how["path"], dtype="int16", always_2d=True)[0]
+    assert np.array_equal(track, short(out))
+    assert np.abs(track).max() > 10_000
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "seed"), [("euler", 7), ("heun", 7), ("pingpong", 2**63 + 12_345)]
+)
+def test_daemon_and_studio_make_equal_samples_of_any_seed(real, studio, scheduler, seed):
+    made = real.ask("generate", **{**PIECE, "seed": seed, "scheduler": scheduler})
+    how = real.ending(made["track_id"])
+    assert (made["seed"], how["seed"]) == (seed, seed)
+    sidecar = json.loads((real.tracks / f"{made['track_id']}.json").read_text())
+    *_, take = studio.run(Generate.of(sidecar["request"]), "page")
+    track = soundfile.read(how["path"], dtype="int16", always_2d=True)[0]
+    assert np.array_equal(track, short(take.path))
+
+
+def test_equal_requests_make_equal_files_in_other_processes(real, tmp_path):
+    how = real.ending(real.ask("generate", **PIECE)["track_id"])
+    with Editor(tmp_path, REAL) as other:
+        again = other.ending(other.ask("generate", **PIECE)["track_id"])
+        assert not again["cached"]
+        both = [Path(made["path"]).read_bytes() for made in (how, again)]
+        assert both[0] == both[1]
+        assert b"ACE Music Studio" in both[0]
+
+
+def test_ping_and_cancel_while_the_model_plays(real):
+    made = real.ask("generate", prompt="long", duration_sec=60, inference_steps=100)
+    track = made["track_id"]
+    real.find(
+        lambda m: m.get("method") == "generation_progress" and m["params"]["track_id"] == track
+    )
+    pings = []
+    for _ in range(20):
+        before = time.monotonic()
+        real.ask("ping")
+        pings.append(time.monotonic() - before)
+    assert real.ask("get_backends")["backends"][1]["loaded"]
+    before = time.monotonic()
+    assert real.ask("cancel", track_id=track)["was_generating"]
+    how = real.ending(track)
+    print(
+        f"ping {1000 * max(pings):.1f} ms at most, cancelled in {time.monotonic() - before:.2f} s"
+    )
+    assert (how["how"], how["total_steps"]) == ("cancelled", 100)
+    assert 1 <= how["at_step"] < 100
+    after_end = real.notes(track)[-1]
+    assert after_end["method"] == "generation_cancelled"
+    assert not (real.tracks / f"{track}.wav").exists()
+    how = real.ending(real.ask("generate", **{**PIECE, "seed": 8})["track_id"])
+    assert how["how"] == "complete"
+
+
+def test_the_input_ends_while_the_model_plays(tmp_path):
+    with Editor(tmp_path, REAL, TMPDIR=str(tmp_path)) as editor:
+        track = editor.ask("generate", prompt="x", duration_sec=60, inference_steps=50)["track_id"]
+        editor.find(lambda m: m.get("method") == "generation_progress")
+        before = time.monotonic()
+        assert editor.end() == 0
+        assert time.monotonic() - before < 5
+        assert not list(tmp_path.glob("ace-studio-*"))
+        assert not list(editor.tracks.glob(f"*{track}*"))
