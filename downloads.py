@@ -7,6 +7,7 @@ ones stand in `partial/` beside them, under the hash of what they will hold, who
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -60,14 +61,16 @@ class Step:
 
 
 def in_words(size: int) -> str:
-    """A number of bytes for people: "11.5 GB"."""
-    return f"{size / 1e9:.1f} GB" if size >= 10**9 else f"{max(1, round(size / 1e6))} MB"
+    """A number of bytes for people: "11.5 GB", "84 MB", "3 kB"."""
+    if size >= 10**9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 10**6 else f"{math.ceil(size / 1e3)} kB"
 
 
 def find(weights: Weights) -> Path | None:
     """The folder of `weights` in the hub's cache, or None. Never goes online."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         found = snapshot_download(
@@ -76,7 +79,7 @@ def find(weights: Weights) -> Path | None:
             allow_patterns=list(weights.files),
             local_files_only=True,
         )
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, HFValidationError):
         return None
     return Path(found) if (Path(found) / weights.proof).is_file() else None
 

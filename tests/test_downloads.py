@@ -1,0 +1,568 @@
+"""Downloads that keep their promises, against a hub on this machine with two origins."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT, drain
+from fake_hub import FakeHub, repository
+from filelock import FileLock
+from huggingface_hub import close_session, constants, scan_cache_dir, snapshot_download
+
+import app
+import checkpoints
+import downloads
+import host
+import transfers
+from errors import StudioError
+from transfers import File
+
+BIG = "model.safetensors"
+SIZE = 3_000_000
+FILES = {
+    "config.json": b"{}",
+    "tokenizer/again.json": b"{}",
+    "tokenizer/merges.txt": b"",
+    "words.safetensors": 40_000,
+    BIG: SIZE,
+    "evil.py": b"raise SystemExit",
+}
+WHOLE = 4 + 40_000 + SIZE
+BLOCK = 256 * 1024
+
+MODEL = checkpoints.Weights(
+    name="model",
+    title="The model",
+    repo="founders/model",
+    revision="main",
+    licence="MIT",
+    may_sell=True,
+    size_bytes=WHOLE,
+)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with one model; this process is online, with an empty cache and little patience."""
+    host.reach_loopback()
+    close_session()
+    with repository(tmp_path / "served", MODEL.repo, FILES):
+        pass
+    with FakeHub(tmp_path / "served", lfs_threshold=1024) as hub:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        address = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+        monkeypatch.setattr(transfers, "PAUSE_S", 0.01)
+        yield hub
+    close_session()
+
+
+class Cache:
+    """The model's folder in the cache of the hub."""
+
+    def __init__(self, hub, tmp_path) -> None:
+        self.home = tmp_path / "hf" / "hub" / "models--founders--model"
+        self._hub = hub
+
+    def file(self, name: str = BIG):
+        return self._hub._repo(MODEL.repo).files[name]
+
+    @property
+    def partial(self):
+        return self.home / "partial" / self.file().sha256
+
+    @property
+    def blob(self):
+        return self.home / "blobs" / self.file().sha256
+
+    @property
+    def lock(self):
+        return self.home.parent / ".locks" / self.home.name / f"{self.file().sha256}.lock"
+
+    def begin(self, content: bytes, tag: str = "") -> None:
+        """Leave `content` as if an earlier process had been killed."""
+        self.partial.parent.mkdir(parents=True, exist_ok=True)
+        self.partial.write_bytes(content)
+        if tag:
+            self.partial.with_name(f"{self.partial.name}.etag").write_text(tag)
+
+    def source(self) -> bytes:
+        return self.file().disk.read_bytes()
+
+    def is_whole(self) -> bool:
+        rest = list((self.home / "partial").iterdir())
+        return self.blob.read_bytes() == self.source() and not rest
+
+
+@pytest.fixture
+def cache(hub, tmp_path):
+    return Cache(hub, tmp_path)
+
+
+def bodies(hub, name: str = BIG):
+    """The answers that carried the file, in order, from the origin that holds it."""
+    return [r for r in hub.log if r.path.endswith("~/" + name)]
+
+
+def refused() -> StudioError:
+    with pytest.raises(StudioError) as caught:
+        drain(downloads.fetch(MODEL))
+    return caught.value
+
+
+def until(what, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+PROCESS = """
+import sys
+sys.path.insert(0, {root!r})
+import checkpoints, downloads
+steps = downloads.fetch(checkpoints.Weights(**{weights!r}))
+while True:
+    try:
+        step = next(steps)
+    except StopIteration as end:
+        print(end.value)
+        break
+    if step.component == {big!r}:
+        print(step.component_done, flush=True)
+"""
+
+
+@pytest.fixture
+def process(hub, tmp_path):
+    """Start real processes that fetch the model, each telling the bytes on disk in its own file."""
+    started = []
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    script = PROCESS.format(root=str(ROOT), weights=vars(MODEL), big=BIG)
+
+    def start():
+        told = tmp_path / f"told-{len(started)}.txt"
+        with told.open("w") as out:
+            run = subprocess.Popen([sys.executable, "-c", script], env=env, stdout=out)
+        started.append(run)
+        return run, told
+
+    yield start
+    for run in started:
+        run.kill()
+        run.wait()
+
+
+# --- what is promised when all goes well
+
+
+def test_a_model_comes_whole_and_the_hubs_own_functions_find_it(hub, cache):
+    steps = list(downloads.fetch(MODEL))
+    folder = downloads.find(MODEL)
+    assert cache.is_whole()
+    assert (folder / "tokenizer/merges.txt").read_bytes() == b""
+    assert (folder / "tokenizer/again.json").read_bytes() == b"{}"
+    assert not (folder / "evil.py").exists()
+    first, *rest = steps
+    assert first == downloads.Step()
+    assert all(0 <= s.component_done <= s.component_total for s in rest)
+    assert all(b.done - a.done <= BLOCK for a, b in pairwise(rest))
+    assert all(a.done <= b.done for a, b in pairwise(rest))
+    assert {s.total for s in rest} == {WHOLE}
+    assert rest[-1] == downloads.Step(BIG, SIZE, SIZE, WHOLE, WHOLE, 5, 5)
+    assert rest[-1].overall_percent == rest[-1].component_percent == 100
+    assert str(rest[-1]) == f"{BIG} 100 % of 3 MB · all 100 % of 3 MB · file 5 of 5"
+
+    asked, sent = len(hub.log), hub.bytes_sent("~/")
+    assert list(downloads.fetch(MODEL)) == []
+    assert len(hub.log) == asked, "nothing is asked for what is here"
+    patterns = list(MODEL.files)
+    offline = snapshot_download(MODEL.repo, allow_patterns=patterns, local_files_only=True)
+    assert offline == str(folder)
+    assert snapshot_download(MODEL.repo, allow_patterns=patterns) == offline
+    assert hub.bytes_sent("~/") == sent
+    assert not scan_cache_dir(cache.home.parent).warnings
+
+
+def test_what_another_commit_shares_is_not_sent_again(hub, cache):
+    drain(downloads.fetch(MODEL))
+    folder = hub.root / MODEL.repo
+    (folder / "config.json").write_bytes(b'{"new": 1}')
+    os.utime(folder / "config.json", (2e9, 2e9))
+    (cache.home / "refs" / "main").unlink()
+    new = drain(downloads.fetch(MODEL))
+    assert new.name == hub.commit(MODEL.repo)
+    assert (new / "config.json").read_bytes() == b'{"new": 1}'
+    assert (new / BIG).read_bytes() == cache.source()
+    assert len(bodies(hub)) == 1
+
+
+# --- what is promised when it is broken off
+
+
+def test_a_download_killed_twice_sends_only_the_rest(hub, cache, process):
+    hub.faults.rate = 1_500_000
+    kept = []
+    for mark in (SIZE // 4, SIZE // 2):
+        run, told = process()
+        until(lambda mark=mark: cache.partial.exists() and cache.partial.stat().st_size > mark)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        kept.append(cache.partial.stat().st_size)
+        until(lambda: not hub._live)
+        assert int(told.read_text().split()[-1]) <= kept[-1], "what was told is on disk"
+    hub.faults.rate = 0
+    run, _ = process()
+    assert run.wait(60) == 0
+    assert cache.is_whole()
+    first, second, third = bodies(hub)
+    assert [first.range, second.range, third.range] == ["", *(f"bytes={n}-" for n in kept)]
+    assert second.if_range == third.if_range == f'"{cache.file().sha256}"'
+    assert third.sent == SIZE - kept[1]
+
+
+@pytest.mark.parametrize("drops", [1, 4])
+def test_a_dropped_connection_is_gone_on_with_in_place(hub, cache, drops):
+    hub.faults.drop_after, hub.faults.drops = 500_000, drops
+    drain(downloads.fetch(MODEL))
+    assert cache.is_whole()
+    assert len(bodies(hub)) == drops + 1
+    assert sum(r.sent for r in bodies(hub)) <= SIZE + BLOCK
+
+
+def test_a_server_that_always_drops_at_the_same_place_is_given_up(hub, cache):
+    hub.faults.drop_after, hub.faults.drops, hub.faults.no_range = 500_000, -1, True
+    error = refused()
+    assert error.code == "download-failed"
+    assert BIG in error.message
+    assert "python app.py fetch model" in error.action
+    assert len(bodies(hub)) == transfers.RETRIES + 1
+
+
+def test_a_server_without_ranges_sends_it_anew(hub, cache):
+    hub.faults.drop_after, hub.faults.no_range = 500_000, True
+    drain(downloads.fetch(MODEL))
+    assert cache.is_whole()
+    assert [r.status for r in bodies(hub)] == [200, 200]
+
+
+def test_the_server_is_asked_by_the_name_that_it_gave(hub, cache):
+    """Real content servers have ETags of their own, not the hash of the hub's listing."""
+    hub.faults.etag, hub.faults.drop_after = "parts-7", 500_000
+    drain(downloads.fetch(MODEL))
+    assert [r.if_range for r in bodies(hub)] == ["", '"parts-7"']
+    assert bodies(hub)[1].status == 206
+    assert cache.is_whole()
+
+
+def test_a_file_that_changed_since_is_begun_anew(hub, cache):
+    cache.begin(b"something else" * 1000, tag='"what it was called then"')
+    drain(downloads.fetch(MODEL))
+    assert [(r.status, r.sent) for r in bodies(hub)] == [(200, SIZE)]
+    assert cache.is_whole()
+
+
+def test_a_part_that_is_damaged_is_found_out_and_begun_anew_once(hub, cache):
+    cache.begin(b"\0" * 1_000_000)
+    drain(downloads.fetch(MODEL))
+    assert [r.sent for r in bodies(hub)] == [SIZE - 1_000_000, SIZE]
+    assert cache.is_whole()
+
+
+def test_a_part_that_is_all_there_needs_no_answer(hub, cache):
+    cache.begin(cache.source())
+    drain(downloads.fetch(MODEL))
+    assert not bodies(hub)
+    assert cache.is_whole()
+
+
+def test_closing_stops_within_a_block_and_the_next_goes_on(hub, cache):
+    hub.faults.rate = 1_000_000
+    fetching = downloads.fetch(MODEL)
+    step = next(s for s in fetching if s.component == BIG and s.component_done > 300_000)
+    fetching.close()
+    asked = hub.bytes_sent("~/" + BIG)
+    assert cache.partial.stat().st_size == step.component_done
+    until(lambda: not hub._live)
+    assert hub.bytes_sent("~/" + BIG) - asked <= BLOCK
+    hub.faults.rate = 0
+    drain(downloads.fetch(MODEL))
+    assert bodies(hub)[1].range == f"bytes={step.component_done}-"
+    assert cache.is_whole()
+
+
+# --- what is promised when the hub misbehaves
+
+
+def test_a_flipped_byte_never_becomes_a_model(hub, cache):
+    hub.faults.corrupt = BIG
+    error = refused()
+    assert error.code == "download-failed"
+    assert "other contents" in error.message
+    assert not cache.blob.exists()
+    assert not cache.partial.exists()
+    assert downloads.find(MODEL) is None
+    hub.faults.corrupt = ""
+    drain(downloads.fetch(MODEL))
+    assert cache.is_whole()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_truncated_file_never_becomes_a_model(hub, cache, chunked):
+    hub.faults.truncate, hub.faults.no_length = BIG, chunked
+    error = refused()
+    assert error.code == "download-failed"
+    assert not cache.blob.exists()
+
+
+def test_a_busy_server_is_waited_for_as_long_as_it_asks(hub, cache):
+    hub.faults.status, hub.faults.status_times, hub.faults.retry_after = 503, 1, "1"
+    hub.faults.status_for = BIG
+    steps, began = [], time.monotonic()
+    steps += downloads.fetch(MODEL)
+    assert time.monotonic() - began >= 1
+    assert len([s for s in steps if (s.component, s.component_done) == (BIG, 0)]) >= 3
+    assert cache.is_whole()
+
+
+@pytest.mark.parametrize(("asked", "attempts"), [("", transfers.RETRIES + 1), ("3600", 1)])
+def test_a_server_that_stays_busy_is_given_up(hub, cache, asked, attempts):
+    hub.faults.status, hub.faults.retry_after, hub.faults.status_for = 503, asked, BIG
+    error = refused()
+    assert error.code == "download-failed"
+    assert "HTTP 503" in error.message
+    assert len([r for r in hub.log if r.status == 503]) == attempts
+
+
+def test_a_busy_listing_is_waited_for_too(hub, cache):
+    hub.faults.status, hub.faults.status_times = 503, 2
+    hub.faults.status_for = "/api/models"
+    drain(downloads.fetch(MODEL))
+    assert cache.is_whole()
+
+
+def test_waits_may_be_told_as_dates():
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+
+    def asks(said: str) -> float | None:
+        answer = SimpleNamespace(headers={"Retry-After": said}, status_code=503)
+        return transfers._retry_after(SimpleNamespace(response=answer))
+
+    assert 25 < asks(soon) <= 30
+    assert asks("7") == 7
+    assert asks("soon") is None
+    assert asks("") is None
+
+
+def test_the_token_stays_with_the_hub(hub, cache, monkeypatch):
+    hub.token = "hf_secret"
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    hub.faults.drop_after = 500_000
+    drain(downloads.fetch(MODEL))
+    assert bodies(hub)
+    assert not any(r.authorized for r in hub.log if r.path.startswith("/cdn/"))
+    assert all(r.authorized for r in hub.log if r.path.startswith("/founders/"))
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_gated_models_are_told_as_such(hub, cache, status):
+    hub.faults.gated = status
+    error = refused()
+    assert error.code == "model-gated"
+    assert "hf auth login" in error.action
+    assert not bodies(hub)
+
+
+@pytest.mark.parametrize("other", [{"repo": "founders/none"}, {"revision": "v9"}, {"repo": "a/-b"}])
+def test_what_the_hub_has_not_is_told_as_such(hub, other):
+    with pytest.raises(StudioError) as caught:
+        drain(downloads.fetch(replace(MODEL, **other)))
+    assert caught.value.code == "hub-unknown"
+
+
+def test_offline_nothing_is_asked(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert refused().code == "model-missing"
+    assert not hub.log
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub.stop()
+    assert refused().code == "model-missing"
+
+
+@pytest.mark.parametrize(
+    ("path", "hash_"),
+    [
+        *(("../x.json", "0" * 40), ("/etc/x.json", "0" * 40), ("a\\..\\x.json", "0" * 40)),
+        *(("C:x.json", "0" * 40), ("x.json", "../../x"), ("x.json", "0" * 39)),
+    ],
+)
+def test_a_listing_cannot_name_a_place_outside(path, hash_):
+    assert File("a/x.json", 1, "0" * 64).is_safe()
+    assert not File(path, 1, hash_).is_safe()
+
+
+# --- what is promised of the disk
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(hub, cache, monkeypatch):
+    cache.begin(cache.source()[:1_000_000])
+    free = SimpleNamespace(free=WHOLE - 2 - 1_000_000 - 700_000)
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: free)
+    error = refused()
+    assert error.code == "disk-full"
+    assert "700 kB" in error.action
+    assert not bodies(hub, "words.safetensors")
+    free.free += 700_000
+    drain(downloads.fetch(MODEL))
+    assert cache.is_whole()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full disk")
+def test_a_disk_that_fills_up_meanwhile_is_said(hub, cache, monkeypatch):
+    real, partial = Path.open, cache.partial
+
+    def full(path, *args, **kwargs):
+        return real(Path("/dev/full") if path == partial else path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", full)
+    error = refused()
+    assert error.code == "disk-full"
+    assert "3 MB" in error.action
+
+
+def test_a_cache_that_takes_no_files_is_said(hub, cache):
+    cache.home.parent.parent.mkdir()
+    cache.home.parent.write_text("a file where the folder should be")
+    error = refused()
+    assert error.code == "cache-read-only"
+    assert "HF_HOME" in error.action
+
+
+def test_parts_of_what_is_gone_are_swept_unless_somebody_is_at_them(hub, cache):
+    stale, busy = "1" * 64, "2" * 64
+    cache.begin(b"")
+    for name in (stale, f"{stale}.etag", busy):
+        (cache.home / "partial" / name).write_bytes(b"old")
+    cache.lock.parent.mkdir(parents=True)
+    with FileLock(cache.lock.with_name(f"{busy}.lock")):
+        drain(downloads.fetch(MODEL))
+    assert [p.name for p in (cache.home / "partial").iterdir()] == [busy]
+
+
+# --- several at once
+
+
+def test_two_processes_share_one_download(hub, cache, process):
+    hub.faults.rate = 2_000_000
+    runs = [process() for _ in range(2)]
+    assert [run.wait(60) for run, _ in runs] == [0, 0]
+    assert cache.is_whole()
+    assert hub.bytes_sent("~/" + BIG) == SIZE
+    told = [path.read_text().splitlines() for _, path in runs]
+    assert told[0][-1] == told[1][-1], "the same folder"
+    assert all(len(set(lines)) > 3 for lines in told), "who waits tells how far the other is"
+
+
+def test_who_waits_goes_on_when_the_other_is_killed(hub, cache, process):
+    hub.faults.rate = 300_000
+    first, _ = process()
+    until(lambda: cache.partial.exists() and cache.partial.stat().st_size > 300_000)
+    second, told = process()
+    until(lambda: told.read_text().count("\n") > 1)
+    first.kill()
+    first.wait()
+    hub.faults.rate = 0
+    assert second.wait(60) == 0
+    assert cache.is_whole()
+    until(lambda: not hub._live)
+    assert len(bodies(hub)) == 2
+    assert bodies(hub)[1].status == 206
+
+
+def test_a_wait_for_another_can_be_closed(hub, cache):
+    cache.lock.parent.mkdir(parents=True)
+    with FileLock(cache.lock):
+        fetching = downloads.fetch(MODEL)
+        step = next(s for s in fetching if s.component == BIG)
+        assert step.component_done == 0
+        fetching.close()
+    assert not bodies(hub)
+
+
+# --- the faces
+
+
+def test_the_studio_is_told_in_megabytes_and_can_stop(hub, cache):
+    fetching = checkpoints.fetch(MODEL)
+    events = [next(fetching) for _ in range(3)]
+    assert events[0].stage == "Fetching The model"
+    assert events[2].stage.startswith("Fetching ")
+    assert events[2].steps == WHOLE >> 20
+    fetching.close()
+    assert drain(checkpoints.fetch(MODEL)) == downloads.find(MODEL)
+    assert cache.is_whole()
+
+
+@pytest.mark.parametrize("weights", app.FETCHED.values(), ids=lambda weights: weights.name)
+def test_every_command_that_is_told_fetches_what_it_says(weights, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(downloads, "fetch", lambda wanted: iter(asked.append(wanted) or ()))
+    python, program, *arguments = shlex.split(weights.command)
+    assert (python, program) == ("python", "app.py")
+    assert app.main([*arguments, "--device", "cpu"]) == 0
+    assert asked == [weights]
+    assert f"{weights.title} is here." in capsys.readouterr().err
+
+
+def test_an_unknown_name_is_told_the_known_ones(capsys):
+    assert app.main(["fetch", "nobody", "--device", "cpu"]) == app.USAGE
+    told = capsys.readouterr().err
+    assert all(name in told for name in ("xl-sft", "4B", "qwen", "htdemucs"))
+
+
+def test_ctrl_c_leaves_what_the_same_command_goes_on_with(hub, cache, tmp_path):
+    folder = hub.root / MODEL.repo
+    (folder / "model_index.json").write_text(json.dumps({}))
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    command = [sys.executable, str(ROOT / "app.py"), "fetch", MODEL.repo, "--device", "cpu"]
+    hub.faults.rate = 1_500_000
+    run = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    until(lambda: cache.partial.exists() and cache.partial.stat().st_size > 200_000, 60)
+    run.send_signal(signal.SIGINT)
+    told = run.communicate(timeout=60)[1]
+    assert run.returncode == app.INTERRUPTED
+    assert f"Stopped. This goes on from here: python app.py fetch {MODEL.repo}" in told
+    assert f"{BIG} " in told
+    assert " · file 6 of 6" in told
+    assert "Traceback" not in told
+    kept = cache.partial.stat().st_size
+    hub.faults.rate = 0
+    drain(downloads.fetch(MODEL))
+    assert bodies(hub)[-1].range == f"bytes={kept}-"
+    shutil.rmtree(tmp_path / "hf")
