@@ -161,6 +161,8 @@ def _found(
     told = settings.read_settings(path)
     if told is None:
         raise StudioError("settings-missing", name=path.name)
+    if told["mode"] not in MODES:
+        raise StudioError("settings-elsewhere", name=path.name, model=told["model"]["name"])
     labels = {k.name: k.label for k in MODES[told["mode"]].knobs()}
     lacking = {
         field: StudioError("settings-need-file", name=name, label=labels[field])

@@ -144,6 +144,10 @@ KINDS: dict[str, Kind] = {
         "{name} holds no settings of this studio.",
         "Choose a file that the studio wrote, and that no other program has written anew.",
     ),
+    "settings-elsewhere": Kind(
+        "{name} was made by {model}, which has no tab here.",
+        "Make it again on the command line: python app.py replay {name}",
+    ),
     "settings-need-file": Kind(
         "{name} went into this song, and settings hold no sound.", "Choose it as {label}."
     ),

@@ -25,6 +25,7 @@ import replay
 import residents
 import settings
 import worker
+from errors import StudioError
 from song import SAMPLE_RATE, Cancelled, Failed, Musicgen, Take
 
 LONG_FRAME = (10, 8, 8, 5)
@@ -298,6 +299,17 @@ def test_a_take_says_what_made_it_and_is_made_again(duo, folder):
     assert set(work) == LOADED
 
 
+def test_the_page_says_where_such_a_piece_is_made_again(duo, monkeypatch):
+    import doors
+
+    take = end(duo, asked())
+    monkeypatch.setattr(doors, "brought", lambda _: Path(take.path))
+    with pytest.raises(StudioError) as caught:
+        doors._found({"file": "an upload"}, duo.card())
+    assert caught.value.code == "settings-elsewhere"
+    assert "app.py replay" in caught.value.action
+
+
 def test_the_seed_left_open_is_drawn_and_told(duo):
     take = end(duo, asked(seed=None))
     assert take.request["seed"] is not None
@@ -418,7 +430,7 @@ HURTS = {
 def test_a_damaged_copy_is_refused_by_name(folder, tmp_path, said):
     hurt = copy_of(folder, tmp_path)
     HURTS[said](hurt)
-    with pytest.raises(checkpoints.StudioError) as caught:
+    with pytest.raises(StudioError) as caught:
         drain(musicgen.Composer.load(musicgen.choose(hurt), hurt, "cpu"))
     assert caught.value.code == "model-broken"
     assert said in caught.value.message
@@ -426,7 +438,7 @@ def test_a_damaged_copy_is_refused_by_name(folder, tmp_path, said):
 
 def test_tokens_that_the_codec_does_not_know_are_refused(tmp_path):
     odd = tiny_musicgen.write(tmp_path, num_codebooks=5)
-    with pytest.raises(checkpoints.StudioError) as caught:
+    with pytest.raises(StudioError) as caught:
         drain(musicgen.Composer.load(musicgen.choose(odd), odd, "cpu"))
     assert caught.value.code == "model-mismatch"
 
