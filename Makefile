@@ -25,7 +25,7 @@ fetch: install
 	$(BIN)/python app.py fetch $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check $(PAGES)

@@ -1,0 +1,105 @@
+"""Adapters in the real browser, on the real studio: brought, turned, heard, named, taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from browsing import GREY, fits, serving, state
+from conftest import ROOT
+from trained import pair, write
+
+import tooltips as words
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("studio")
+    with serving(folder, str(ROOT / "app.py"), "--model", "mini", "--port", "PORT") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters that fit the embedded model, one that does not, and a pickle."""
+    folder = tmp_path_factory.mktemp("disk")
+    write(folder / "warm.safetensors", pair())
+    write(folder / "cold.safetensors", pair("layers.1.self_attn.q_proj", rank=8))
+    write(folder / "wide.safetensors", pair(into=2560, out=4096))
+    (folder / "old.pt").write_bytes(b"PK\3\4 and so on, for more than a header")
+    return folder
+
+
+def _choose(page: Page, *files: Path) -> None:
+    page.locator("#generate-adapters-file input[type=file]").set_input_files(files)
+
+
+def _row(page: Page, name: str) -> Locator:
+    return page.locator("#generate-adapters .row", has_text=name)
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_adapters_are_brought_turned_heard_and_taken_away_by_key(
+    open_at: Callable[..., Page], url: str, disk: Path, width: int
+):
+    page = open_at(url, width, "?tab=generate")
+    page.locator("#generate-prompt textarea").fill("warm lofi piano")
+    page.locator("#generate-duration_s input[type=number]").fill("5")
+    page.locator("#generate-duration_s input[type=number]").press("Tab")
+    page.locator("#t-generate .advanced > button").click()
+    told = page.locator("#generate-adapters .told")
+
+    for bad, said in (
+        ("old.pt", "it is a pickle"),
+        ("wide.safetensors", "it was made for width 2560, and this model has 256"),
+    ):
+        _choose(page, disk / bad)
+        page.locator("#generate-adapters [data-state=refused]").wait_for()
+        page.wait_for_function(
+            "said => document.querySelector('#generate-adapters .told').innerText.includes(said)",
+            arg=said,
+        )
+        assert str(disk) not in told.inner_text()
+    assert page.locator("#generate-adapters .row").count() == 0
+
+    _choose(page, disk / "warm.safetensors", disk / "cold.safetensors")
+    _row(page, "cold.safetensors").wait_for()
+    assert told.inner_text() == "Added cold.safetensors"
+    assert "rank 4 · 1 layers" in _row(page, "warm.safetensors").inner_text()
+    slider = page.get_by_role("slider", name="Strength: warm.safetensors")
+    assert slider.get_attribute("aria-valuetext") == "1.00"
+    slider.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowLeft")
+    assert slider.get_attribute("aria-valuetext") == "0.80"
+    assert slider.evaluate("e => e === document.activeElement"), "it was not drawn anew"
+    assert fits(page)
+    assert page.evaluate(GREY) == []
+
+    page.get_by_role("button", name="Remove: cold.safetensors").focus()
+    page.keyboard.press("Enter")
+    _row(page, "cold.safetensors").wait_for(state="detached")
+    assert told.inner_text() == "Removed cold.safetensors"
+    kept = page.get_by_role("button", name="Remove: warm.safetensors")
+    assert kept.evaluate("e => e === document.activeElement")
+
+    page.locator("#generate-run").click()
+    state(page, "done").wait_for(timeout=120_000)
+    facts = page.locator("#generate-facts").inner_text()
+    assert "warm.safetensors at 0.8 (rank 4, 1 layers, sha256 " in facts
+    assert "cold" not in facts
+    assert "Adapters warm.safetensors 0.8" in page.locator("#generate-shelf").inner_text()
+
+    kept.press("Enter")
+    assert page.locator("#generate-adapters .row").count() == 0
+    page.get_by_role("button", name=words.REUSE).click()
+    _row(page, "warm.safetensors").wait_for()
+    assert slider.get_attribute("aria-valuetext") == "0.80"
+    assert fits(page)
