@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _serve(studio, args)
         if args.command == "replay":
             return _replay(studio, args)
-        return _make(studio, COMMANDS[args.command], args)
+        asked = args.backend == "musicgen" if args.command == "generate" else False
+        return _make(studio, COMMANDS["musicgen" if asked else args.command], args)
     except StudioError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return USAGE
@@ -114,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
         )
         for knob in request.knobs():
             _flag(command, mode, knob)
+        if mode == "generate":
+            command.add_argument(
+                "--backend",
+                choices=("ace_step", "ace-step", "musicgen"),
+                help="who plays; musicgen is the command of that name, and leaves out other flags",
+            )
         _out(command)
     again = commands.add_parser(
         "replay", help="make the song of a file anew", parents=[common], allow_abbrev=False
