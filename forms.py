@@ -166,10 +166,11 @@ class Picture:
 
     def __init__(self, elem_id: str, tip: str, pick: bool) -> None:
         self.tip, self.pick = tip, pick
+        said = {"say": words.PICTURE, "empty": self._props(told=tip)}
         self.box = gr.HTML(
             None,
             html_template=(theme.ASSETS / "picture.html").read_text("utf-8"),
-            js_on_load=f"const say = {json.dumps(words.PICTURE)};\n"
+            js_on_load="".join(f"const {n} = {json.dumps(what)};\n" for n, what in said.items())
             + (theme.ASSETS / "picture.js").read_text("utf-8"),
             apply_default_css=False,
             elem_id=elem_id,

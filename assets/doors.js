@@ -57,6 +57,5 @@ document.addEventListener("drop", (event) => {
 
 watch(["state", "told", "notes"], () => paint());
 paint();
-// What only names a tab is opened without asking the studio.
 const link = location.search + location.hash;
 if (link.includes("=")) setTimeout(() => send({ link }), 0);

@@ -4,27 +4,27 @@ const root = $(".picture"), canvas = $("canvas"), sound = $("audio"), play = $("
 const ends = [$(".from"), $(".to")];
 const LEAST = 0.1;
 // On a tab that opens just now some properties are not there yet.
-const known = (name, otherwise) => props[name] ?? otherwise;
-const ready = () => known("state", "empty") === "ready" && known("seconds", 0) > 0;
-const picks = () => props.pick && !props.whole && ready() && Array.isArray(props.value);
-const region = () => (picks() ? props.value : [0, known("seconds", 0)]);
+const known = (name) => props[name] ?? empty[name];
+const ready = () => known("state") === "ready" && known("seconds") > 0;
+const picks = () => known("pick") && !props.whole && ready() && Array.isArray(props.value);
+const region = () => (picks() ? props.value : [0, known("seconds")]);
 const within = (low, value, high) => Math.min(high, Math.max(low, value));
 const tenth = (value) => Math.round(value * 10) / 10;
 const clock = (value) => `${value.toFixed(1)} s`;
 
 // Draw everything from the properties: once they change, and after every move.
 const paint = () => {
-  root.dataset.state = known("state", "empty");
+  root.dataset.state = known("state");
   root.dataset.pick = picks();
   const told = $(".told");
-  if (told.textContent !== known("told", "")) told.textContent = known("told", "");
+  if (told.textContent !== known("told")) told.textContent = known("told");
   $(".how").textContent = picks() ? say.how : "";
-  $(".notes").replaceChildren(...known("notes", []).map((note) => {
+  $(".notes").replaceChildren(...known("notes").map((note) => {
     const item = document.createElement("li");
     item.textContent = note;
     return item;
   }));
-  canvas.setAttribute("aria-label", `${say.waveform} ${known("name", "")}`);
+  canvas.setAttribute("aria-label", `${say.waveform} ${known("name")}`);
   play.textContent = sound.paused ? (picks() ? say.play_region : say.play) : say.stop;
   if (ready()) draw();
   if (picks()) slide();
@@ -46,7 +46,7 @@ const slide = () => {
 };
 
 const draw = () => {
-  const wide = canvas.clientWidth, high = canvas.clientHeight, pairs = known("peaks", []).length / 2;
+  const wide = canvas.clientWidth, high = canvas.clientHeight, pairs = known("peaks").length / 2;
   if (!wide || !pairs) return;
   const sharp = devicePixelRatio || 1, style = getComputedStyle(root), pen = canvas.getContext("2d");
   const ink = style.getPropertyValue("--ink"), edge = style.getPropertyValue("--edge");

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,7 +183,8 @@ def full_disk(t):
 
 
 def busy(t):
-    t.patch.setattr(turns, "LONGEST_QUEUE", -1)
+    line = [object()] * (turns.LONGEST_QUEUE + 1)
+    t.patch.setattr(turns, "deque", lambda: deque(line))
     return t.say("generate", "--prompt", "x", *QUICK)
 
 
