@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from errors import StudioError
 
@@ -121,22 +121,31 @@ def decode(
     return source
 
 
-def ordinary(path: Path, name: str) -> BinaryIO:
-    """Open once and for all what must be an ordinary file: no folder, pipe or device."""
+def ordinary(path: Path, name: str, kind: Literal["source", "adapter"] = "source") -> BinaryIO:
+    """Open once and for all what must be an ordinary file: no folder, pipe or device.
+
+    Args:
+        path: where it lies.
+        name: what the person calls it.
+        kind: what it is for: whose errors are raised.
+
+    Raises:
+        StudioError: `source-missing`, `source-unreadable`, or the same of an adapter.
+    """
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         handle = os.open(path, flags)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise StudioError("source-missing", name=name) from error
+        raise StudioError(f"{kind}-missing", name=name) from error
     except (OSError, ValueError) as error:
         problem = "it cannot be opened"
-        raise StudioError("source-unreadable", name=name, problem=problem) from error
+        raise StudioError(f"{kind}-unreadable", name=name, problem=problem) from error
     found = os.fstat(handle)
     if stat.S_ISREG(found.st_mode) and found.st_size:
         return os.fdopen(handle, "rb")
     os.close(handle)
     problem = "it is empty" if stat.S_ISREG(found.st_mode) else "it is not a file"
-    raise StudioError("source-unreadable", name=name, problem=problem)
+    raise StudioError(f"{kind}-unreadable", name=name, problem=problem)
 
 
 def _nameless(folder: Path) -> BinaryIO:

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from decoding import ordinary
 from errors import StudioError
 
 LARGEST = 500_000_000
@@ -188,9 +188,9 @@ def inspect(path: Path, config: Path | None = None) -> Adapter:
     weights, config = _find(path, config, name)
     said = None
     if config:
-        with _open(config, name) as file:
+        with ordinary(config, name, "adapter") as file:
             said = file.read(LONGEST_CONFIG + 1)
-    with _open(weights, name) as file:
+    with ordinary(weights, name, "adapter") as file:
         tensors, metadata, data = _header(file, os.fstat(file.fileno()).st_size, name)
         if not tensors:
             raise unreadable(name, "there is nothing in it")
@@ -222,7 +222,7 @@ def read(adapter: Adapter) -> Iterator[tuple[str, str, tuple[int, ...], bytearra
     Raises:
         StudioError: `adapter-missing`, or `adapter-unreadable` if it is not what was judged.
     """
-    with _open(adapter.path, adapter.name) as file:
+    with ordinary(adapter.path, adapter.name, "adapter") as file:
         whole = file.read(LARGEST + 1)
         digest = hashlib.sha256(whole)
         digest.update(adapter.config)
@@ -255,21 +255,6 @@ def _find(path: Path, config: Path | None, name: str) -> tuple[Path, Path | None
     if config is None and (weights.name == "adapter_model.safetensors" or stored == [weights]):
         config = next((file for file in near if file.name == "adapter_config.json"), None)
     return weights, config
-
-
-def _open(path: Path, name: str) -> BinaryIO:
-    """Open what must be an ordinary file: no folder, pipe or device."""
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        handle = os.open(path, flags)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise StudioError("adapter-missing", name=name) from error
-    except (OSError, ValueError) as error:
-        raise unreadable(name, "it cannot be opened") from error
-    if stat.S_ISREG(os.fstat(handle).st_mode):
-        return os.fdopen(handle, "rb")
-    os.close(handle)
-    raise unreadable(name, "it is not a file")
 
 
 def _header(file: BinaryIO, size: int, name: str) -> tuple[dict[str, _Tensor], dict[str, Any], int]:

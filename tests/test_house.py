@@ -58,6 +58,7 @@ FLOORS = [
     {"song", "finishing", "knobs", "tooltips", "telling", "errors"},
 ]
 SIDEWAYS = {
+    ("loras", "decoding"),
     ("app", "daemon"),
     ("daemon", "wire"),
     ("app", "ui"),

@@ -223,7 +223,7 @@ def entry(**changes):
 
 
 HOSTILE = {
-    "empty": (b"", "not a safetensors"),
+    "empty": (b"", "it is empty"),
     "short": (b"\x10\0\0", "not a safetensors"),
     "no header": (struct.pack("<Q", 0) + b"{", "not a safetensors"),
     "a header of 2^63 bytes": (struct.pack("<Q", 1 << 63) + b"{}", "not a safetensors"),
