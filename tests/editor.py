@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,12 @@ class Editor:
         self.write(json.dumps(message).encode() + b"\n")
         return name
 
+    @contextlib.contextmanager
+    def not_reading(self) -> Iterator[None]:
+        """What the daemon says stays in the pipe for a while."""
+        with self._more:
+            yield
+
     def find(self, wanted: Callable[[dict[str, Any]], Any], within_s: float = 90) -> dict[str, Any]:
         """The first message beside batches that is `wanted`, which may have come already."""
         deadline, seen = time.monotonic() + within_s, 0
@@ -120,6 +126,16 @@ class Editor:
                 and m.get("method", "").startswith(f"generation_{kind}")
                 and m["params"]["track_id"] == track
             ]
+
+    def downloads(self, kind: str, count: int) -> list[dict[str, Any]]:
+        """What was told of downloads, once there are `count` messages of that kind."""
+        method = f"download_{kind}"
+
+        def told(_: Any = None) -> list[dict[str, Any]]:
+            return [m["params"] for m in self.said if m.get("method") == method]
+
+        self.find(lambda _: len(told()) >= count)
+        return told()
 
     def ending(self, track: str, nth: int = 0) -> dict[str, Any]:
         """How the track's job ended: the notification's short name with its fields."""

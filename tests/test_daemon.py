@@ -7,8 +7,11 @@ plays the embedded one.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -20,11 +23,16 @@ import soundfile
 import tiny_musicgen
 from conftest import run_app
 from editor import REAL, Editor, told
+from fake_hub import FakeHub, repository
+from test_musicgen import seamless
+from test_ui import Page
 
-import backend
-import checkpoints
-import host
-from song import Generate, Musicgen
+import app
+import musicgen
+import settings
+from endpoints import endpoint
+from song import Generate
+from tracks import Tracks
 
 GOOD = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 PARSE, SHAPE, METHOD, PARAMS = (
@@ -180,18 +188,21 @@ def test_generate_refuses_in_one_order_and_says_a_way_out(quick, params, error):
     assert quick.refusal("generate", **params) == error
 
 
-def test_a_bug_is_an_internal_error_without_its_text(tmp_path):
-    """An error is to come from inside an answer: the folder of tracks is a file."""
-    (tmp_path / "tracks").write_text("in the way")
-    with Editor(tmp_path) as editor:
-        made = editor.ask("generate", prompt="crash", duration_sec=5)
-        how = editor.ending(made["track_id"])
-        assert (how["how"], how["code"]) == ("error", "MODEL_INFERENCE_FAILED")
-        assert b"secret" not in b"".join(editor.raw)
-        assert b"a secret of ours" in editor.log
-        how = editor.ending(editor.ask("generate", prompt="lofi", duration_sec=5)["track_id"])
-        assert (how["how"], how["code"]) == ("error", "MODEL_INFERENCE_FAILED")
-        assert "cannot be written" in how["message"]
+def test_a_bug_and_a_full_folder_are_errors_without_their_texts(quick):
+    slow = quick.ask("generate", prompt="slow", duration_sec=5)["track_id"]
+    crash = quick.ask("generate", prompt="crash", duration_sec=5)["track_id"]
+    track = quick.ask("generate", prompt="no room", duration_sec=5)["track_id"]
+    in_the_way = quick.tracks / f".{track}.{quick.process.pid}.wav.part"
+    in_the_way.mkdir(parents=True)
+    quick.ask("cancel", track_id=slow)
+    how = quick.ending(crash)
+    assert (how["how"], how["code"]) == ("error", "MODEL_INFERENCE_FAILED")
+    assert b"secret" not in b"".join(quick.raw)
+    assert b"a secret of ours" in quick.log
+    how = quick.ending(track)
+    in_the_way.rmdir()
+    assert (how["how"], how["code"]) == ("error", "MODEL_INFERENCE_FAILED")
+    assert "cannot be written" in how["message"]
 
 
 def test_a_track_is_answered_then_told_in_fives_then_there(quick):
@@ -305,73 +316,56 @@ def test_nothing_that_libraries_print_reaches_the_wire(quick):
         assert line in quick.log
 
 
-def test_the_queue(tmp_path):
+def test_the_queue(quick):
     """Positions, ten that wait, priority, duplicates and the cache when it is full, cancels."""
-    with Editor(tmp_path) as editor:
-        done = editor.ask("generate", prompt="done", duration_sec=5, seed=1)
-        editor.ending(done["track_id"])
-        running = editor.ask("generate", prompt="slow", duration_sec=5, seed=1)
-        assert (running["status"], running["position"]) == ("generating", 0)
-        waiting = [
-            editor.ask("generate", prompt=f"number {n}", duration_sec=5, seed=n) for n in range(8)
-        ]
-        assert [(w["status"], w["position"]) for w in waiting] == [
-            ("queued", n + 1) for n in range(8)
-        ]
-        urgent = [
-            editor.ask("generate", prompt=f"urgent {n}", duration_sec=5, seed=n, priority="high")
-            for n in range(2)
-        ]
-        assert [u["position"] for u in urgent] == [1, 2]
-        for priority in ("normal", "high"):
-            full = editor.refusal("generate", prompt="too many", seed=1, priority=priority)
-            assert full == (-32004, "QUEUE_FULL")
-        same = editor.ask("generate", prompt="slow", duration_sec=5, seed=1)
-        assert same == {**running, "status": "generating", "position": 0}
-        assert editor.ask("generate", prompt="done", duration_sec=5, seed=1)["status"] == "cached"
-        same = editor.ask("generate", prompt="number 7", duration_sec=5, seed=7)
-        assert same == {**waiting[7], "position": 10}
-        lifted = editor.ask("generate", prompt="number 7", duration_sec=5, seed=7, priority="high")
-        assert lifted == {**waiting[7], "position": 3}
-        dropped = waiting[2]["track_id"]
-        result = {"cancelled": True, "was_generating": False}
-        assert editor.ask("cancel", track_id=dropped) == result
-        how = editor.ending(dropped)
-        assert how == {"how": "cancelled", "track_id": dropped, "at_step": 0, "total_steps": 16}
-        assert editor.refusal("cancel", track_id=dropped) == (-32001, "ALREADY_COMPLETE")
-        result = {"cancelled": True, "was_generating": True}
-        for _ in range(2):
-            assert editor.ask("cancel", track_id=running["track_id"]) == result
-        assert editor.ending(running["track_id"])["how"] == "cancelled"
-        order = [urgent[0], urgent[1], waiting[7], *waiting[:2], *waiting[3:7]]
-        for job in order:
-            assert editor.ending(job["track_id"])["how"] == "complete"
-        completed = [
-            m["params"]["track_id"]
-            for m in editor.said
-            if m.get("method") == "generation_complete" and not m["params"]["cached"]
-        ]
-        assert completed == [done["track_id"], *(job["track_id"] for job in order)]
-        for job in (running, *waiting, *urgent):
-            endings = [n for n in editor.notes(job["track_id"]) if "progress" not in n["method"]]
-            assert len(endings) == 1
-        assert editor.refusal("cancel", track_id="0" * 16) == (-32000, "TRACK_NOT_FOUND")
-        assert editor.refusal("cancel", track_id=done["track_id"]) == (-32001, "ALREADY_COMPLETE")
-
-
-def test_a_track_of_another_run_is_complete_and_no_name_leads_out_of_the_folder(tmp_path):
-    with Editor(tmp_path) as editor:
-        track = editor.ask("generate", prompt="old", duration_sec=5, seed=1)["track_id"]
-        editor.ending(track)
-        assert editor.end() == 0
-    (tmp_path / "mine.json").write_text("{}")
-    (tmp_path / "mine.wav").write_bytes(b"mine")
-    with Editor(tmp_path) as editor:
-        assert editor.refusal("cancel", track_id=track) == (-32001, "ALREADY_COMPLETE")
-        for name in ("../mine", "..", "/etc/passwd", "a/../../mine", track.upper(), ""):
-            assert editor.refusal("cancel", track_id=name) == (-32000, "TRACK_NOT_FOUND")
-        assert editor.ask("generate", prompt="old", duration_sec=5, seed=1)["status"] == "cached"
-    assert (tmp_path / "mine.wav").read_bytes() == b"mine"
+    editor, start = quick, len(quick.said)
+    done = editor.ask("generate", prompt="done", duration_sec=5, seed=1)
+    editor.ending(done["track_id"])
+    running = editor.ask("generate", prompt="slow", duration_sec=5, seed=1)
+    assert (running["status"], running["position"]) == ("generating", 0)
+    waiting = [
+        editor.ask("generate", prompt=f"number {n}", duration_sec=5, seed=n) for n in range(8)
+    ]
+    assert [(w["status"], w["position"]) for w in waiting] == [("queued", n + 1) for n in range(8)]
+    urgent = [
+        editor.ask("generate", prompt=f"urgent {n}", duration_sec=5, seed=n, priority="high")
+        for n in range(2)
+    ]
+    assert [u["position"] for u in urgent] == [1, 2]
+    for priority in ("normal", "high"):
+        full = editor.refusal("generate", prompt="too many", seed=1, priority=priority)
+        assert full == (-32004, "QUEUE_FULL")
+    same = editor.ask("generate", prompt="slow", duration_sec=5, seed=1)
+    assert same == {**running, "status": "generating", "position": 0}
+    assert editor.ask("generate", prompt="done", duration_sec=5, seed=1)["status"] == "cached"
+    same = editor.ask("generate", prompt="number 7", duration_sec=5, seed=7)
+    assert same == {**waiting[7], "position": 10}
+    lifted = editor.ask("generate", prompt="number 7", duration_sec=5, seed=7, priority="high")
+    assert lifted == {**waiting[7], "position": 3}
+    dropped = waiting[2]["track_id"]
+    result = {"cancelled": True, "was_generating": False}
+    assert editor.ask("cancel", track_id=dropped) == result
+    how = editor.ending(dropped)
+    assert how == {"how": "cancelled", "track_id": dropped, "at_step": 0, "total_steps": 16}
+    assert editor.refusal("cancel", track_id=dropped) == (-32001, "ALREADY_COMPLETE")
+    result = {"cancelled": True, "was_generating": True}
+    for _ in range(2):
+        assert editor.ask("cancel", track_id=running["track_id"]) == result
+    assert editor.ending(running["track_id"])["how"] == "cancelled"
+    order = [urgent[0], urgent[1], waiting[7], *waiting[:2], *waiting[3:7]]
+    for job in order:
+        assert editor.ending(job["track_id"])["how"] == "complete"
+    completed = [
+        m["params"]["track_id"]
+        for m in editor.said[start:]
+        if m.get("method") == "generation_complete" and not m["params"]["cached"]
+    ]
+    assert completed == [done["track_id"], *(job["track_id"] for job in order)]
+    for job in (running, *waiting, *urgent):
+        endings = [n for n in editor.notes(job["track_id"]) if "progress" not in n["method"]]
+        assert len(endings) == 1
+    assert editor.refusal("cancel", track_id="0" * 16) == (-32000, "TRACK_NOT_FOUND")
+    assert editor.refusal("cancel", track_id=done["track_id"]) == (-32001, "ALREADY_COMPLETE")
 
 
 def test_backends_are_told_from_what_is_there(quick):
@@ -395,25 +389,6 @@ def test_backends_are_told_from_what_is_there(quick):
     }
 
 
-def test_a_download_without_the_hub_ends_with_an_error_and_may_be_tried_again(tmp_path):
-    with Editor(tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub")) as editor:
-        for nth in range(2):
-            assert editor.ask("download_backend", backend="musicgen")["started"]
-            errors = []
-
-            def failed(m, errors=errors, nth=nth):
-                if m.get("method") == "download_error":
-                    errors.append(m["params"])
-                return len(errors) > nth
-
-            said = editor.find(failed)["params"]
-            assert (said["backend"], said["code"]) == ("musicgen", "MODEL_DOWNLOAD_FAILED")
-            musicgen = editor.ask("get_backends")["backends"][0]
-            assert (musicgen["status"], musicgen["error"]) == ("error", said["message"])
-        refused = editor.refusal("generate", prompt="x", backend="musicgen")
-        assert refused == (-32008, "BACKEND_NOT_INSTALLED")
-
-
 def test_hostile_input_is_answered_and_the_daemon_goes_on(quick):
     long = json.dumps(
         {"jsonrpc": "2.0", "id": "long", "method": "generate", "params": {"prompt": "x" * 2**21}}
@@ -431,12 +406,13 @@ def test_hostile_input_is_answered_and_the_daemon_goes_on(quick):
     assert psutil.Process(quick.process.pid).memory_info().rss < 300 << 20
 
 
-def test_ten_thousand_messages_at_once_to_a_reader_that_reads_later(tmp_path):
-    with Editor(tmp_path) as editor:
-        lines = b"".join(request(id=i) + b"\n" for i in range(10_000))
-        editor.write(lines)  # returns: whoever does not read yet holds nobody up
-        editor.find(lambda m: m.get("id") == 9_999)
-        assert [m["id"] for m in editor.said] == list(range(10_000))
+def test_ten_thousand_messages_at_once_are_answered_in_order(quick):
+    """Far more than a pipe holds, to a reader that reads later: that holds up nobody."""
+    start = len(quick.said)
+    with quick.not_reading():
+        quick.write(b"".join(request(id=f"n{i}") + b"\n" for i in range(10_000)))
+    quick.answer("n9999")
+    assert [m["id"] for m in quick.said[start:]] == [f"n{i}" for i in range(10_000)]
 
 
 def test_a_message_cut_anywhere_is_one_message(quick):
@@ -450,8 +426,9 @@ def test_a_message_cut_anywhere_is_one_message(quick):
 
 
 def test_ping_is_answered_before_the_models_are_looked_for(tmp_path):
-    """Both are sent at once; the one that needs to know the models comes later, in order."""
-    with Editor(tmp_path, REAL) as editor:
+    """Both are sent at once; the one that needs to know the models comes later, in order. Then a
+    device that is not there fails by name."""
+    with Editor(tmp_path, REAL, LOFI_DEVICE="metal", ACE_MODEL="mini") as editor:
         editor.write(request(method="get_backends", id="b") + b"\n" + request(id="p") + b"\n")
         editor.answer("b")
         assert [m["id"] for m in editor.said] == ["p", "b"]
@@ -460,29 +437,26 @@ def test_ping_is_answered_before_the_models_are_looked_for(tmp_path):
             for m in psutil.Process(editor.process.pid).memory_maps()
             for part in m.path.split("/")
         }
+        made = editor.ask("generate", prompt="x", duration_sec=5)
+        how = editor.ending(made["track_id"])
+        assert (how["how"], how["code"]) == ("error", "MODEL_LOAD_FAILED")
+        assert {b["status"] for b in editor.ask("get_backends")["backends"]} == {"error"}
 
 
-def gone(editor) -> bool:
-    return editor.process.poll() is not None
+def seconds_to_the_end(editor) -> float:
+    """From the end of the input to that of the process, which ends well."""
+    before = time.monotonic()
+    assert editor.end() == 0
+    return time.monotonic() - before
 
 
-@pytest.mark.parametrize("prompt", ["slow", "native"])
-def test_the_end_of_the_input_ends_a_job_in_any_code(tmp_path, prompt):
+def test_the_end_of_the_input_ends_it_even_in_native_code(tmp_path):
     with Editor(tmp_path, TMPDIR=str(tmp_path)) as editor:
-        editor.ask("generate", prompt=prompt, duration_sec=5)
-        time.sleep(0.3)
-        before = time.monotonic()
-        assert editor.end() == 0
-        assert time.monotonic() - before < 5
+        editor.ask("generate", prompt="native", duration_sec=5)
+        time.sleep(0.1)
+        assert seconds_to_the_end(editor) < 1
         assert not list(editor.tracks.glob("*.wav"))
         assert not list(tmp_path.glob("ace-studio-*"))
-
-
-def test_what_is_asked_just_before_the_end_is_answered(tmp_path):
-    with Editor(tmp_path) as editor:
-        editor.process.stdin.write(request(id="last", method="get_backends"))  # and no line's end
-        assert editor.end() == 0
-        assert "result" in editor.answer("last")
 
 
 @pytest.mark.parametrize("prompt", ["slow", "native"])
@@ -523,67 +497,161 @@ def test_it_ends_when_nobody_reads_any_more(tmp_path):
         assert child.wait(20) == 0
 
 
-def test_two_editors_share_one_cache(tmp_path):
-    with Editor(tmp_path) as one, Editor(tmp_path) as two:
+def test_two_editors_share_one_cache_and_no_name_leads_out_of_it(quick):
+    """The second comes to tracks of the first, makes the same one at once, and is asked a last
+    thing, without the line's end, just before its input ends."""
+    cache = quick.tracks.parent
+    for suffix in ("json", "wav"):
+        (cache / f"mine.{suffix}").write_text("{}")
+    old = {"prompt": "old", "duration_sec": 5, "seed": 1}
+    track = quick.ask("generate", **old)["track_id"]
+    quick.ending(track)
+    with Editor(cache) as other:
+        assert other.refusal("cancel", track_id=track) == (-32001, "ALREADY_COMPLETE")
+        for name in ("../mine", "..", "/etc/passwd", "a/../../mine", track.upper(), ""):
+            assert other.refusal("cancel", track_id=name) == (-32000, "TRACK_NOT_FOUND")
+        assert other.ask("generate", **old)["status"] == "cached"
         asked = {"prompt": "shared", "duration_sec": 5, "seed": 1}
-        both = [editor.ask("generate", **asked) for editor in (one, two)]
+        both = [editor.ask("generate", **asked) for editor in (quick, other)]
         assert both[0]["track_id"] == both[1]["track_id"]
-        for editor, made in zip((one, two), both, strict=True):
+        for editor, made in zip((quick, other), both, strict=True):
             how = editor.ending(made["track_id"])
             assert how["how"] == "complete"
             assert soundfile.info(how["path"]).frames == 240_000
-        again = two.ask("generate", **asked)
-        assert again["status"] == "cached"
+        assert other.ask("generate", **asked)["status"] == "cached"
+        other.process.stdin.write(request(id="last", method="get_backends"))
+        assert other.end() == 0
+        assert "result" in other.answer("last")
+    assert (cache / "mine.wav").read_text() == "{}"
 
 
-def test_the_cache_keeps_to_its_limit_and_its_newest(tmp_path):
-    with Editor(tmp_path, LOFI_CACHE_MAX_MB="2") as editor:
-        made = []
-        for n in range(4):
-            track = editor.ask("generate", prompt=f"n {n}", duration_sec=5, seed=n)["track_id"]
-            assert editor.ending(track)["how"] == "complete"
-            made.append(track)
-        assert sorted(p.stem for p in editor.tracks.glob("*.wav")) == sorted(made[-2:])
-        huge = editor.ask("generate", prompt="long", duration_sec=20, seed=1)["track_id"]
-        assert os.path.exists(editor.ending(huge)["path"])
-        assert [p.stem for p in editor.tracks.glob("*.wav")] == [huge]
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_hundred_kills_leave_no_half_track(tmp_path):
+    """Two daemons at a time, killed while they write; what is served afterwards is whole."""
+    chance, served = random.Random(6), 0
+    for turn in range(50):
+        asked = [{"prompt": f"{turn} {n}", "duration_sec": 60, "seed": 1} for n in range(8)]
+        with Editor(tmp_path) as one, Editor(tmp_path) as two:
+            for editor in (one, two):
+                editor.ask("get_backends")
+            tracks = [[e.ask("generate", **a)["track_id"] for a in asked] for e in (one, two)]
+            assert tracks[0] == tracks[1]
+            one.ending(tracks[0][0])
+            time.sleep(chance.uniform(0, 0.4))
+        kept = Tracks(one.tracks, 10**9)
+        for track in tracks[0]:
+            if facts := kept.find(track):
+                sound = kept.path(track).read_bytes()
+                assert hashlib.sha256(sound).hexdigest() == facts["sha256"]
+                assert soundfile.info(kept.path(track)).frames == 60 * 48_000
+                served += 1
+        shutil.rmtree(one.tracks)
+    print(f"{served} tracks were served whole after 100 kills, {50 * 8 - served} were not there")
+    assert 50 < served < 400, "some were killed before they were there, some after"
 
 
-def test_settings_come_from_the_environment_over_the_file_over_the_defaults(tmp_path):
-    (tmp_path / "set.toml").write_text(
+@pytest.fixture(scope="module")
+def set_up(tmp_path_factory):
+    """A daemon with settings of its own, some of them of no use, and no way to the hub."""
+    folder = tmp_path_factory.mktemp("settings")
+    (folder / "set.toml").write_text(
         'ace_step_steps = 9\nace_step_scheduler = "heun"\nace_step_guidance = 99.0\ncolour = "red"\n'
     )
     env = {
-        "LOFI_CONFIG": str(tmp_path / "set.toml"),
+        "LOFI_CONFIG": str(folder / "set.toml"),
         "LOFI_ACE_STEP_STEPS": "8",
         "LOFI_BACKEND": "musicgen",
         "LOFI_DEVICE": "toaster",
         "LOFI_THREADS": "0",
+        "LOFI_CACHE_MAX_MB": "2",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hub"),
     }
-    with Editor(tmp_path, **env) as editor:
-        told = editor.ask("get_backends")
-        assert told["default_backend"] == "musicgen"
-        ace_step = told["backends"][1]
-        assert ace_step["default_inference_steps"] == 8
-        assert ace_step["default_scheduler"] == "heun"
-        assert ace_step["default_guidance_scale"] == 3.0
-        made = editor.ask("generate", prompt="x", duration_sec=5, backend="ace_step", seed=1)
-        editor.ending(made["track_id"])
-        asked = {"inference_steps": 8, "scheduler": "heun", "guidance_scale": 3}
-        again = {"prompt": "x", "duration_sec": 5, "backend": "ace_step", "seed": 1, **asked}
-        assert editor.ask("generate", **again)["status"] == "cached"
-        again["scheduler"] = "euler"
-        assert editor.ask("generate", **again)["track_id"] != made["track_id"]
-        for word in (b"ace_step_guidance", b"colour", b"device", b"threads"):
-            assert word in editor.log
+    with Editor(folder, **env) as editor:
+        yield editor
 
 
-def test_a_device_that_is_not_there_fails_by_name(tmp_path):
-    with Editor(tmp_path, REAL, LOFI_DEVICE="metal", ACE_MODEL="mini") as editor:
-        made = editor.ask("generate", prompt="x", duration_sec=5)
-        how = editor.ending(made["track_id"])
-        assert (how["how"], how["code"]) == ("error", "MODEL_LOAD_FAILED")
-        assert {b["status"] for b in editor.ask("get_backends")["backends"]} == {"error"}
+def test_settings_come_from_the_environment_over_the_file_over_the_defaults(set_up):
+    told = set_up.ask("get_backends")
+    assert told["default_backend"] == "musicgen"
+    ace_step = told["backends"][1]
+    assert ace_step["default_inference_steps"] == 8
+    assert ace_step["default_scheduler"] == "heun"
+    assert ace_step["default_guidance_scale"] == 3.0
+    assert set_up.refusal("generate", prompt="x") == (-32008, "BACKEND_NOT_INSTALLED")
+    made = set_up.ask("generate", prompt="x", duration_sec=5, backend="ace_step", seed=1)
+    set_up.ending(made["track_id"])
+    asked = {"inference_steps": 8, "scheduler": "heun", "guidance_scale": 3}
+    again = {"prompt": "x", "duration_sec": 5, "backend": "ace_step", "seed": 1, **asked}
+    assert set_up.ask("generate", **again)["status"] == "cached"
+    other = set_up.ask("generate", **again | {"scheduler": "euler", "inference_steps": 4})
+    assert other["track_id"] != made["track_id"]
+    set_up.ending(other["track_id"])
+    sidecar = json.loads((set_up.tracks / f"{other['track_id']}.json").read_text())
+    assert sidecar["params"] == {**asked, "scheduler": "euler", "inference_steps": 4}
+    for word in (b"ace_step_guidance", b"colour", b"device", b"threads"):
+        assert word in set_up.log
+
+
+def test_the_cache_keeps_to_its_limit_and_its_newest(set_up):
+    made, asked = [], {"backend": "ace_step", "duration_sec": 5}
+    for n in range(4):
+        track = set_up.ask("generate", prompt=f"n {n}", seed=n, **asked)["track_id"]
+        assert set_up.ending(track)["how"] == "complete"
+        made.append(track)
+    assert sorted(p.stem for p in set_up.tracks.glob("*.wav")) == sorted(made[-2:])
+    huge = set_up.ask("generate", prompt="long", seed=1, **asked | {"duration_sec": 20})["track_id"]
+    assert os.path.exists(set_up.ending(huge)["path"])
+    assert [p.stem for p in set_up.tracks.glob("*.wav")] == [huge]
+
+
+def test_a_download_without_the_hub_ends_with_an_error_and_may_be_tried_again(set_up):
+    for nth in range(2):
+        assert set_up.ask("download_backend", backend="musicgen")["started"]
+        said = set_up.downloads("error", nth + 1)[nth]
+        assert (said["backend"], said["code"]) == ("musicgen", "MODEL_DOWNLOAD_FAILED")
+        musicgen = set_up.ask("get_backends")["backends"][0]
+        assert (musicgen["status"], musicgen["error"]) == ("error", said["message"])
+    refused = set_up.refusal("generate", prompt="x", backend="musicgen")
+    assert refused == (-32008, "BACKEND_NOT_INSTALLED")
+
+
+def test_a_download_is_told_to_its_end_and_then_musicgen_is_there(tmp_path):
+    """Killed in the middle, it goes on where it was; the status follows it all."""
+    files = dict.fromkeys(musicgen.MUSICGEN.files, 100) | {"model.safetensors": 400_000}
+    with repository(tmp_path / "served", musicgen.MUSICGEN.repo, files):
+        pass
+    with FakeHub(tmp_path / "served", lfs_threshold=1 << 16) as hub:
+        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+        hub.faults.rate = 400_000
+        with Editor(tmp_path, **env) as editor:
+            assert editor.ask("get_backends")["backends"][0]["status"] == "not_installed"
+            started = editor.ask("download_backend", backend="musicgen")
+            assert (started["started"], started["already_downloading"]) == (True, False)
+            again = editor.ask("download_backend", backend="musicgen")
+            assert (again["started"], again["already_downloading"]) == (False, True)
+            assert editor.ask("get_backends")["backends"][0]["status"] == "downloading"
+            editor.find(lambda m: m.get("params", {}).get("component") == "model.safetensors")
+        parts = [p for p in (tmp_path / "hf").rglob("partial/*") if p.suffix != ".etag"]
+        had = sum(part.stat().st_size for part in parts)
+        hub.faults.rate = 0
+        with Editor(tmp_path, **env) as editor:
+            assert editor.ask("download_backend", backend="musicgen")["started"]
+            assert editor.downloads("complete", 1) == [{"backend": "musicgen"}]
+            told = editor.downloads("progress", 1)
+            assert all(t["overall_percent"] <= 100 and t["bytes_total"] == 400_200 for t in told)
+            assert [t["bytes_downloaded"] for t in told] == sorted(
+                t["bytes_downloaded"] for t in told
+            )
+            assert (told[-1]["overall_percent"], told[-1]["bytes_downloaded"]) == (100, 400_200)
+            assert (told[-1]["files_completed"], told[-1]["files_total"]) == (3, 3)
+            ready = editor.ask("get_backends")["backends"][0]
+            assert (ready["status"], ready["error"]) == ("ready", None)
+            assert ready["model_version"].startswith("musicgen-small-")
+            made = editor.ask("generate", prompt="slow", duration_sec=5, backend="musicgen")
+            assert made["status"] == "generating"
+        assert hub.log[-1].range == (f"bytes={had}-" if had else "")
 
 
 # The embedded model plays from here on.
@@ -597,60 +665,61 @@ def short(path) -> np.ndarray:
     return np.clip((sound + 0x8000) >> 16, -32768, 32767)
 
 
-def test_daemon_and_command_line_make_equal_samples(real, tmp_path):
-    how = real.ending(real.ask("generate", **PIECE, scheduler="pingpong")["track_id"])
-    assert how["how"] == "complete", how
-    out = tmp_path / "line.wav"
-    done = run_app(
-        *("generate", "--prompt", PIECE["prompt"], "--duration-s", "5", "--seed", "7"),
-        *("--inference-steps", "2", "--instrumental", "--no-thinking", "--no-use-cot-caption"),
-        *("--no-use-cot-metas", "--no-use-cot-language", "--infer-method", "sde"),
-        *("--out", str(out)),
-    )
+def sidecar_of(editor, track: str) -> dict:
+    return json.loads((editor.tracks / f"{track}.json").read_text())
+
+
+def flags(request: dict) -> list[str]:
+    """A request as the command line has it."""
+    given = []
+    for name, value in request.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            given.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value not in (None, "", [], "unknown"):
+            given += [f"--{flag}", str(value)]
+    return given
+
+
+def by_page(studio, request: dict, _: Path) -> Path:
+    page = Page(studio)
+    form = page.inputs("generate")
+    page.make("generate", "page", **{k: v for k, v in request.items() if k in form})
+    return Path(studio.takes("page")[0].path)
+
+
+def by_api(studio, request: dict, folder: Path) -> Path:
+    for sent, _ in endpoint(studio, Generate)(*(request[k.name] for k in Generate.knobs())):
+        if sent:
+            return Path(shutil.copy(sent["path"], folder / "api.wav"))
+    raise AssertionError("nothing was sent")
+
+
+def by_command_line(_, request: dict, folder: Path) -> Path:
+    out = folder / "line.flac"
+    done = run_app("generate", *flags(request), "--out", str(out))
     assert done.returncode == 0, done.stderr
-    track = soundfile.read(how["path"], dtype="int16", always_2d=True)[0]
-    assert np.array_equal(track, short(out))
-    assert np.abs(track).max() > 10_000
+    return out
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "seed"), [("euler", 7), ("heun", 7), ("pingpong", 2**63 + 12_345)]
+    ("scheduler", "seed", "faces"),
+    [
+        ("euler", 7, [by_api]),
+        ("heun", 7, [by_api]),
+        ("pingpong", 2**63 + 12_345, [by_page, by_api, by_command_line]),
+    ],
 )
-def test_daemon_and_studio_make_equal_samples_of_any_seed(real, studio, scheduler, seed):
+def test_every_face_makes_the_same_samples(real, studio, tmp_path, scheduler, seed, faces):
+    """Page, API and command line are given what stands in the sidecar of a track of the daemon."""
     made = real.ask("generate", **{**PIECE, "seed": seed, "scheduler": scheduler})
     how = real.ending(made["track_id"])
-    assert (made["seed"], how["seed"]) == (seed, seed)
-    sidecar = json.loads((real.tracks / f"{made['track_id']}.json").read_text())
-    *_, take = studio.run(Generate.of(sidecar["request"]), "page")
+    assert (how["how"], made["seed"], how["seed"]) == ("complete", seed, seed), how
     track = soundfile.read(how["path"], dtype="int16", always_2d=True)[0]
-    assert np.array_equal(track, short(take.path))
-
-
-def test_musicgen_plays_too_and_alone(real):
-    """In tokens, at 48 kHz, with its licence in the file; the other model is out of memory then."""
-    asked = {"prompt": "warm lofi piano", "duration_sec": 5, "seed": 7, "backend": "musicgen"}
-    made = real.ask("generate", **asked, scheduler="heun", guidance_scale=9)
-    how = real.ending(made["track_id"])
-    assert (how["how"], how["backend"], how["sample_rate"]) == ("complete", "musicgen", 48000)
-    for note in real.notes(made["track_id"], "progress"):
-        told = note["params"]
-        assert told["total_steps"] == told["tokens_estimated"] == 250
-        assert told["current_step"] == told["tokens_generated"]
-    percents = [note["params"]["percent"] for note in real.notes(made["track_id"], "progress")]
-    assert percents == sorted(set(percents))
-    assert percents[-1] == 99
-    assert b"CC-BY-NC-4.0, not for commercial use" in Path(how["path"]).read_bytes()
-    sidecar = json.loads((real.tracks / f"{made['track_id']}.json").read_text())
-    assert (sidecar["commercial_use"], sidecar["params"]) == (False, {})
-    assert real.ask("generate", **asked)["status"] == "cached"
-    loaded = [b["loaded"] for b in real.ask("get_backends")["backends"]]
-    assert loaded == [True, False]
-    place = host.find_place("cpu")
-    studio = backend.Studio(checkpoints.choose("mini"), place, "none", real.musicgen)
-    *_, take = studio.run(Musicgen.of(sidecar["request"]), "page")
-    track = soundfile.read(how["path"], dtype="int16", always_2d=True)[0]
-    assert np.array_equal(track, short(take.path))
-    studio.leave("page")
+    assert np.abs(track).max() > 10_000
+    request = sidecar_of(real, made["track_id"])["request"]
+    for face in faces:
+        assert np.array_equal(track, short(face(studio, request, tmp_path))), face.__name__
 
 
 def test_ping_and_cancel_while_the_model_plays(real):
@@ -664,13 +733,13 @@ def test_ping_and_cancel_while_the_model_plays(real):
         before = time.monotonic()
         real.ask("ping")
         pings.append(time.monotonic() - before)
+    assert max(pings) < 0.5
+    assert sorted(pings)[10] < 0.05
     assert real.ask("get_backends")["backends"][1]["loaded"]
     before = time.monotonic()
     assert real.ask("cancel", track_id=track)["was_generating"]
     how = real.ending(track)
-    print(
-        f"ping {1000 * max(pings):.1f} ms at most, cancelled in {time.monotonic() - before:.2f} s"
-    )
+    assert time.monotonic() - before < 5, "a step's time, on a machine that does other things, too"
     assert (how["how"], how["total_steps"]) == ("cancelled", 100)
     assert 1 <= how["at_step"] < 100
     after_end = real.notes(track)[-1]
@@ -690,8 +759,63 @@ def test_another_process_makes_an_equal_file_and_ends_in_a_job(real, tmp_path):
         assert b"ACE Music Studio" in both[0]
         job = editor.ask("generate", prompt="x", duration_sec=60, inference_steps=50)["track_id"]
         editor.find(lambda m: m.get("method") and m["params"]["track_id"] == job)
-        before = time.monotonic()
-        assert editor.end() == 0
-        assert time.monotonic() - before < 5
+        assert seconds_to_the_end(editor) < 1
         assert not list(tmp_path.glob("ace-studio-*"))
         assert not list(editor.tracks.glob(f"*{job}*"))
+
+
+def test_musicgen_plays_too_and_alone(real, tmp_path):
+    """In tokens, at 48 kHz, with its licence in the file; the other model is out of memory then."""
+    asked = {"prompt": "warm lofi piano", "duration_sec": 5, "seed": 7, "backend": "musicgen"}
+    made = real.ask("generate", **asked, scheduler="heun", guidance_scale=9)
+    how = real.ending(made["track_id"])
+    assert (how["how"], how["backend"], how["sample_rate"]) == ("complete", "musicgen", 48000)
+    for note in real.notes(made["track_id"], "progress"):
+        told = note["params"]
+        assert told["total_steps"] == told["tokens_estimated"] == 250
+        assert told["current_step"] == told["tokens_generated"]
+    percents = [note["params"]["percent"] for note in real.notes(made["track_id"], "progress")]
+    assert percents == sorted(set(percents))
+    assert percents[-1] == 99
+    assert b"CC-BY-NC-4.0, not for commercial use" in Path(how["path"]).read_bytes()
+    sidecar = sidecar_of(real, made["track_id"])
+    assert (sidecar["commercial_use"], sidecar["params"]) == (False, {})
+    assert real.ask("generate", **asked)["status"] == "cached"
+    loaded = [b["loaded"] for b in real.ask("get_backends")["backends"]]
+    assert loaded == [True, False]
+    out = tmp_path / "piece.flac"
+    done = run_app(
+        *("generate", "--backend", "musicgen", *flags(sidecar["request"]), "--out", str(out)),
+        ACE_MUSICGEN=str(real.musicgen),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Loading MusicGen" in done.stderr
+    track = soundfile.read(how["path"], dtype="int16", always_2d=True)[0]
+    assert np.array_equal(track, short(out))
+    assert settings.read_settings(out)["mode"] == "musicgen"
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "said"),
+    [
+        ("musicgen", "121", "5 to 120 s"),
+        ("ace-step", "241", "5 to 240 s"),
+        ("ace_step", "4", "5 to 240 s"),
+    ],
+)
+def test_the_command_line_has_the_ranges_of_each_backend(capsys, name, seconds, said):
+    line = ("generate", "--backend", name, "--prompt", "x", "--duration-s", seconds)
+    assert app.main([*line, "--model", "mini", "--device", "cpu"]) == app.USAGE
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_track_of_240_s_has_no_seam_where_it_was_decoded_in_tiles(real):
+    made = real.ask("generate", prompt="warm lofi piano", duration_sec=240, seed=7)
+    track = real.ending(made["track_id"])
+    sound, rate = soundfile.read(track["path"], dtype="float32", always_2d=True)
+    assert (sound.shape, rate) == ((240 * 48_000, 2), 48_000)
+    edges = range(256 * 1920, len(sound), 256 * 1920)
+    assert len(edges) == 23
+    assert seamless(sound.T, edges, rate)
