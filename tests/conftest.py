@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,30 @@ def studio(own_cache):
     yield made
     for visitor in list(made._shelf):
         made.leave(visitor)
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path, own_cache) -> Iterator[Command]:
+    """`python app.py ...` run to its end from an empty folder, in this process: a new one takes
+    seconds to import what this one has."""
+    import app
+
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        try:
+            code = app.main(args)
+        except SystemExit as left:
+            code = left.code
+        return subprocess.CompletedProcess(args, code, *capsys.readouterr())
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.chdir(tmp_path)
+    yield run
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 UNPLANNED = {

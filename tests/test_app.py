@@ -14,16 +14,17 @@ import pytest
 import soundfile
 from conftest import ROOT, run_app
 
-SHORT = ("--duration-s", "10", "--inference-steps", "2", "--prompt", "lofi piano")
+from song import Generate
+
+ALONE = ("--planner", "none")
+SHORT = ("--duration-s", "10", "--inference-steps", "2", "--prompt", "lofi piano", *ALONE)
 
 
-def test_two_runs_with_one_seed_write_identical_bytes(tmp_path):
-    for name, seed in (("a", "7"), ("b", "7"), ("c", "8")):
-        done = run_app(
-            *("generate", "--prompt", "warm lofi piano", "--duration-s", "12.34"),
-            *("--inference-steps", "2", "--seed", seed, "--out", str(tmp_path / f"{name}.wav")),
-            "--without-settings",
-        )
+def test_processes_with_one_seed_write_identical_bytes(command, tmp_path):
+    asked = ("generate", *SHORT, "--duration-s", "12.34", "--without-settings")
+    runs = {"a": (run_app, "7"), "b": (command, "7"), "c": (command, "8")}
+    for name, (run, seed) in runs.items():
+        done = run(*asked, "--seed", seed, "--out", str(tmp_path / f"{name}.wav"))
         assert done.returncode == 0, done.stderr
         assert done.stdout == ""
     a, b, c = ((tmp_path / f"{n}.wav").read_bytes() for n in "abc")
@@ -33,23 +34,31 @@ def test_two_runs_with_one_seed_write_identical_bytes(tmp_path):
     assert (rate, sound.shape) == (48000, (592320, 2))
 
 
-def test_json_on_stdout_progress_on_stderr_and_flac_is_the_wav(tmp_path):
-    wav, flac = tmp_path / "s.wav", tmp_path / "s.flac"
-    for out in (wav, flac):
-        done = run_app("generate", *SHORT, "--seed", "3", "--out", str(out), "--json")
+def test_json_on_stdout_progress_on_stderr_and_flac_is_the_wav(command):
+    for out in ("s.wav", "s.flac"):
+        done = command("generate", *SHORT, "--seed", "3", "--out", out, "--json")
         assert done.returncode == 0, done.stderr
         take = json.loads(done.stdout)
-        assert take["path"] == str(out)
+        assert take["path"] == out
         assert take["request"]["seed"] == 3
         assert take["model"]["name"] == "mini"
         assert "step" in done.stderr
-    assert np.array_equal(soundfile.read(wav)[0], soundfile.read(flac)[0])
+    assert np.array_equal(soundfile.read("s.wav")[0], soundfile.read("s.flac")[0])
 
 
-def test_without_out_the_seed_names_the_file(tmp_path):
-    done = run_app("generate", *SHORT, "--seed", "42", cwd=tmp_path)
+def test_the_environment_says_the_model_and_cannot_cut_off_the_embedded_one(tmp_path):
+    """Every way out leads to a port nobody listens on: one request outside would fail."""
+    dead = "http://127.0.0.1:9"
+    done = run_app(
+        *("generate", *SHORT, "--seed", "42", "--json"),
+        cwd=tmp_path,
+        ACE_MODEL=str(ROOT / "vendor" / "ace-step-mini"),
+        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT"), dead),
+        HF_HUB_OFFLINE="0",
+    )
     assert done.returncode == 0, done.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["song-42.wav"]
+    assert json.loads(done.stdout)["model"]["licence"] == "unknown"
+    assert os.listdir(tmp_path) == ["song-42.wav"], "named by its seed"
 
 
 @pytest.mark.parametrize(
@@ -59,9 +68,9 @@ def test_without_out_the_seed_names_the_file(tmp_path):
         (["--prompt", "x", "--out", "song.ogg"], ".wav, .flac or .mp3"),
     ],
 )
-def test_bad_usage_is_exit_2_with_a_sentence(args, says):
-    """Every other fault is put in by `test_faults`, without a process of its own."""
-    done = run_app("generate", *args)
+def test_bad_usage_is_exit_2_with_a_sentence(command, args, says):
+    """Every other fault is put in by `test_faults`."""
+    done = command("generate", *args)
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -79,6 +88,7 @@ def test_ctrl_c_cancels_cleanly(tmp_path):
             "120",
             "--inference-steps",
             "100",
+            *ALONE,
         ],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
@@ -114,47 +124,29 @@ def test_the_studio_tells_where_it_is_and_ends_without_a_trace(tmp_path, number)
     assert not list(tmp_path.glob("ace-studio-*"))
 
 
-def test_proxies_and_a_dead_hub_do_not_matter_to_the_embedded_model(tmp_path):
-    """Every way out leads to a port nobody listens on: one request outside would fail."""
-    dead = "http://127.0.0.1:9"
-    done = run_app(
-        *("generate", *SHORT, "--out", str(tmp_path / "s.wav")),
-        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT"), dead),
-        HF_HUB_OFFLINE="0",
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_song_goes_through_every_door_and_comes_back(tmp_path):
-    """Made as MP3, extended to FLAC, replayed, mastered, exported: each in a process of its own."""
+def test_a_song_goes_through_every_door_and_comes_back(command, tmp_path):
+    """Made as MP3, extended to FLAC, replayed, mastered, exported."""
 
     def run(*args, code=0):
-        done = run_app(*args, cwd=tmp_path)
+        done = command(*args)
         assert done.returncode == code, done.stderr
         return done
 
     run("generate", *SHORT, "--seed", "5", "--out", "a.mp3")
-    run(
-        "extend",
-        "--source",
-        "a.mp3",
-        "--after-s",
-        "2.5",
-        "--inference-steps",
-        "2",
-        "--out",
-        "b.flac",
-    )
+    more = ("--after-s", "2.5", "--inference-steps", "2", *ALONE)
+    run("extend", "--source", "a.mp3", *more, "--out", "b.flac")
     assert soundfile.info(tmp_path / "a.mp3").frames == 480_000
     assert soundfile.info(tmp_path / "b.flac").frames == 600_000
     assert "settings-need-file" in run("replay", "b.flac", code=2).stderr
-    again = run("replay", "b.flac", "--source", "a.mp3", "--out", "c.wav")
+    again = run("replay", "b.flac", "--source", "a.mp3", *ALONE, "--out", "c.wav")
     assert "The same samples came out, every one." in again.stderr
     both = [soundfile.read(tmp_path / name)[0] for name in ("b.flac", "c.wav")]
     assert np.array_equal(*both)
-    told = json.loads(run("master", "--source", "c.wav", "--json").stdout)
+    told = json.loads(run("master", "--source", "c.wav", "--out", "m.flac", "--json").stdout)
     assert told["facts"]["true_peak_dbtp"] <= -1.0
-    assert told["paths"] == ["c-master.wav"]
+    assert told["paths"] == ["m.flac"]
+    again = run("replay", "m.flac", "--source", "a.mp3", *ALONE, "--out", "n.wav")
+    assert "The same samples came out, every one." in again.stderr, "mastered again, too"
     run("export", "--source", "c.wav", "--format", "mp3", "--no-settings", "--out", "d.mp3")
     assert "settings-missing" in run("replay", "d.mp3", code=2).stderr
     assert "writer-missing" in run("lyrics", "--brief", "rain", code=1).stderr
@@ -162,17 +154,8 @@ def test_a_song_goes_through_every_door_and_comes_back(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_help_is_made_from_the_knobs():
-    said = run_app("generate", "--help").stdout
-    from song import Generate
-
+def test_help_is_made_from_the_knobs(command):
+    said = command("generate", "--help").stdout
     for knob in Generate.knobs():
         option = "adapter" if knob.name == "adapters" else knob.name.replace("_", "-")
         assert f"--{option} " in said
-
-
-def test_the_model_may_be_chosen_by_environment(tmp_path):
-    env = {"ACE_MODEL": str(ROOT / "vendor" / "ace-step-mini")}
-    done = run_app("generate", *SHORT, "--out", str(tmp_path / "s.wav"), "--json", **env)
-    assert json.loads(done.stdout)["model"]["licence"] == "unknown"
-    assert os.listdir(tmp_path) == ["s.wav"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -46,19 +45,22 @@ def files(tmp_path_factory) -> dict[str, str]:
 class Terminal:
     """The command line in this process, and places where a fault can be put."""
 
-    def __init__(self, monkeypatch, capsys, folder: Path, files: dict[str, str]) -> None:
-        self.patch, self.folder, self.files = monkeypatch, folder, files
-        self._capsys = capsys
+    def __init__(self, command, monkeypatch, folder: Path, files: dict[str, str]) -> None:
+        self._command, self.patch, self.folder, self.files = command, monkeypatch, folder, files
+
+    def run(self, *args: str, model: str = "mini"):
+        """What comes of `python app.py args`."""
+        filled = [self.files.get(arg.removeprefix("@"), arg) for arg in args]
+        return self._command(filled[0], "--model", model, *filled[1:])
 
     def say(self, *args: str, model: str = "mini") -> str:
-        """The last line that `python app.py args` writes for a person."""
-        filled = [self.files.get(arg.removeprefix("@"), arg) for arg in args]
-        code = app.main([filled[0], "--model", model, *filled[1:]])
-        out, err = self._capsys.readouterr()
-        assert code in (app.USAGE, app.FAILED)
-        assert out == ""
-        assert "Traceback" not in err or "internal" in err, "a bug goes to the log, nothing else"
-        return err.strip().splitlines()[-1]
+        """The last line that `python app.py args` writes for a person, having failed."""
+        done = self.run(*args, model=model)
+        assert done.returncode in (app.USAGE, app.FAILED)
+        assert done.stdout == ""
+        told = done.stderr
+        assert "Traceback" not in told or "internal" in told, "a bug goes to the log, nothing else"
+        return told.strip().splitlines()[-1]
 
     def model(self, *without: str) -> Path:
         """A folder with the embedded model, by links, without some of its parts."""
@@ -72,12 +74,8 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(monkeypatch, capsys, tmp_path, files, own_cache):
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.chdir(tmp_path)
-    yield Terminal(monkeypatch, capsys, tmp_path, files)
-    for number, handler in kept.items():
-        signal.signal(number, handler)
+def terminal(command, monkeypatch, tmp_path, files):
+    return Terminal(command, monkeypatch, tmp_path, files)
 
 
 ASKED = {
@@ -200,8 +198,7 @@ def a_bug(t):
 def file_not_brought(t):
     source = str(shutil.copy(t.files["song"], t.folder / "mine.flac"))
     quick = ("--after-s", "1", "--inference-steps", "1", "--out", "b.flac")
-    assert app.main(["extend", "--model", "mini", "--source", source, *quick]) == 0
-    t._capsys.readouterr()
+    assert t.run("extend", "--source", source, *quick).returncode == 0
     return t.say("replay", "b.flac")
 
 
