@@ -35,11 +35,11 @@ end
 t.test("setup starts nothing, is fast and makes no global", function()
   local before = vim.tbl_keys(_G)
   local lofi
-  local took = math.huge -- the best of some: the machine may be busy
+  local took = math.huge -- the best of some, on the processor's clock: the machine may be busy
   for _ = 1, 5 do
-    local began = t.now()
+    local began = os.clock()
     lofi = t.fresh()
-    took = math.min(took, t.now() - began)
+    took = math.min(took, 1000 * (os.clock() - began))
   end
   assert(took < 10, "it took " .. took .. " ms")
   t.equal(#vim.tbl_keys(_G), #before)
@@ -334,7 +334,7 @@ t.test(
     t.equal(lofi.is_generating(), false)
     t.equal(generate(lofi, "late one").code, "DAEMON_TIMEOUT")
     t.wait(function()
-      return t.received()[#t.received()]:find('"cancel"')
+      return (t.received()[#t.received()] or ""):find('"cancel"')
     end, "the cancel")
   end
 )

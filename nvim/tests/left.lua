@@ -1,15 +1,17 @@
--- An editor in the middle of a job, for a test that ends it: FILE gets the daemon's number.
+-- An editor that is left in the middle of a job: FILE gets the daemon's number.
+local t = require("harness")
 local lofi = require("lofi")
-lofi.setup({ model = "mini", device = "cpu", env = { LOFI_CACHE_PATH = vim.env.CACHE } })
-lofi.on("generation_progress", function()
-  lofi.events.clear()
-  for _, channel in ipairs(vim.api.nvim_list_chans()) do
-    if channel.stream == "job" then
-      vim.fn.writefile({ tostring(vim.fn.jobpid(channel.id)) }, vim.env.FILE)
-    end
+lofi.setup({
+  cmd = { vim.env.LOFI_TEST_PYTHON, vim.env.DAEMON },
+  env = { LOFI_CACHE_PATH = t.folder },
+})
+lofi.generate("slow and long")
+t.wait(function()
+  return lofi.current_track() and lofi.current_track().percent > 0
+end, "progress", 60000)
+for _, channel in ipairs(vim.api.nvim_list_chans()) do
+  if channel.stream == "job" then
+    vim.fn.writefile({ tostring(vim.fn.jobpid(channel.id)) }, vim.env.FILE)
   end
-  if vim.env.LEAVE then
-    vim.cmd("qall!")
-  end
-end)
-lofi.generate({ prompt = "long", duration_sec = 30, inference_steps = 200 })
+end
+vim.cmd("qall!")
