@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import UNPLANNED, drain, heard, run_app
+from conftest import UNPLANNED, drain, heard
 from trained import forge, pair, train, write
 
 import adapters
@@ -307,19 +307,19 @@ def test_a_strength_out_of_range_is_told(text):
         Generate.of({"prompt": "x", "adapters": [text]})
 
 
-def test_the_command_line_plays_and_replays_with_adapters(warm, tmp_path):
+def test_the_command_line_plays_and_replays_with_adapters(command, warm, tmp_path):
     song, alone = tmp_path / "song.flac", ("--planner", "none")
     asked = ("--prompt", "lofi", "--duration-s", "5", "--inference-steps", "2", "--seed", "3")
     worn = ("--adapter", f"{warm}:0.6")
-    made = run_app("generate", *asked, *worn, *alone, "--out", str(song), "--json")
+    made = command("generate", *asked, *worn, *alone, "--out", str(song), "--json")
     assert made.returncode == 0, made.stderr
     assert json.loads(made.stdout)["adapters"][0]["strength"] == 0.6
-    bare = run_app("replay", str(song), *alone)
+    bare = command("replay", str(song), *alone)
     assert bare.returncode == 2
     assert "settings-need-adapter: warm.safetensors" in bare.stderr
     out = ("--out", str(tmp_path / "again.wav"))
-    again = run_app("replay", str(song), "--adapter", str(warm), *alone, *out)
+    again = command("replay", str(song), "--adapter", str(warm), *alone, *out)
     assert "The same samples came out, every one." in again.stderr
-    without = run_app("replay", str(song), "--without-adapters", *alone, *out)
+    without = command("replay", str(song), "--without-adapters", *alone, *out)
     assert "The adapter warm.safetensors played at 0.6 then" in without.stderr
     assert re.search("dB below the song|another song", without.stderr)

@@ -192,8 +192,9 @@ def online(hub, tmp_path):
 def test_a_model_is_fetched_on_first_use_and_only_then(hub, tmp_path):
     out = tmp_path / "song.wav"
     args = (
-        *("generate", "--model", "founders/model", "--prompt", "lofi", "--duration-s", "10"),
-        *("--inference-steps", "1", "--seed", "1", "--out", str(out), "--json"),
+        *("generate", "--model", "founders/model", "--planner", "none", "--prompt", "lofi"),
+        *("--duration-s", "5", "--inference-steps", "1", "--seed", "1", "--out", str(out)),
+        "--json",
     )
     first = run_app(*args, **online(hub, tmp_path))
     assert first.returncode == 0, first.stderr
