@@ -116,10 +116,17 @@ def memory_gb(device: str) -> float:
     return psutil.virtual_memory().total / 1e9
 
 
-def free(device: str) -> None:
-    """Give memory that nothing holds any more back to the device, and to the machine."""
+def free(device: str, everything: bool = False) -> None:
+    """Give memory that nothing holds any more back to the device, and to the machine.
+
+    Args:
+        everything: look through what `gc.freeze` set aside, too. Libraries alone are half a
+            million objects, and while they are looked through nobody gets an answer.
+    """
     import gc
 
+    if everything:
+        gc.unfreeze()
     gc.collect()
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)  # every job has a thread of its own, and glibc keeps what each of them freed

@@ -35,6 +35,10 @@ REMEMBERED = 1000
 MAIN_STAGES = ("Denoising", "Composing")
 """The stages whose steps are a job's progress."""
 
+AFTER_STEPS = {"ace_step": 8, "musicgen": 0}
+"""What comes after a job's last step, in steps, as long as it was never measured on this machine:
+decoding and writing take as long as eight steps, and next to nothing beside tokens."""
+
 NOT_LOADED = {"model-broken", "model-mismatch", "model-missing", "model-gated", "device-missing"}
 """Failures that mean a model cannot be played at all."""
 
@@ -81,7 +85,8 @@ class Job:
         if event.left_s:
             return sum(event.left_s) / 2
         step, since = self.first
-        return (now - since) / max(1, event.step - step) * (event.steps - event.step)
+        left = event.steps - event.step + AFTER_STEPS[self.order.backend]
+        return (now - since) / max(1, event.step - step) * left
 
 
 class Lofi:

@@ -6,6 +6,7 @@ one place, and the same draws give the tokens that `generate` would give.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import time
@@ -345,6 +346,7 @@ def _model(weights: Checkpoint, folder: Path) -> MusicgenForConditionalGeneratio
     from transformers import MusicgenForConditionalGeneration
     from transformers.utils import logging
 
+    gc.freeze()  # as in `pipeline`
     logging.disable_progress_bar()
     file = "model.safetensors"
     try:

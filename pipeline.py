@@ -6,6 +6,7 @@ Stands on diffusers' components; the loop is our own. Everything long is a gener
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 import time
@@ -143,6 +144,7 @@ class Engine:
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
+        gc.freeze()  # the libraries stay: `host.free` need not look through them after every job
         yield Progress(stage="Loading", step=0, steps=3)
         announced = checkpoints.inspect(model, folder)
         yield Progress(stage="Loading", step=1, steps=3)

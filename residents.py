@@ -92,7 +92,7 @@ def _held(
                 isinstance(there, Checkpoint) != musicgen for there, *_ in _resident
             ):
                 _resident.clear()
-                host.free(job.place.device)
+                host.free(job.place.device, everything=True)
             _resident[key] = yield from load()
     return _resident[key]
 
