@@ -156,7 +156,7 @@ def test_jobs_wait_their_turn_and_a_waiting_one_can_be_stopped(studio):
     order, endings = [], {}
 
     def work(name, seen):
-        for event in studio.run(song(inference_steps=100 if name == "a" else 1), name):
+        for event in studio.run(song(inference_steps=40 if name == "a" else 1), name):
             if event.kind == "progress" and event.stage == "Denoising" and event.step == 1:
                 order.append(name)
             if event.kind == "progress" and event.stage == (

@@ -41,34 +41,41 @@ def test_prompt_is_the_one_the_encoder_was_trained_on(stock):
         assert pipeline.lyric_text("[Verse]\nla", "en") == lyric
 
 
+STOCK = {
+    "prompt": [song().prompt],
+    "lyrics": ["[Instrumental]"],
+    "vocal_language": "unknown",
+    "audio_duration": 10.0,
+    "num_inference_steps": 4,
+    "bpm": 90,
+    "keyscale": "C major",
+}
+
+
 @pytest.mark.parametrize(("guidance", "shift"), [(3.0, 1.0), (1.0, 3.0), (7.0, 2.0)])
-def test_with_every_extra_off_the_samples_are_the_stock_pipelines(engine, stock, guidance, shift):
-    request = song(
-        guidance_scale=guidance, shift=shift, inference_steps=4, bpm=90, keyscale="C major"
-    )
+def test_with_every_extra_off_the_latents_are_the_stock_pipelines(engine, stock, guidance, shift):
+    turned = {"guidance_scale": guidance, "shift": shift}
+    request = song(inference_steps=4, bpm=90, keyscale="C major", **turned)
     noise, _ = sampler.draw_noise(7, 250, 64)
-    asked = {
-        "prompt": [request.prompt],
-        "lyrics": ["[Instrumental]"],
-        "vocal_language": "unknown",
-        "audio_duration": 10.0,
-        "num_inference_steps": 4,
-        "guidance_scale": guidance,
-        "shift": shift,
-        "bpm": 90,
-        "keyscale": "C major",
-        "latents": noise,
-    }
     plain = pipeline.Engine(stock, engine.model, "cpu")
     with torch.inference_mode():
         conditions, _ = plain.conditions(request)
         latents = drain(plain.denoise(conditions, request, 7))
-        assert torch.equal(latents, stock(**asked, output_type="latent").audios)
-        wave = drain(codec.decode(stock.vae, latents)).numpy()
-        theirs = stock(**asked).audios[0].numpy()
-        assert np.array_equal(audio.level(wave)[0], theirs)
-        # As the studio loads it, zeros skipped: the same latents, and the same sound to rounding.
+        theirs = stock(**STOCK, **turned, latents=noise, output_type="latent").audios
+        assert torch.equal(latents, theirs)
+        # As the studio loads it, zeros skipped: the same latents.
         assert torch.equal(drain(engine.denoise(conditions, request, 7)), latents)
+
+
+def test_the_samples_are_the_stock_pipelines(engine, stock):
+    noise, _ = sampler.draw_noise(7, 125, 64)
+    asked = {**STOCK, "audio_duration": 5.0, "guidance_scale": 1.0, "shift": 1.0, "latents": noise}
+    with torch.inference_mode():
+        latents = stock(**asked, output_type="latent").audios
+        theirs = stock(**asked).audios[0].numpy()
+        wave = drain(codec.decode(stock.vae, latents)).numpy()
+        assert np.array_equal(audio.level(wave)[0], theirs)
+        # As the studio loads it, zeros skipped: the same sound to rounding.
         ours = audio.level(drain(codec.decode(engine.pipe.vae, latents)).numpy())[0]
         assert np.abs(ours - theirs).max() < 2e-6
 
