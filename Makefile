@@ -25,7 +25,8 @@ fetch: install
 	$(BIN)/python app.py fetch $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+		--no-loadscope-reorder $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check $(PAGES)

@@ -23,6 +23,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 """The embedded model needs no hub; a test that wants one starts a process of its own."""
 
 
+LONGEST_FILES = (
+    *("test_page", "test_mini", "test_nvim", "test_app", "test_musicgen", "test_finish"),
+    *("test_backend", "test_rack", "test_checkpoints", "test_daemon", "test_zero", "test_pipeline"),
+)
+"""They come first, so that processes which share the files end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 def drain(steps: Iterator[Any]) -> Any:
     """Run a generator to its end and hand over what it returns."""
     while True:
