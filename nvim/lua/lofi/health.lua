@@ -99,7 +99,7 @@ local function check_tracks()
   for _, file in ipairs(files) do
     bytes = bytes + math.max(0, vim.fn.getfsize(file))
   end
-  ok(("%d, %.0f of %d MB, in %s"):format(#files, bytes / 1e6, most, folder))
+  ok(("%d kept, %.0f of %d MB, in %s"):format(#files, bytes / 1e6, most, folder))
 end
 
 --- Asks a daemon that lives only as long as this check.
