@@ -14,6 +14,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -180,6 +181,82 @@ def start() -> list[tuple[str, str]]:
     ]
 
 
+def daemon(seconds: float) -> list[tuple[str, str]]:
+    """What an editor waits for, while the daemon plays the embedded model."""
+    began, notes = time.monotonic(), []
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [sys.executable, "app.py", "daemon", "--model", "mini", "--device", "cpu"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "LOFI_CACHE_PATH": folder, "HF_HUB_OFFLINE": "1"},
+        )
+
+        def read() -> dict[str, Any]:
+            message = json.loads(process.stdout.readline())
+            if "method" in message:
+                notes.append((time.monotonic(), message["method"], message["params"]))
+            return message
+
+        def ask(method: str, **params: Any) -> dict[str, Any]:
+            asked = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+            process.stdin.write(json.dumps(asked).encode() + b"\n")
+            process.stdin.flush()
+            while "result" not in (message := read()):
+                pass
+            return message["result"]
+
+        def song(seed: int) -> list[float]:
+            """Seconds that pings took while a song was made, and not only loaded."""
+            notes.clear()
+            ask("generate", prompt="warm lofi piano", duration_sec=round(seconds), seed=seed)
+            pings = []
+            while not notes or notes[-1][1] != "generation_complete":
+                asked = time.monotonic()
+                ask("ping")
+                pings += [time.monotonic() - asked] if notes else []
+                time.sleep(0.01)
+            return pings
+
+        ask("ping")
+        answered = time.monotonic() - began
+        song(1)
+        started = time.monotonic()
+        pings = song(2)
+        ended = notes[-1][0]
+        off = max(
+            abs(at + said["eta_sec"] - ended) / (ended - started)
+            for at, _, said in notes
+            if said.get("percent", 0) >= 10
+        )
+        track = ask("generate", prompt="long", duration_sec=round(seconds), inference_steps=200)
+        while read().get("method") != "generation_progress":
+            pass
+        asked = time.monotonic()
+        ask("cancel", track_id=track["track_id"])
+        while notes[-1][1] != "generation_cancelled":
+            read()
+        cancelled = notes[-1][0] - asked
+        ask("generate", prompt="long", duration_sec=round(seconds), inference_steps=200)
+        while read().get("method") != "generation_progress":
+            pass
+        closed = time.monotonic()
+        process.stdin.close()
+        process.wait()
+        gone = time.monotonic() - closed
+        process.stdout.close()
+    middle, most = 1000 * statistics.median(pings), 1000 * max(pings)
+    return [
+        ("process start to the first answer", f"{answered:.1f} s"),
+        ("ping while a song is made", f"{middle:.1f} ms, {most:.0f} ms at most"),
+        ("time left, off by at most after a tenth", f"{100 * off:.0f} % of the whole"),
+        ("cancel to its notification", f"{1000 * cancelled:.0f} ms"),
+        ("end of the input to end of the process", f"{1000 * gone:.0f} ms"),
+    ]
+
+
 def planner_against_generate(times: int) -> list[tuple[str, str]]:
     """Guided audio codes: our decoding against the library's, on the embedded planner's weights."""
     import torch
@@ -239,6 +316,7 @@ def main() -> None:
         ("start", start()),
         ("engine", engine_against_stock(args.seconds, args.times)),
         ("planner", planner_against_generate(args.times)),
+        ("daemon", daemon(args.seconds)),
     ):
         print(f"\n{title}")
         for name, value in rows:
