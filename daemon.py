@@ -14,7 +14,7 @@ import traceback
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator
 
 import config
 from backends import BACKENDS, SCHEDULERS
@@ -33,6 +33,9 @@ EARLY = frozenset({"ping", "shutdown"})
 """What is answered before the device and the models are found."""
 
 SHORTEST_S = 5
+
+MOST = 2**64 - 1
+"""The largest seed."""
 
 REFUSALS = {
     "queue-full": "QUEUE_FULL",
@@ -67,6 +70,12 @@ def _text(value: str) -> str:
     return value
 
 
+def _seed(value: int | None) -> int | None:
+    if value is None or 0 <= value <= MOST:
+        return value
+    raise ValueError(f"runs from 0 to {MOST}")
+
+
 Text = Annotated[str, AfterValidator(_text)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 WholeOrNot = Annotated[int | None, BeforeValidator(_whole)]
@@ -79,7 +88,7 @@ class ToGenerate(Params):
     prompt: Text
     duration_sec: Whole = 30
     backend: str | None = None
-    seed: Annotated[WholeOrNot, Field(ge=0, le=2**64 - 1)] = None
+    seed: Annotated[WholeOrNot, AfterValidator(_seed)] = None
     priority: Literal["normal", "high"] = "normal"
     inference_steps: WholeOrNot = None
     scheduler: str | None = None

@@ -7,6 +7,7 @@ overtakes the answer that it follows from.
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import sys
@@ -244,7 +245,7 @@ def _parsed(line: bytes | None) -> Any:
     if line is None:
         raise Refused("PARSE_ERROR", f"A line may have {LONGEST_LINE} bytes. Send less at once.")
     try:
-        return json.loads(line.decode(), parse_constant=_no_number)
+        return json.loads(line.decode(), parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         problem = "The line is not JSON in UTF-8. Send one message a line."
         raise Refused("PARSE_ERROR", problem) from error
@@ -252,6 +253,12 @@ def _parsed(line: bytes | None) -> Any:
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON")
+
+
+def _finite(text: str) -> float:
+    """A number that can be said again: 1e999 cannot."""
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
 
 
 def _shape(message: Any) -> tuple[str, Any]:
@@ -280,7 +287,7 @@ def _checked(model: type[Params], params: Any) -> Params:
         return model.model_validate(params or {})
     except ValidationError as error:
         complaints = "; ".join(
-            f"{str(each['loc'][0])[:40]}: {each['msg'].removeprefix('Value error, ')}"
+            f"{str([*each['loc'], 'a name'][0])[:40]}: {each['msg'].removeprefix('Value error, ')}"
             for each in error.errors()[:8]
         )
         known = ", ".join(model.model_fields) or "none"

@@ -84,6 +84,8 @@ CASES = [
     (b'[{"jsonrpc": "2.0", "method": "ping", "id": "1"}, {"jsonrpc"', None, PARSE),
     (b"[" * 100_000, None, PARSE),
     (b"1" * 10_000, None, PARSE),
+    (request(id=7).replace(b"7", b"1e999"), None, PARSE),
+    (b'[{"jsonrpc": "2.0", "method": "ping", "id": -1e999}]', None, PARSE),
     (b"[]", None, SHAPE),
     (b"7", None, SHAPE),
     (b"null", None, SHAPE),
@@ -100,6 +102,7 @@ CASES = [
     (request(method="Ping"), 1, METHOD),
     (request(method="cancel", params=["abc"]), 1, PARAMS),
     (request(method="ping", params={"now": 1}), 1, PARAMS),
+    (request(method="ping", params={"\ud800": 1}), 1, PARAMS),
     (request(method="cancel"), 1, PARAMS),
     (request(method="cancel", params={"track_id": 7}), 1, PARAMS),
 ]
@@ -541,7 +544,7 @@ def test_a_hundred_kills_leave_no_half_track(tmp_path):
             tracks = [[e.ask("generate", **a)["track_id"] for a in asked] for e in (one, two)]
             assert tracks[0] == tracks[1]
             one.ending(tracks[0][0])
-            time.sleep(chance.uniform(0, 0.4))
+            time.sleep(chance.uniform(0, 1.5))
         kept = Tracks(one.tracks, 10**9)
         for track in tracks[0]:
             if facts := kept.find(track):
@@ -551,7 +554,7 @@ def test_a_hundred_kills_leave_no_half_track(tmp_path):
                 served += 1
         shutil.rmtree(one.tracks)
     print(f"{served} tracks were served whole after 100 kills, {50 * 8 - served} were not there")
-    assert 50 < served < 400, "some were killed before they were there, some after"
+    assert 50 <= served < 400, "some were killed before they were there, some after"
 
 
 @pytest.fixture(scope="module")
