@@ -30,9 +30,9 @@ import post_process
 import settings
 import tooltips
 from errors import StudioError
-from finishing import FINISHES
+from finishing import FINISHES, Master
 from knobs import Knob, Request, Worn
-from replay import compare, faithful, worn_again
+from replay import compare, faithful, sound_of, worn_again
 from song import SONGS, Cancelled, Draft, Failed, Lyrics, Made, Progress, Take
 
 COMMANDS: dict[str, type[Request]] = {**SONGS, Lyrics.mode: Lyrics, **FINISHES}
@@ -216,6 +216,8 @@ def _make(studio: backend.Studio, mode: type[Request], args: argparse.Namespace)
     """Do one thing without a page."""
     names = {knob.name for knob in mode.knobs()}
     given = {k: v for k, v in vars(args).items() if k in names and v is not None}
+    if "format" in names and (kind := _kind(args.out)):
+        given.setdefault("format", kind)
     return _done(_to_the_end(studio, mode.of(given), args), args)
 
 
@@ -230,8 +232,15 @@ def _replay(studio: backend.Studio, args: argparse.Namespace) -> int:
     elif args.adapters:
         given["adapters"] = worn_again(told, [Worn.of(text) for text in args.adapters])
     ending = _to_the_end(studio, settings.request_of(told, **given), args)
-    if isinstance(ending, Take):
-        for line in (*faithful(told, ending), compare(args.file, ending)):
+    said = faithful(told, ending) if isinstance(ending, Take) else []
+    for left, done in zip(range(len(told["mastered"]) - 1, -1, -1), told["mastered"], strict=True):
+        if isinstance(ending, Take | Made):
+            kept = {"format": "wav" if left else _kind(args.out) or "wav"}
+            kept["settings"] = bool(left) or not args.without_settings
+            request = Master.of({**done, **kept, "source": sound_of(ending)})
+            ending = _to_the_end(studio, request, args)
+    if isinstance(ending, Take | Made):
+        for line in (*said, compare(args.file, ending)):
             print(line, file=sys.stderr)
     return _done(ending, args)
 
@@ -301,6 +310,12 @@ def _hand_over(take: Take, out: Path, with_settings: bool) -> None:
     tags = export.Tags(title, take.model.name, take.model.licence)
     for _ in export.convert(Path(take.path), out, kind, told, tags):
         pass
+
+
+def _kind(out: Path | None) -> str:
+    """The format that a file's name asks for, if it does."""
+    suffix = out.suffix.lower() if out else ""
+    return suffix.removeprefix(".") if suffix in SUFFIXES else ""
 
 
 def _places(made: Made, out: Path | None) -> list[Path]:

@@ -238,21 +238,18 @@ def write(path: Path, sound: np.ndarray, rate: int) -> None:
 
 
 def hand_over(source: Path, target: Path) -> None:
-    """Put the finished WAV `source` at `target`, as WAV or FLAC by its ending. Raises as `write`."""
-    if target.suffix.lower() != ".flac":
-        half = target.with_name(f".{target.name}.part")
-        try:
-            shutil.copyfile(source, half)
-            os.replace(half, target)
-        except OSError as error:
-            raise no_room(target, error, source.stat().st_size) from error
-        finally:
-            half.unlink(missing_ok=True)
-        return
-    import soundfile
+    """Put a copy of the finished file `source` at `target`, complete or not at all.
 
-    sound, rate = soundfile.read(source, dtype="float32", always_2d=True)
-    write(target, sound.T, rate)
+    Raises as `write`.
+    """
+    half = target.with_name(f".{target.name}.part")
+    try:
+        shutil.copyfile(source, half)
+        os.replace(half, target)
+    except OSError as error:
+        raise no_room(target, error, source.stat().st_size) from error
+    finally:
+        half.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -175,16 +175,15 @@ class Board(Console):
                     elem_classes="share",
                     link="",
                 )
-            with gr.Row(elem_classes="takings send"):
                 self.sends = {
-                    to: gr.Button(called, size="md", elem_id=f"{mode}-to-{to}")
+                    to: gr.Button(called, size="md", elem_classes="send", elem_id=f"{mode}-to-{to}")
                     for to, called in words.SEND.items()
                 }
             self.finish = Finish(mode, card)
             self.shelf = gr.Radio(
                 [], label=words.SHELF, elem_id=f"{mode}-shelf", elem_classes="shelf", visible=False
             )
-            self.compare = Compare(mode)
+            self.compare = Compare(mode, at_rest)
             self.facts = gr.HTML("", elem_id=f"{mode}-facts")
 
         self.locked.extend((self.again, *self.finish.buttons.values()))
@@ -222,5 +221,5 @@ class Board(Console):
             **self.show(take),
             **self.done(words.DONE, took, said=telling.caption(take, self.at_rest)),
             self.shelf: gr.update(choices=shelf, value=take.id, visible=True),
-            **self.compare.offer(takes, self.at_rest),
+            **self.compare.offer(takes),
         }

@@ -24,10 +24,11 @@ class Compare:
     """Which two takes, and the player that switches between them in place.
 
     The player's `takes` are [{name, url, gain_db, lufs}, the same for B]; `blind` hides names and
-    loudness until one is voted for.
+    loudness until one is voted for. `at_rest` is what the form shows at first.
     """
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, at_rest: dict[str, Any]) -> None:
+        self.at_rest = at_rest
         with gr.Accordion(
             words.COMPARE, open=False, visible=False, elem_classes="compare", elem_id=f"{mode}-two"
         ) as self.fold:
@@ -73,9 +74,9 @@ class Compare:
         """What changes when there is another take."""
         return [self.fold, *self.picks]
 
-    def offer(self, takes: Iterable[Take], at_rest: dict[str, Any]) -> Update:
+    def offer(self, takes: Iterable[Take]) -> Update:
         """Let choose among `takes`, newest first; the newest two are chosen."""
-        known = [(telling.caption(t, at_rest).replace("\n", " · "), t.id) for t in takes]
+        known = [(telling.title(take, self.at_rest), take.id) for take in takes]
         return {
             self.fold: gr.update(visible=len(known) > 1),
             **{
@@ -89,7 +90,7 @@ class Compare:
         lufs = [take.check.get("loudness_lufs") for take in takes]
         return [
             {
-                "name": telling.title(take),
+                "name": telling.title(take, self.at_rest),
                 "url": serve(self.box, Path(take.path))[1],
                 "gain_db": gain_db,
                 "lufs": loudness,

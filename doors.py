@@ -171,6 +171,7 @@ def _found(
     made_with = told["model"]["name"]
     played = ", ".join(f"{a['name']} ({a['strength']:g})" for a in told["adapters"])
     notes = [words.LACKING_ADAPTERS.format(names=played)] if played else []
+    notes += [words.MASTERED.format(**done) for done in told["mastered"]]
     notes += (
         [] if made_with == card.name else [words.OTHER_MODEL.format(then=made_with, now=card.title)]
     )

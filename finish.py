@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 import telling
+import theme
 import tooltips as words
 from desk import WORK, Studio, Update, take_of, visitor_of
 from finishing import FINISHES
@@ -31,37 +32,45 @@ class Finish:
     def __init__(self, mode: str, card: Card) -> None:
         self.buttons: dict[str, gr.Button] = {}
         self.fields: dict[str, dict[str, gr.components.Component]] = {}
+        self._drawn: dict[str, gr.components.Component] = {}
+        self.files: dict[str, gr.File] = {}
+        self.told: dict[str, gr.HTML] = {}
         with gr.Accordion(words.FINISH, open=False, elem_classes="finish"):
             for name, request in FINISHES.items():
                 self._draw(mode, name, request, card)
-            self.files = gr.File(
-                label=words.MADE,
-                file_count="multiple",
-                interactive=False,
-                visible=False,
-                elem_classes="made",
-                elem_id=f"{mode}-made",
-            )
-            self.told = gr.HTML("", visible=False, elem_id=f"{mode}-made-told")
 
     def _draw(self, mode: str, name: str, request: type[Request], card: Card) -> None:
-        """One way to finish: what it is, its knobs, its button, or why there is nothing to press."""
-        why = card.no_stems if name == "stems" else ""
-        told = why or (card.stems if name == "stems" else "") or words.FINISHED_AS[name]
+        """One way to finish: what it is, its knobs, its button, or why there is nothing to press.
+
+        A knob that an earlier way has is that one's: the format of a file is chosen once.
+        """
+        why, badge = (card.no_stems, card.stems) if name == "stems" else ("", "")
+        told = [f"<h3>{words.FINISHES[name]}</h3><p>{words.FINISHED_AS[name]}</p>"]
+        told += [f"<p class='badge'>{escape(badge)}</p>"] if badge else []
+        told += [f"<p>{theme.with_commands(why)}</p>"] if why else []
         with gr.Column(elem_classes="way", min_width=0):
-            gr.HTML(f"<h3>{words.FINISHES[name]}</h3><p>{escape(told)}</p>")
-            self.fields[name] = {}
+            gr.HTML("".join(told))
+            knobs = [knob for knob in request.knobs() if knob.name != "source"]
             with gr.Row(elem_classes="knobs"):
-                for knob in request.knobs():
-                    if knob.name != "source":
-                        field = widget(knob, name, card)
+                for knob in knobs:
+                    if knob.name not in self._drawn:
+                        field = self._drawn[knob.name] = widget(knob, name, card)
                         field.elem_id = f"{mode}-{name}-{knob.name}"
-                        self.fields[name][knob.name] = field
+            self.fields[name] = {knob.name: self._drawn[knob.name] for knob in knobs}
             button = gr.Button(
                 words.FINISHES[name], size="md", interactive=not why, elem_id=f"{mode}-{name}"
             )
             if not why:
                 self.buttons[name] = button
+            self.files[name] = gr.File(
+                label=words.MADE,
+                file_count="multiple",
+                interactive=False,
+                visible=False,
+                elem_classes="made",
+                elem_id=f"{mode}-{name}-made",
+            )
+            self.told[name] = gr.HTML("", visible=False, elem_id=f"{mode}-{name}-told")
 
     def wire(self, studio: Studio, board: Console, shelf: gr.Radio) -> None:
         """Let the buttons work on the take that is chosen on `shelf`, followed by `board`."""
@@ -75,7 +84,7 @@ class Finish:
 
     def parts(self) -> list[gr.blocks.Block]:
         """What a finished job changes."""
-        return [self.files, self.told]
+        return [*self.files.values(), *self.told.values()]
 
     def blank(self) -> Update:
         """Another take is shown: what was made of the last one is not of this one."""
@@ -93,9 +102,9 @@ class Finish:
             def end(made: Made) -> Update:
                 told = telling.made(made)
                 return {
-                    **board.done(words.DONE, told, said=told),
-                    self.files: gr.update(value=list(made.paths), visible=True),
-                    self.told: gr.update(value=f"<p>{escape(told)}</p>", visible=bool(told)),
+                    **board.done(words.DONE, words.FINISHES[name], said=told),
+                    self.files[name]: gr.update(value=list(made.paths), visible=True),
+                    self.told[name]: gr.update(value=f"<p>{escape(told)}</p>", visible=bool(told)),
                 }
 
             yield from board.follow(studio, ask, visitor, end)

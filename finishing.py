@@ -17,11 +17,10 @@ class Export(Request):
     ai_generated: bool = knob(True, "Tagged as AI-generated")
 
 
-class Master(Request):
-    """A take brought to a loudness, under a true-peak ceiling."""
+class Master(Export):
+    """A take brought to a loudness, under a true-peak ceiling, as a file."""
 
     mode: ClassVar[str] = "master"
-    source: File = knob(..., "Take")
     target_lufs: Real = knob(-14.0, "Loudness", -30, -8, 0.5, unit="LUFS")
     ceiling_dbtp: Real = knob(-1.0, "Ceiling", -6, 0, 0.1, unit="dBTP")
 

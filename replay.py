@@ -12,7 +12,7 @@ import host
 import loras
 from errors import StudioError
 from knobs import Worn
-from song import Take
+from song import Made, Take
 
 LONGEST_S = 600.0
 
@@ -82,8 +82,13 @@ def _other_adapters(then: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]
     return said
 
 
-def compare(path: Path, take: Take) -> str:
-    """One sentence on how the sound in the file at `path` compares with that of `take`.
+def sound_of(made: Take | Made) -> Path:
+    """The file of a take, or the first of those made of one."""
+    return Path(made.path if isinstance(made, Take) else made.paths[0])
+
+
+def compare(path: Path, made: Take | Made) -> str:
+    """One sentence on how the sound in the file at `path` compares with what was `made` of it.
 
     Raises:
         StudioError: those of `decoding.decode`, but for a file without sound, such as JSON.
@@ -93,7 +98,7 @@ def compare(path: Path, take: Take) -> str:
     if path.suffix.lower() == ".json":
         return "The file holds settings only, so there is no sound to compare with."
     then = decoding.decode(path, LONGEST_S, host.private_folder()).sound
-    now = decoding.decode(Path(take.path), LONGEST_S, host.private_folder()).sound
+    now = decoding.decode(sound_of(made), LONGEST_S, host.private_folder()).sound
     if then.shape != now.shape:
         lengths = [sound.shape[1] for sound in (then, now)]
         return f"The file holds {lengths[0]} samples, and {lengths[1]} were made."

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import decoding
 from errors import StudioError
+from finishing import Master
 from knobs import Worn
 from song import SONGS, Request, Take
 from stack import AdapterUsed
@@ -37,6 +38,9 @@ SETTINGS_LIMIT = 1 << 20
 READ_LIMIT, PARTS_LIMIT = 8 << 20, 20_000
 """How many bytes and how many parts of a file are looked at before it is refused."""
 
+MOST_MASTERS = 8
+"""How often the sound of a file may have been mastered."""
+
 DEEPEST = 16
 """Lists within lists. Settings of ours reach 4."""
 
@@ -45,7 +49,8 @@ def settings_of(take: Take) -> dict[str, Any]:
     """Everything that makes `take` again, and no path of this computer.
 
     Files that went in are told by name, under "names"; their hashes are in the take's "files".
-    Of adapters those are told that played, under "adapters".
+    Of adapters those are told that played, under "adapters"; under "mastered", what was done with
+    the take's sound before it came into its file.
     """
     told = take.model_dump(mode="json", exclude={"path"})
     for field in _fields(take.mode, Worn):
@@ -55,7 +60,13 @@ def settings_of(take: Take) -> dict[str, Any]:
         if brought := told["request"].pop(field, None):
             names[field] = _file_name(brought)
     told["model"]["source"] = _place_on_the_hub(take.model.source)
-    return {SCHEMA: VERSION, **told, "names": names}
+    return {SCHEMA: VERSION, **told, "names": names, "mastered": []}
+
+
+def mastered(settings: dict[str, Any], request: Master) -> dict[str, Any]:
+    """`settings` for the sound that `request` makes of theirs."""
+    done = {"target_lufs": request.target_lufs, "ceiling_dbtp": request.ceiling_dbtp}
+    return {**settings, "mastered": [*settings["mastered"], done][-MOST_MASTERS:]}
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
@@ -324,7 +335,19 @@ def _checked(told: dict[str, Any]) -> dict[str, Any]:
     except StudioError as error:
         raise _Refused(error.message.removesuffix(".")) from error
     changes = {"request": request.model_dump(), "adapters": adapters}
-    return {**settings_of(take.model_copy(update=changes)), "names": names}
+    checked = {**settings_of(take.model_copy(update=changes)), "names": names}
+    for done in _checked_masters(told.get("mastered", [])):
+        checked = mastered(checked, done)
+    return checked
+
+
+def _checked_masters(told: Any) -> list[Master]:
+    if not isinstance(told, list) or len(told) > MOST_MASTERS:
+        raise _Refused("they are no settings of this studio")
+    try:
+        return [Master.of({**done, "source": "a file"}) for done in told]
+    except (StudioError, TypeError) as error:
+        raise _Refused("they tell of a loudness that cannot be") from error
 
 
 def _checked_adapter(told: dict[str, Any]) -> dict[str, Any]:

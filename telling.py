@@ -17,7 +17,16 @@ PLAIN = ("prompt", "lyrics", "source_lyrics", "duration_s", "seed", "thinking")
 
 def caption(take: Take, at_rest: dict[str, Any]) -> str:
     """What tells one take from another: its style; its length, the knobs turned, its seed."""
-    style = " ".join(str(take.request.get("prompt") or take.plan.get("caption") or "").split())
+    return f"{_style(take, 72)}\n{' · '.join(_details(take, at_rest))}"
+
+
+def title(take: Take, at_rest: dict[str, Any]) -> str:
+    """A caption in one short line, with what differs most often first."""
+    length, *turned, seed = _details(take, at_rest)
+    return _short(" · ".join((_style(take, 24), seed, length, *turned)), 90)
+
+
+def _details(take: Take, at_rest: dict[str, Any]) -> list[str]:
     told = [f"{take.duration_s:g} s"]
     for knob in take.again().knobs():
         value = take.request.get(knob.name, knob.default)
@@ -26,9 +35,16 @@ def caption(take: Take, at_rest: dict[str, Any]) -> str:
             as_shown = words.shown(knob, value)
             named = knob.name in words.LABELS or knob.type is Path
             told.append(as_shown if named else f"{knob.label} {as_shown}")
-    told.append(f"seed {take.request.get('seed')}")
-    style = style or words.MODES[take.mode]
-    return f"{style if len(style) <= 72 else style[:70].rstrip() + '…'}\n{' · '.join(told)}"
+    return [*told, f"seed {take.request.get('seed')}"]
+
+
+def _style(take: Take, most: int) -> str:
+    style = " ".join(str(take.request.get("prompt") or take.plan.get("caption") or "").split())
+    return _short(style or words.MODES[take.mode], most)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 2].rstrip(" ,·") + "…"
 
 
 def particulars(take: Take, unasked: Collection[str] = ()) -> dict[str, dict[str, str]]:
@@ -113,13 +129,6 @@ def drafted(draft: Draft) -> dict[str, dict[str, str]]:
         ),
     }
     return {"Sections": sections, words.MADE_WITH: made}
-
-
-def title(take: Take) -> str:
-    """A take's name where there is little room: its style, and its seed."""
-    style, _, _ = caption(take, {}).partition("\n")
-    style = style if len(style) <= 40 else style[:38].rstrip() + "…"
-    return f"{style} · seed {take.request.get('seed')}"
 
 
 def checked(check: dict[str, Any]) -> tuple[tuple[str, str, str], ...]:

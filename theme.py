@@ -287,7 +287,8 @@ def _check(check: dict[str, Any]) -> str:
         f"<tr><th scope='row'>{escape(what)}</th><td>{escape(asked)}</td><td>{escape(told)}</td></tr>"
         for what, asked, told in telling.checked(check)
     )
-    return f"<h2>{words.CHECK}</h2><table><tr>{heads}</tr>{rows}</table>" if rows else ""
+    table = f"<table><tr>{heads}</tr>{rows}</table><p class='tip'>{words.CHECK_TIP}</p>"
+    return f"<h2>{words.CHECK}</h2>{table}" if rows else ""
 
 
 def _facts(notes: Collection[str], told: dict[str, dict[str, str]]) -> str:
@@ -300,6 +301,13 @@ def _facts(notes: Collection[str], told: dict[str, dict[str, str]]) -> str:
 def _pairs(facts: dict[str, str]) -> str:
     rows = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
     return f"<dl>{''.join(rows)}</dl>"
+
+
+def with_commands(text: str) -> str:
+    """`text` as HTML, what is to be typed in it set apart."""
+    return re.sub(
+        r"python app\.py (?:fetch|--model) [\w.-]*\w", r"<code>\g<0></code>", escape(text)
+    )
 
 
 def toast(trouble: StudioError | Failed) -> None:

@@ -174,7 +174,12 @@ STAGES: dict[str, str] = {
 }
 """What a stage is called while it lasts. Others are called by their own name."""
 
-COUNTED: dict[str, str] = {"Denoising": "step", "Decoding": "part", "Composing": "token"}
+COUNTED: dict[str, str] = {
+    "Denoising": "step",
+    "Decoding": "part",
+    "Composing": "token",
+    "Splitting into stems": "part",
+}
 """What one unit of a stage is called, where counting them tells a person something."""
 
 TITLE = "ACE Music Studio"
@@ -217,7 +222,7 @@ FINISH = "Export, loudness, stems"
 FINISHES = {"export": "Export", "master": "Master", "stems": "Split into stems"}
 FINISHED_AS = {
     "export": "The take as a file of your choice.",
-    "master": "As loud as you say, and no peak above the ceiling.",
+    "master": "As loud as you say, no peak above the ceiling, in the format chosen above.",
     "stems": "Vocals, drums, bass and the rest, each as a file.",
 }
 """The ways to finish a take: their buttons, and what each does."""
@@ -225,7 +230,8 @@ FINISHED_AS = {
 MADE = "Files"
 STAYS_SILENT = "Silence stays as it is."
 NOT_REACHED = "short of {target}, since more would squash its peaks"
-CHECK = "Measured"
+CHECK = "Check"
+CHECK_TIP = "Tempo and key are hints: measured in the sound, and not always right."
 CHECK_COLUMNS = ("Property", "Asked for", "Measured")
 NONE = "none"
 OPEN = "left open"
@@ -273,6 +279,7 @@ DOORS = {
 DOORS_TIP = "Or drop a WAV, FLAC, MP3 or JSON of this studio anywhere: all its settings come back."
 THE_LINK = "The link"
 RESTORED = "{name}: its settings are in {tab}."
+MASTERED = "Its sound was mastered to {target_lufs:g} LUFS: press Master once the take is there."
 OTHER_MODEL = "It was made with {then}. {now} is playing here, so it will be another song."
 LACKING_ADAPTERS = "Played with {names}. Choose them under Advanced, or it will be another song."
 
@@ -327,7 +334,7 @@ KEPT = "What was kept"
 NOTES = "Notes"
 AS_RUN = "Settings as run"
 MADE_WITH = "Made with"
-ADAPTED = "{name} at {strength:g} (rank {rank}, {modules} layers, sha256 {short})"
+ADAPTED = "{name} at {strength:g} (rank {rank}, layers {modules}, sha256 {short})"
 
 
 def tip(mode: str, knob: Knob) -> str:
@@ -435,4 +442,10 @@ def seen(look: Look) -> str:
 
 def fitted(seen: AdapterSeen) -> str:
     """What an adapter is, such as "rank 16 · 192 layers · 12.3 MB"."""
-    return f"rank {seen.rank} · {seen.modules} layers · {seen.size_bytes / 1e6:.1f} MB"
+    layers = "1 layer" if seen.modules == 1 else f"{seen.modules} layers"
+    size = (
+        f"{seen.size_bytes / 1e6:.1f} MB"
+        if seen.size_bytes >= 1e6
+        else (f"{math.ceil(seen.size_bytes / 1000)} kB")
+    )
+    return f"rank {seen.rank} · {layers} · {size}"

@@ -45,7 +45,7 @@ def build(studio: Studio) -> gr.Blocks:
     ) as demo:
         gr.HTML(theme.masthead(card), elem_id="masthead")
         if card.hint:
-            gr.HTML(f"<p>{escape(card.hint)}</p>", elem_id="hint")
+            gr.HTML(f"<p>{theme.with_commands(card.hint)}</p>", elem_id="hint")
         doors = Doors()
         rooms = {}
         with gr.Tabs(elem_id="studio", overflow_behavior="wrap") as tabs:

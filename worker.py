@@ -271,15 +271,15 @@ def _finished(job: Job) -> Iterator[Event]:
         stems = yield from post_process.separate(separator, sound)
         files = yield from post_process.save_stems(stems, job.folder, name)
         paths, facts, notes = (files.zip, *files.wavs.values()), {}, (*notes, post_process.RESEARCH)
-    elif request.mode == "master":
-        mastered, told = yield from post_process.master(
-            sound, request.target_lufs, request.ceiling_dbtp
-        )
-        paths, facts = (job.folder / f"{name}-master.wav",), told.model_dump(mode="json")
-        yield from export.save(mastered, paths[0], "wav", None, _tags(request.source))
     else:
-        told = settings.read_settings(request.source) if request.settings else None
-        paths, facts = (job.folder / f"{name}.{request.format}",), {}
+        told, facts = settings.read_settings(request.source) if request.settings else None, {}
+        if request.mode == "master":
+            sound, loud = yield from post_process.master(
+                sound, request.target_lufs, request.ceiling_dbtp
+            )
+            name, facts = f"{name}-master", loud.model_dump(mode="json")
+            told = told and settings.mastered(told, request)
+        paths = (job.folder / f"{name}.{request.format}",)
         tags = _tags(request.source, request.ai_generated)
         yield from export.save(sound, paths[0], request.format, told, tags)
     yield Made(mode=request.mode, paths=tuple(map(str, paths)), facts=facts, notes=notes)

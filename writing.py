@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -27,7 +26,10 @@ class WritingRoom:
         with gr.Row(elem_classes="room", equal_height=False):
             with gr.Column(elem_classes="form", min_width=0):
                 if not able:
-                    gr.HTML(f"<p>{escape(card.no_writer)}</p>", elem_classes=["why", "missing"])
+                    gr.HTML(
+                        f"<p>{theme.with_commands(card.no_writer)}</p>",
+                        elem_classes=["why", "missing"],
+                    )
                 self.form = Form(Lyrics, card)
             with gr.Column(elem_classes="answer", min_width=0):
                 self.console = Console(MODE, able)

@@ -21,6 +21,8 @@ const send = (what) => {
   trigger("come");
 };
 const bring = async (file) => {
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  scrollTo({ top: 0, behavior: still ? "auto" : "smooth" });  // what is said stands there
   props.notes = [];
   paint("reading", say.reading.replace("{name}", file.name));
   try {

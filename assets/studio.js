@@ -60,15 +60,21 @@
     for (const status of document.querySelectorAll(".status[data-state=done]:not([data-seen])")) {
       status.dataset.seen = "";
       const panel = panelOf(status);
-      setTimeout(() => reveal(panel.querySelector(".result")), 100);
+      if (panel === making) setTimeout(() => reveal(panel.querySelector(".result")), 100);
+      making = null;
     }
   };
 
-  // On one column a new take appears below the form: bring it into view, but never pull the page
-  // away under somebody who is writing.
+  // What was made may be below the form, or above what is in view: bring it there, but never pull
+  // the page away under somebody who is writing.
+  let making = null;
+  document.addEventListener("click", (event) => {
+    if (event.target.closest(".actions .primary, [id$=-again]")) making = panelOf(event.target);
+  }, true);
   const reveal = (result) => {
     if (!visible(result) || document.activeElement?.matches("textarea, input")) return;
-    if (result.getBoundingClientRect().top < innerHeight * 0.6) return;
+    const { top } = result.getBoundingClientRect();
+    if (top > 150 && top < innerHeight * 0.6) return;  // the console covers what is higher
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     result.scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
   };
@@ -100,7 +106,7 @@
     // The button that sends a take to another tab goes away with its own tab: keep the focus.
     let sent = null;
     document.addEventListener("click", (event) => {
-      sent = event.target.closest(".send button, #lyrics-use") && list.querySelector("[aria-selected=true]");
+      sent = event.target.closest("button.send, #lyrics-use") && list.querySelector("[aria-selected=true]");
     }, true);
     list.addEventListener("keydown", (event) => {
       const all = tabs();

@@ -30,6 +30,7 @@ import export
 import settings
 from errors import StudioError
 from export import Tags
+from finishing import Master
 from knobs import Worn
 from settings import (
     CHUNK,
@@ -37,6 +38,7 @@ from settings import (
     READ_LIMIT,
     SCHEMA,
     SETTINGS_LIMIT,
+    mastered,
     read_settings,
     request_of,
     settings_of,
@@ -429,6 +431,14 @@ def test_every_field_of_every_mode_comes_back_from_every_format(mode, data, tmp_
     assert again == take
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_master_tells_how_loud_it_was_made(kind, read):
+    told = mastered(TOLD, Master.of({"source": "/x/a.wav", "target_lufs": -16.5}))
+    assert told["mastered"] == [{"target_lufs": -16.5, "ceiling_dbtp": -1.0}]
+    assert read(file_bytes(kind, told)) == told
+    assert read(file_bytes(kind)) == TOLD
+
+
 def test_no_path_of_this_computer_is_written():
     take = a_take("cover", source="/home/alice/secret/song.wav", reference="C:\\secret\\łąka.mp3")
     model = take.model.model_copy(update={"source": "/home/alice/models/mine"})
@@ -636,6 +646,11 @@ OTHER = {**TOLD, "request": {**TOLD["request"], "seed": 8}}
         ({k: v for k, v in TOLD.items() if k != "made_at"}, "not complete"),
         ({**TOLD, "names": ["song.wav"]}, "no settings"),
         ({**TOLD, "names": {"reference": 3}}, "no settings"),
+        ({**TOLD, "mastered": "loud"}, "no settings"),
+        ({**TOLD, "mastered": [{}] * 9}, "no settings"),
+        ({**TOLD, "mastered": [{"target_lufs": 3}]}, "loudness"),
+        ({**TOLD, "mastered": [{"path": "/etc/passwd"}]}, "loudness"),
+        ({**TOLD, "mastered": [["target_lufs", -14]]}, "loudness"),
         ({**TOLD, "request": {**TOLD["request"], "seed": -1}}, "Seed"),
         ({**TOLD, "request": {**TOLD["request"], "seed": 1e300}}, "Seed"),
         ({**TOLD, "request": {**TOLD["request"], "lyrics": "x" * 5000}}, "Lyrics"),

@@ -86,6 +86,7 @@ SIDEWAYS = {
     ("board", "doors"),
     ("finish", "desk"),
     ("finish", "forms"),
+    ("finish", "theme"),
     ("compare", "theme"),
     ("compare", "desk"),
     ("doors", "theme"),
