@@ -334,7 +334,7 @@ KEPT = "What was kept"
 NOTES = "Notes"
 AS_RUN = "Settings as run"
 MADE_WITH = "Made with"
-ADAPTED = "{name} at {strength:g} (rank {rank}, layers {modules}, sha256 {short})"
+ADAPTED = "{name} at {strength:g} (rank {rank}, {modules} layers, sha256 {short})"
 
 
 def tip(mode: str, knob: Knob) -> str:

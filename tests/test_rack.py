@@ -93,7 +93,7 @@ def test_adapters_are_brought_turned_heard_and_taken_away_by_key(
     page.locator("#generate-run").click()
     state(page, "done").wait_for(timeout=120_000)
     facts = page.locator("#generate-facts").inner_text()
-    assert "warm.safetensors at 0.8 (rank 4, layers 1, sha256 " in facts
+    assert "warm.safetensors at 0.8 (rank 4, 1 layers, sha256 " in facts
     assert "cold" not in facts
     assert "Adapters warm.safetensors 0.8" in page.locator("#generate-shelf").inner_text()
 
