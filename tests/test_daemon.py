@@ -849,14 +849,16 @@ def test_the_end_of_the_input_ends_it_while_the_model_plays(real):
 @pytest.mark.timeout(1200)
 def test_four_minutes_are_the_same_wherever_the_tiles_of_the_decoder_meet(engine, monkeypatch):
     """Tiles that meet elsewhere would leave other gaps, clicks and steps, if they left any."""
-    request = song(duration_s=240, inference_steps=4)
-    conditions, _ = engine.conditions(request)
-    latents = drain(engine.denoise(conditions, request, 7))
-    sounds = []
-    for frames in (codec.TILE_FRAMES, 333):
-        monkeypatch.setattr(codec, "TILE_FRAMES", frames)
-        sounds.append(drain(codec.decode(engine.pipe.vae, latents)).numpy())
+    import torch
+
+    request, sounds = song(duration_s=240, inference_steps=4), []
+    with torch.inference_mode():
+        conditions, _ = engine.conditions(request)
+        latents = drain(engine.denoise(conditions, request, 7))
+        for frames in (codec.TILE_FRAMES, 333):
+            monkeypatch.setattr(codec, "TILE_FRAMES", frames)
+            sounds.append(drain(codec.decode(engine.pipe.vae, latents)).numpy())
     one, other = sounds
-    assert one.shape == (2, 240 * 48_000)
+    assert latents.shape[1] == 240 * 25
     assert np.abs(one - other).max() <= 1e-6 * np.abs(one).max()
     assert np.abs(one).max() > 0.1
