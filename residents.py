@@ -80,17 +80,17 @@ def _held(
 ) -> Iterator[Any]:
     """What is resident under these weights.
 
-    Everything else goes first where memory is short, and where one is MusicGen and the other is not.
+    Everything else goes first where memory is too short for all of it, and where one is MusicGen and
+    the other is not.
     """
     key = (weights, folder, job.place)
     if key not in _resident:
         yield Progress(stage=stage)
         with _loading:
             host.settle(job.place)
-            musicgen = isinstance(weights, Checkpoint)
-            if job.in_turn or any(
-                isinstance(there, Checkpoint) != musicgen for there, *_ in _resident
-            ):
+            musicgen, others = isinstance(weights, Checkpoint), [there for there, *_ in _resident]
+            short = job.in_turn or short_of_memory([*others, weights], job.place)
+            if short or any(isinstance(there, Checkpoint) != musicgen for there in others):
                 _resident.clear()
                 host.free(job.place.device, everything=True)
             _resident[key] = yield from load()

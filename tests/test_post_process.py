@@ -18,16 +18,22 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, drain
+from conftest import ROOT, drain, heard
 from fake_hub import FakeHub
 from meters import RATE, band, ebur128, noise, tone
 from safetensors.torch import save_file
 
 import audio
+import backend
+import checkpoints
+import host
 import measure
 import post_process
+import residents
 from errors import StudioError
-from post_process import HTDEMUCS, STEMS
+from finishing import Stems
+from post_process import HTDEMUCS, RESEARCH, STEMS
+from song import Cancelled, Generate, Progress
 
 
 def mastered(sound, **asked):
@@ -309,6 +315,45 @@ def test_the_same_sound_gives_the_same_bits(separator, split, mix):
     torch.manual_seed(99)
     again = drain(post_process.separate(separator, mix))
     assert all(np.array_equal(again[name], split[name]) for name in STEMS)
+
+
+def test_a_take_is_split_by_the_studio_which_makes_room_first(row, own_cache, monkeypatch):
+    monkeypatch.setattr(post_process, "HTDEMUCS", row)
+    residents._resident.clear()
+    made = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"), "none")
+    asked = Generate.of({"prompt": "x", "duration_s": 5, "inference_steps": 1, "seed": 1})
+
+    def loaded():
+        return [weights.name for weights, *_ in residents._resident]
+
+    def stems(stop_at=None):
+        for event in made.run(Stems.of({"source": take.path}), "v"):
+            if isinstance(event, Progress) and (event.stage, event.step) == stop_at:
+                made.stop("v")
+        return event
+
+    try:
+        take = list(made.run(asked, "v"))[-1]
+        both = stems()
+        assert loaded() == ["mini", "htdemucs"]
+        assert RESEARCH in both.notes
+        assert [Path(path).suffix for path in both.paths] == [".zip", *4 * [".wav"]]
+        sound = sum(soundfile.read(path, always_2d=True)[0] for path in both.paths[1:])
+        assert np.abs(sound.T - heard(take.path)).max() < 1e-6
+        assert isinstance(stems(stop_at=("Splitting into stems", 1)), Cancelled)
+
+        residents._resident.clear()
+        list(made.run(asked, "v"))
+        monkeypatch.setattr(host, "memory_gb", lambda _: 4.0)
+        again = stems()
+        assert loaded() == ["htdemucs"], "the song's model went before"
+        assert Path(again.paths[0]).read_bytes() == Path(both.paths[0]).read_bytes()
+        song = list(made.run(asked, "v"))[-1]
+        assert loaded() == ["mini"]
+        assert np.array_equal(heard(song.path), heard(take.path))
+    finally:
+        made.leave("v")
+        residents._resident.clear()
 
 
 def test_silence_has_silent_stems(separator):
