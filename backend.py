@@ -84,7 +84,7 @@ class Studio:
         self.model = model
         self.place = place
         self.planner, self._no_planner = residents.find_planner(model, place, planner)
-        self.writer = lyrics.choose(model.name, place.device)
+        self.writer = lyrics.choose(place.device)
         self.musicgen = musicgen.choose(musicgen_folder)
         self._rates = host.Rates(f"{place.speed_class}|{model.name}")
         self._turn = Turns()

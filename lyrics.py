@@ -55,17 +55,6 @@ WRITERS: dict[str, Writer] = {
     writer.name: writer
     for writer in (
         Writer(
-            name="mini",
-            title="ACE songwriter mini (embedded)",
-            repo="vendor/ace-step-mini/songwriter",
-            revision="1",
-            licence="MIT",
-            may_sell=True,
-            size_bytes=20_000_000,
-            folder=checkpoints.VENDOR / "ace-step-mini" / "songwriter",
-            engine="torch",
-        ),
-        Writer(
             name="qwen",
             title="Qwen 2.5 7B Instruct",
             repo="Qwen/Qwen2.5-7B-Instruct",
@@ -89,19 +78,8 @@ WRITERS: dict[str, Writer] = {
 }
 
 
-def choose(tier: str, device: str) -> Writer:
-    """The songwriter that goes with a music model on a device.
-
-    The embedded one with the embedded music model, if this copy of the studio has it; otherwise
-    Qwen, on Apple's GPUs through MLX.
-
-    Args:
-        tier: name of the music model, a key of `checkpoints.MODELS` or another.
-        device: "cpu", "cuda" or "mps".
-    """
-    mini = WRITERS["mini"]
-    if tier == "mini" and not mini.missing(mini.folder):
-        return mini
+def choose(device: str) -> Writer:
+    """The songwriter of a device ("cpu", "cuda" or "mps"): Qwen, on Apple's GPUs through MLX."""
     return WRITERS["qwen-mlx" if device == "mps" else "qwen"]
 
 

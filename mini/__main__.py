@@ -16,7 +16,6 @@ from mini import (
     planner,
     planner_gates,
     shipped,
-    songwriter,
     train_generator,
     train_tokens,
     train_vae,
@@ -42,7 +41,6 @@ class Recipe:
     tokens: tuple[int, int]
     generator: tuple[int, int]
     planner: tuple[int, int]
-    songwriter: tuple[int, int]
     sizes: Sizes
     processes: int = PROCESSES
     lengths: tuple[int, ...] = train_generator.LENGTHS
@@ -52,8 +50,8 @@ class Recipe:
         return Run(work / stage, steps, batch, self.processes)
 
 
-FULL = Recipe(4000, 96, (1250, 16), (700, 64), (8000, 12), (4000, 10), (2000, 12), Sizes())
-SMALL = Recipe(6, 2, (2, 4), (2, 8), (2, 4), (2, 2), (2, 2), TINY, 1, (64,))
+FULL = Recipe(4000, 96, (1250, 16), (700, 64), (8000, 12), (4000, 10), Sizes())
+SMALL = Recipe(6, 2, (2, 4), (2, 8), (2, 4), (2, 2), TINY, 1, (64,))
 
 
 def make(work: Path, vendor: Path, recipe: Recipe, start: Path | None = None) -> None:
@@ -91,13 +89,11 @@ def make(work: Path, vendor: Path, recipe: Recipe, start: Path | None = None) ->
     speech = planner.planner_tokenizer(work / "planner_tokenizer", CODE_COUNT)
     sounds = planner.sound_of_codes(codes, CODE_COUNT, planner.WIDTH)
     planner.train_planner(recipe.run(work, "planner"), corpus, held, ids, speech, sounds)
-    lyrical = songwriter.songwriter_tokenizer(work / "songwriter_tokenizer")
-    songwriter.train_songwriter(recipe.run(work, "songwriter"), lyrical)
     finish(work, vendor, recipe)
 
 
 def finish(work: Path, vendor: Path, recipe: Recipe) -> None:
-    """Writes the checkpoint from the stages' last states; planner and songwriter may be missing."""
+    """Writes the checkpoint from the stages' last states; the planner may be missing."""
     corpus = Corpus(work / "corpus")
     codec = train_vae.load_codec(work / "codec")
     silence = silence_latent(encode_silence(codec, corpus.scale))
@@ -109,10 +105,6 @@ def finish(work: Path, vendor: Path, recipe: Recipe) -> None:
         speech = planner.planner_tokenizer(work / "planner_tokenizer", CODE_COUNT)
         planning = planner.load_planner(work / "planner", speech)
     write(vendor, assemble(codec, corpus.scale, codes, generator, words), planning, speech)
-    if (work / "songwriter" / "last.ckpt").exists():
-        lyrical = songwriter.songwriter_tokenizer(work / "songwriter_tokenizer")
-        writer = songwriter.load_songwriter(work / "songwriter", lyrical)
-        songwriter.save_songwriter(writer, lyrical, vendor / "songwriter")
     print("{} parameters, {} bytes".format(*check_limits(vendor)))
 
 
@@ -129,8 +121,6 @@ def report(work: Path, vendor: Path, count: int, steps: int, guidance: float, sh
         results += planner_gates.listening_gates(
             model, speech, held, planner.read_codes(held, work / "held"), min(count, len(held))
         )
-    if (vendor / "songwriter").exists():
-        results += songwriter.writing_gates(vendor / "songwriter", count)
     work.mkdir(parents=True, exist_ok=True)
     (work / "report.json").write_text(json.dumps(gates.as_json(results), indent=1) + "\n")
     (work / "report.md").write_text(gates.table(results) + "\n")

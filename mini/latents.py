@@ -27,10 +27,11 @@ def encode(codec: Codec, sound: np.ndarray) -> Tensor:
         return codec.encode(torch.from_numpy(sound)[None])[0].T.float()
 
 
-def measure_scale(codec: Codec) -> LatentScale:
-    """Mean and spread of each latent over a sample of the corpus."""
+def measure_scale(codec: Codec, pieces: int) -> LatentScale:
+    """Mean and spread of each latent over a sample of a corpus of so many pieces."""
     sample = [
-        encode(codec, render(compose(CORPUS_SEED + i), 0, FRAMES)) for i in range(SCALE_PIECES)
+        encode(codec, render(compose(CORPUS_SEED + i), 0, FRAMES))
+        for i in range(min(pieces, SCALE_PIECES))
     ]
     values = torch.cat(sample)
     return LatentScale(values.mean(0), values.std(0))
@@ -70,7 +71,7 @@ def build_corpus(
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "scale.pt").exists():
-        scale = measure_scale(load_codec(run))
+        scale = measure_scale(load_codec(run), pieces)
         torch.save({"mean": scale.mean, "std": scale.std}, folder / "scale.pt")
     first = HELD_OUT if held_out else CORPUS_SEED
     jobs = []

@@ -115,9 +115,9 @@ def train_vae(run: Run, frames: int = 32) -> Codec:
     """Trains, or goes on training."""
     module = TrainedCodec(run.steps)
     if not (run.folder / "last.ckpt").exists():
-        initialise(module.model.codec, next(iter(Crops(32, 128, seed=1)))[0])
+        initialise(module.model.codec, next(iter(Crops(2 * run.batch, 128, seed=1)))[0])
         module.start_average()
-    held_out = [next(iter(Crops(24, 100, seed=HELD_OUT)))]
+    held_out = [next(iter(Crops(2 * run.batch, 75, seed=HELD_OUT)))]
     crops = DataLoader(Crops(run.batch, frames, seed=run.steps), batch_size=None)
     fit(module, crops, DataLoader(held_out, batch_size=None), run, clip=0.5)
     return module.average.module.codec
