@@ -7,6 +7,8 @@ tokenizer by whoever uses it.
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from mini.attention import use_grouped_attention
-from mini.compose import FRAMES_PER_SECOND, Piece
+from mini.compose import BEAT_FRAMES, FRAMES_PER_SECOND, Piece
 from mini.latents import FRAMES, Corpus
 from mini.model import READ, WINDOW, heads, reading
 from mini.prompts import (
@@ -31,6 +33,7 @@ from mini.prompts import (
     sample_texts,
     train_bpe,
 )
+from mini.shipped import BEGINNING
 from mini.train_tokens import Codes
 from mini.training import Run, Trained, fit, rank
 from mini.words import bpm_near, caption, describe, lyrics
@@ -50,9 +53,14 @@ TEMPLATE = (
 WIDTH, LAYERS = 192, 5
 SPREAD = 0.05  # of an embedding's numbers
 LISTENING, TELLING = 0.4, 0.06  # of the turns
+PLANS, LISTENS = 0.25, 0.4  # of the batches only plan, in short; only listen, all as long
+NAMED = 0.85  # how often a batch of plans names the tempo, and the key
 HEARD_SECONDS = (6, 10, 25)  # of a planned piece's codes, at most
 FACT_WEIGHT = 4.0  # of numbers and keys among the words of an answer
 CODE_WEIGHT, READ_WEIGHT = 0.5, 2.0  # of the codes' loss and the reader's error beside the words'
+TEMPO_WEIGHT, EAR = 1.0, 25  # of the ear for tempo; after so many codes, 5 s, it must know
+HELD_BATCHES = 8
+TEMPI = slice(4, 4 + len(BEAT_FRAMES))  # of a reading
 
 
 def code_token(code: int) -> str:
@@ -184,8 +192,8 @@ class Conversations(IterableDataset):
         row = self.codes[index, start % WINDOW, start // WINDOW : start // WINDOW + count]
         return [self.first_code + int(code) for code in row]
 
-    def _planning(self, rng: random.Random) -> Turn:
-        """A plan and codes from words, or codes from nothing."""
+    def _planning(self, rng: random.Random, mention: float = 0.5, plays: bool = True) -> Turn:
+        """A plan and codes from words, or codes from nothing; the plan alone if it does not play."""
         index = rng.randrange(len(self.corpus))
         piece = self.corpus.pieces[index]
         starts = range(0, FRAMES - 12 * FRAMES_PER_SECOND, 4 * piece.bar_frames)
@@ -194,18 +202,20 @@ class Conversations(IterableDataset):
         fitting = min(fitting, rng.choice(HEARD_SECONDS))
         seconds = rng.randint(10, 60)
         bpm = bpm_near(piece, rng) if rng.random() < 0.5 else piece.bpm
-        words = caption(piece, rng, mention=0.5, bpm=bpm)
+        words = caption(piece, rng, mention, bpm)
         sung = lyrics(piece, rng, start, seconds * FRAMES_PER_SECOND) or "[Instrumental]"
         plan = plan_of(piece, seconds, rng, bpm if str(bpm) in words else None)
         for field, chance in (("caption", 0.25), ("language", 0.2)):
             if rng.random() < chance:
                 del plan[field]
         prompt = generate_prompt(words, sung)
-        if rng.random() < 0.06:
+        if plays and rng.random() < 0.06:
             prompt, plan = chat(GENERATE, NOTHING), {}
         elif rng.random() < 0.04:
             prompt = chat(GENERATE, f"# Lyric\n{sung}\n")
         asked, thought = self._ids(prompt), self._ids(think(plan))
+        if not plays:
+            return Turn(asked, thought, 0, torch.zeros(0, READ))
         music = self._codes(index, start, min(seconds, fitting) * CODES_PER_SECOND)
         heard = reading(piece, start, len(music) * WINDOW, WINDOW)
         whole = seconds <= fitting
@@ -216,13 +226,13 @@ class Conversations(IterableDataset):
         answer = thought + music + [self.stop] * whole
         return Turn(asked, answer, gap_at, heard, gap_at, gap)
 
-    def _listening(self, rng: random.Random) -> Turn:
-        """A plan and lyrics from codes."""
+    def _listening(self, rng: random.Random, seconds: int = 0) -> Turn:
+        """A plan and lyrics from the codes of so many seconds, or of any."""
         index = rng.randrange(len(self.corpus))
         piece = self.corpus.pieces[index]
-        start = rng.randrange(0, FRAMES - 10 * FRAMES_PER_SECOND - WINDOW)
-        fitting = (self.codes.shape[2] * WINDOW - start) // FRAMES_PER_SECOND
-        seconds = rng.randint(6, max(6, fitting))
+        whole = self.codes.shape[2] * WINDOW
+        start = rng.randrange(whole - (seconds or 10) * FRAMES_PER_SECOND)
+        seconds = seconds or rng.randint(6, (whole - start) // FRAMES_PER_SECOND)
         music = self._codes(index, start, seconds * CODES_PER_SECOND)
         head, tail = map(self._ids, chat(UNDERSTAND, "\0").split("\0"))
         sung = lyrics(piece, rng, start, seconds * FRAMES_PER_SECOND) or "[Instrumental]"
@@ -256,7 +266,14 @@ class Conversations(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         rng = random.Random(self.seed + 1000 * rank())
         while True:
-            turns = [self._turn(rng) for _ in range(self.batch)]
+            kind = rng.random()
+            if kind < PLANS:  # a third as long, so there may be more of them
+                turns = [self._planning(rng, NAMED, plays=False) for _ in range(3 * self.batch)]
+            elif kind < PLANS + LISTENS:
+                seconds = rng.randint(10, 24)
+                turns = [self._listening(rng, seconds) for _ in range(self.batch)]
+            else:
+                turns = [self._turn(rng) for _ in range(self.batch)]
             length = -(-max(len(turn.prompt) + len(turn.answer) for turn in turns) // 32) * 32
             ids = torch.full((len(turns), length), self.tokenizer.pad_token_id)
             labels = torch.full((len(turns), length), -100)
@@ -311,27 +328,38 @@ def build_planner(
 
 
 class Heard(nn.Module):
-    """The planner, and in training a linear reader of its middle layer at every code.
+    """The planner, and in training two linear readers of its layers at every code.
 
-    The reader tells tempo, place in the bar, scale and style (`reading`) of what has sounded up to
-    there: many times the teaching that one plan a piece gives. It is not exported.
+    The one on the middle layer tells tempo, place in the bar, scale and style (`reading`) of what
+    has sounded up to there: many times the teaching that one plan a piece gives. The ear, one layer
+    below the last, tells the tempo alone: how fast the places go by takes a layer more than the
+    places, and the last is left to a plan that gathers what all codes say. They are not exported.
     """
 
     def __init__(self, planner: Qwen3ForCausalLM):
         super().__init__()
         self.planner = planner
-        self.reader = nn.Linear(planner.config.hidden_size, READ)
-        self.middle: Tensor | None = None
-        planner.model.layers[len(planner.model.layers) // 2].register_forward_hook(self._hear)
+        width, layers = planner.config.hidden_size, planner.model.layers
+        self.reader, self.ear = nn.Linear(width, READ), nn.Linear(width, len(BEAT_FRAMES))
+        self.kept: dict[str, Tensor] = {}
+        for name, number in (("reader", len(layers) // 2), ("ear", max(0, len(layers) - 2))):
+            layers[number].register_forward_hook(partial(self._keep, name))
 
-    def _hear(self, _layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
-        self.middle = output
+    def _keep(self, name: str, _layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        self.kept[name] = output
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Hidden states (B, L, width) and the reader's guesses (B, L, READ)."""
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states (B, L, width), the reader's guesses (B, L, READ), the ear's scores."""
         hidden = self.planner.model(input_ids=batch["ids"], position_ids=batch["positions"])
-        middle, self.middle = self.middle, None
-        return hidden.last_hidden_state, self.reader(middle).float()
+        read, heard = (
+            getattr(self, name)(self.kept.pop(name)).float() for name in ("reader", "ear")
+        )
+        return hidden.last_hidden_state, read, heard
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean, 0 of none: a batch of plans alone has neither codes nor sound."""
+    return values.sum() / max(1, values.numel())
 
 
 class TrainedPlanner(Trained):
@@ -350,7 +378,7 @@ class TrainedPlanner(Trained):
         self.start_average()
 
     def loss(self, model: Heard, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        hidden, guessed = model(batch)
+        hidden, guessed, scores = model(batch)
         labels = batch["labels"][:, 1:]
         asked = labels >= 0
         logits = model.planner.lm_head(hidden[:, :-1][asked]).float()
@@ -359,27 +387,36 @@ class TrainedPlanner(Trained):
         weights = self.weights.to(losses.device)[labels[asked][~codes]]
         words = (weights * losses[~codes]).sum() / weights.sum()
         told = batch["heard"].isfinite()
-        read = (guessed - batch["heard"])[told].square().mean()
-        numbers = {"words": words, "codes": losses[codes].mean(), "read": read}
+        read = mean((guessed - batch["heard"])[told].square())
+        known = told[..., 0] & (told[..., 0].cumsum(1) > EAR)
+        wanted = batch["heard"][known][:, TEMPI]
+        tempo = mean(F.cross_entropy(scores[known], wanted, reduction="none"))
+        numbers = {"words": words, "codes": mean(losses[codes]), "read": read, "tempo": tempo}
         # A plan is few words among many codes: both kinds weigh the same.
-        loss = words + CODE_WEIGHT * numbers["codes"] + READ_WEIGHT * read
-        return loss, {name: value.detach() for name, value in numbers.items()}
+        loss = words + CODE_WEIGHT * numbers["codes"] + READ_WEIGHT * read + TEMPO_WEIGHT * tempo
+        return loss, {name: value.detach() for name, value in numbers.items() if value}
 
 
 def train_planner(
     run: Run, corpus: Corpus, held_out: Corpus, code_ids: tuple[np.ndarray, np.ndarray],
     tokenizer: PreTrainedTokenizerFast, sounds: Tensor, width: int = WIDTH, layers: int = LAYERS,
 ) -> Qwen3ForCausalLM:  # fmt: skip
-    """Trains a planner whose codes begin as `sounds` (codes, width), see `sound_of_codes`."""
+    """Trains a planner whose codes begin as `sounds` (codes, width), see `sound_of_codes`.
+
+    Where the run's folder holds a planner to begin from, all of it begins as that.
+    """
     planner = build_planner(tokenizer, width, layers)
     first = tokenizer.convert_tokens_to_ids(code_token(0))
     planner.model.embed_tokens.weight.data[first : first + len(sounds)] = SPREAD * sounds
+    if (run.folder / BEGINNING).exists():
+        planner.load_state_dict(torch.load(run.folder / BEGINNING, weights_only=True))
     module = TrainedPlanner(run.steps, planner, tokenizer)
     train = DataLoader(
         Conversations(corpus, code_ids[0], tokenizer, run.batch, seed=11 + run.resumed()),
         batch_size=None,
     )
-    held = [next(iter(Conversations(held_out, code_ids[1], tokenizer, 48, seed=12)))]
+    turns = Conversations(held_out, code_ids[1], tokenizer, run.batch, seed=12)
+    held = list(islice(turns, HELD_BATCHES))
     fit(module, train, DataLoader(held, batch_size=None), run)
     return module.average.module.planner
 

@@ -1,7 +1,7 @@
 """Goes on from a finished checkpoint: takes its parts apart into a work folder that is still empty.
 
-The codec and the audio codes are kept as they are; text encoder, condition encoder and DiT are
-where the generator's training begins.
+The codec and the audio codes are kept as they are; text encoder, condition encoder, DiT and planner
+are where their training begins.
 """
 
 from pathlib import Path
@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from diffusers import AceStepPipeline, AutoencoderOobleck
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mini.model import Generator
 from mini.vae import LATENTS, Codec, Residual, Snake
 
-BEGINNING = "begin.pt"  # in the generator's folder: the weights its training begins from
+BEGINNING = "begin.pt"  # in a run's folder: the weights its training begins from
 
 
 def _plain(layer: nn.Module) -> Tensor:
@@ -88,6 +89,11 @@ def unpack(checkpoint: Path, work: Path) -> None:
         codes |= {f"model.{part}.{name}": value for name, value in source.state_dict().items()}
     _keep(work / "tokens" / "last.ckpt", {"state_dict": codes})
     pipe.tokenizer.save_pretrained(work / "text_tokenizer")
+    if (checkpoint / "planner").exists():
+        folder = checkpoint / "planner"
+        planner = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        _keep(work / "planner" / BEGINNING, planner.state_dict())
+        AutoTokenizer.from_pretrained(folder).save_pretrained(work / "planner_tokenizer")
     parts = {
         f"{part}.{name}": value
         for part in ("text_encoder", "condition_encoder", "transformer")
