@@ -23,7 +23,7 @@ def caption(take: Take, at_rest: dict[str, Any]) -> str:
 def title(take: Take, at_rest: dict[str, Any]) -> str:
     """A caption in one short line, with what differs most often first."""
     length, *turned, seed = _details(take, at_rest)
-    return _short(" · ".join((_style(take, 24), seed, length, *turned)), 90)
+    return _short(" · ".join((_style(take, 24), seed, length, *turned)), 64)
 
 
 def _details(take: Take, at_rest: dict[str, Any]) -> list[str]:

@@ -27,7 +27,8 @@ const told = () => {
     const down = gain_db < -0.005 ? `, ${say.down} ${dB(-gain_db)} dB` : "";
     return `${letters[i]}: ${loud}${down}`;
   });
-  const choice = voted === null ? [] : [`${say.chosen} ${letters[voted]}, ${takes()[voted].name}.`];
+  const name = voted === null ? "" : takes()[voted].name.replace(/…?$/, (end) => end || ".");
+  const choice = name ? [`${say.chosen} ${letters[voted]}, ${name}`] : [];
   return [...choice, `${each.join("; ")}.`].join(" ");
 };
 
