@@ -103,6 +103,13 @@ class Editor:
                     raise AssertionError(f"not said; the log: {self.log.decode()[-2000:]}")
                 self._more.wait(min(left, 1))
 
+    def logs(self, text: bytes, within_s: float = 20) -> bool:
+        """Whether standard error says `text`, which is read beside the wire and may come later."""
+        deadline = time.monotonic() + within_s
+        while text not in self.log and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return text in self.log
+
     def answer(self, name: Any) -> dict[str, Any]:
         return self.find(lambda m: "method" not in m and m.get("id") == name)
 

@@ -25,15 +25,18 @@ import tiny_musicgen
 from conftest import drain, song
 from editor import REAL, Editor, told
 from fake_hub import FakeHub, repository
+from fake_studio import CARD
 from test_ui import Page
 
 import app
 import codec
+import doors
 import host
 import lofi
 import musicgen
 import settings
 from endpoints import endpoint
+from errors import StudioError
 from song import Generate, Progress
 from tracks import Tracks
 
@@ -204,7 +207,7 @@ def test_a_bug_and_a_full_folder_are_errors_without_their_texts(quick):
     how = quick.ending(crash)
     assert (how["how"], how["code"]) == ("error", "MODEL_INFERENCE_FAILED")
     assert b"secret" not in b"".join(quick.raw)
-    assert b"a secret of ours" in quick.log
+    assert quick.logs(b"a secret of ours")
     how = quick.ending(track)
     in_the_way.rmdir()
     assert (how["how"], how["code"]) == ("error", "MODEL_INFERENCE_FAILED")
@@ -319,7 +322,7 @@ def test_nothing_that_libraries_print_reaches_the_wire(quick):
     assert quick.ending(track)["how"] == "complete"
     for line in (b"printed by a library", b"printed by a child", b"written to the number"):
         assert line not in b"".join(quick.raw)
-        assert line in quick.log
+        assert quick.logs(line)
 
 
 def test_the_queue(quick):
@@ -597,7 +600,7 @@ def test_settings_come_from_the_environment_over_the_file_over_the_defaults(set_
     sidecar = json.loads((set_up.tracks / f"{other['track_id']}.json").read_text())
     assert sidecar["params"] == {**asked, "scheduler": "euler", "inference_steps": 4}
     for word in (b"ace_step_guidance", b"colour", b"device", b"threads"):
-        assert word in set_up.log
+        assert set_up.logs(word)
 
 
 def test_the_cache_keeps_to_its_limit_and_its_newest(set_up):
@@ -822,6 +825,12 @@ def test_musicgen_plays_too_and_alone(real, tmp_path, monkeypatch, capsys):
     track = soundfile.read(how["path"], dtype="int16", always_2d=True)[0]
     assert np.array_equal(track, short(out))
     assert settings.read_settings(out)["mode"] == "musicgen"
+
+    monkeypatch.setattr(doors, "brought", lambda _: out)
+    with pytest.raises(StudioError) as caught:
+        doors._found({"file": "an upload"}, CARD)
+    assert caught.value.code == "settings-elsewhere", "the page has no tab for it, and says so"
+    assert "app.py replay" in caught.value.action
 
 
 @pytest.mark.parametrize(
