@@ -240,6 +240,8 @@ def test_a_download_killed_twice_sends_only_the_rest(hub, cache, process):
     assert [first.range, second.range, third.range] == ["", *(f"bytes={n}-" for n in kept)]
     assert second.if_range == third.if_range == f'"{cache.file().sha256}"'
     assert third.sent == SIZE - kept[1]
+    again = first.sent + second.sent + third.sent - SIZE
+    assert again <= 2 * BLOCK, "what was on its way at each kill, and no more"
 
 
 @pytest.mark.parametrize("drops", [1, 4])
