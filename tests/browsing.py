@@ -34,6 +34,7 @@ FLAGS = [
     "--no-proxy-server",
     "--mute-audio",
 ]
+ROOT = Path(__file__).parent.parent
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WAYS_OUT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT")
 """All of them lead nowhere while the page is tested: it must not need one, nor stumble over it."""
@@ -105,6 +106,32 @@ def serving(folder: Path, *command: str) -> Iterator[str]:
             app.wait(10)
         except subprocess.TimeoutExpired:
             os.killpg(app.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def _real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    app = (str(ROOT / "app.py"), "--model", "mini", "--port", "PORT")
+    with serving(tmp_path_factory.mktemp("studio"), *app) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def _quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    fake = str(ROOT / "tests" / "fake_studio.py")
+    with serving(tmp_path_factory.mktemp("quick"), fake, "PORT") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def url(browser: Browser, request: pytest.FixtureRequest) -> str:
+    """`python app.py` as a person starts it; one for all, since each page is a visitor of its own."""
+    return request.getfixturevalue("_real")
+
+
+@pytest.fixture(scope="module")
+def quick(browser: Browser, request: pytest.FixtureRequest) -> str:
+    """The same page on a studio that answers at once."""
+    return request.getfixturevalue("_quick")
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +207,17 @@ def bring(page: Page, field: str, path: Path) -> Locator:
 
 def fits(page: Page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def at_widths(page: Page, *more: int) -> Iterator[int]:
+    """The same page as wide as a desk, a tablet and a phone, and then as it was."""
+    before = page.viewport_size
+    for width in (*more, *WIDTHS):
+        page.set_viewport_size({"width": width, "height": WIDTHS.get(width, 700)})
+        yield width
+    page.set_viewport_size(before)
+
+
+def fits_all(page: Page) -> bool:
+    """Whether nothing is wider than the page, however wide that is, and all of it is grey."""
+    return {fits(page) for _ in at_widths(page, 320)} == {True} and page.evaluate(GREY) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import pytest
-from browsing import GREY, WIDTHS, bring, fits, serving, state
-from conftest import ROOT, heard
+from browsing import bring, fits, fits_all, state
+from conftest import heard
 from fake_studio import CARD, CHECK, LOUDER, FakeStudio
 from gradio_client import Client, handle_file
 from hypothesis import given, settings
@@ -28,7 +28,7 @@ from errors import StudioError
 from song import MODES, Generate, Made
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 
 # ---- words ----
@@ -164,21 +164,8 @@ def test_where_the_weights_for_stems_are_missing_the_button_says_which_and_how(t
 # ---- in the browser, on the real studio ----
 
 
-@pytest.fixture(scope="module")
-def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`python app.py` as a person starts it."""
-    folder = tmp_path_factory.mktemp("studio")
-    plain = ("--model", "mini", "--planner", "none", "--port", "PORT")
-    with serving(folder, str(ROOT / "app.py"), *plain) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def quick(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The same page on a studio that answers at once."""
-    folder = tmp_path_factory.mktemp("quick")
-    with serving(folder, str(ROOT / "tests" / "fake_studio.py"), "PORT") as address:
-        yield address
+UNPLANNED = "thinking=false&use_cot_caption=false&use_cot_metas=false&use_cot_language=false"
+"""In a link: a song that needs no planner."""
 
 
 def _make(page: Page, style: str = "warm lofi piano", seconds: int = 5) -> None:
@@ -191,16 +178,6 @@ def _make(page: Page, style: str = "warm lofi piano", seconds: int = 5) -> None:
     came = f"document.querySelectorAll('#generate-shelf label').length > {before}"
     page.wait_for_function(came, timeout=120_000)
     state(page, "done").wait_for()
-
-
-def _fits(page: Page) -> bool:
-    """At every width, and in grey."""
-    before, fine = page.viewport_size, True
-    for width, height in WIDTHS.items():
-        page.set_viewport_size({"width": width, "height": height})
-        fine = fine and fits(page)
-    page.set_viewport_size(before)
-    return fine and page.evaluate(GREY) == []
 
 
 def _fetched(page: Page, link: Any, folder: Path) -> Path:
@@ -233,7 +210,7 @@ def _made(page: Page, way: str, folder: Path) -> list[Path]:
 def test_a_take_is_finished_compared_and_made_again_from_its_file(
     open_at: Callable[..., Page], url: str, tmp_path: Path
 ):
-    page = open_at(url, 1440, "#prompt=x&inference_steps=4")
+    page = open_at(url, 1440, "#prompt=x&inference_steps=4&" + UNPLANNED)
     page.locator(".doors[data-state=ready]").wait_for()
     _make(page, "fast punk drums")
     first = _saved(page, tmp_path)
@@ -274,7 +251,7 @@ def test_a_take_is_finished_compared_and_made_again_from_its_file(
     assert "HTDemucs (84 MB)" in way
     assert "Fetch it with: python app.py fetch" in way
     _two_takes(page, [wav, first])
-    assert _fits(page)
+    assert fits_all(page)
 
     # The file is the project: dropped on a fresh page it makes the same samples, and a master says
     # that it is one.
@@ -409,7 +386,7 @@ def test_blind_takes_are_nameless_until_chosen_and_finishes_stop(
     assert re.search(r"You chose B, the (first|second) one · seed \d+ · 10 s\.", told)
     assert group.get_by_role("button", name=re.compile("^A the (first|second) one")).count() == 1
     assert group.get_by_role("button", name="B is better").count() == 0
-    assert _fits(page)
+    assert fits_all(page)
 
     # Stop ends a finish; stems are files with a badge, until another take is shown.
     _make(page, "a waltz, slow stems", 10)
@@ -435,7 +412,7 @@ def test_blind_takes_are_nameless_until_chosen_and_finishes_stop(
         "drums",
     ]
     assert CARD.stems in page.locator("#generate-stems-told").inner_text()
-    assert _fits(page)
+    assert fits_all(page)
     _make(page, "a waltz", 10)
     assert links.count() == 0, "the files were of another take"
 
@@ -460,7 +437,7 @@ def test_a_link_opens_the_page_with_the_settings_in_their_tab(
     field = page.get_by_label(words.SHARING["link"])
     field.wait_for()
     assert field.input_value() == link, "where a browser does not let it be copied"
-    assert _fits(page)
+    assert fits_all(page)
 
     other = open_at(quick, 390, link.removeprefix(quick))
     other.locator(".doors[data-state=ready]").wait_for()
@@ -502,7 +479,7 @@ def test_hostile_links_and_files_are_told_and_change_nothing(
     chooser.value.set_files(tune)
     page.locator(".doors .told", has_text="holds no settings of this studio").wait_for()
     assert prompt.input_value() == "mine"
-    assert _fits(page)
+    assert fits_all(page)
 
 
 # ---- the API ----

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from browsing import GREY, fits, serving, state
-from conftest import ROOT
+from browsing import fits_all, state
 from trained import pair, write
 
 import tooltips as words
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Locator, Page
 
 pytestmark = pytest.mark.browser
 
-
-@pytest.fixture(scope="module")
-def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("studio")
-    with serving(folder, str(ROOT / "app.py"), "--model", "mini", "--port", "PORT") as address:
-        yield address
+QUICK = (
+    "inference_steps=2&thinking=false"
+    "&use_cot_caption=false&use_cot_metas=false&use_cot_language=false"
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +42,11 @@ def _row(page: Page, name: str) -> Locator:
     return page.locator("#generate-adapters .row", has_text=name)
 
 
-@pytest.mark.parametrize("width", [1440, 390])
 def test_adapters_are_brought_turned_heard_and_taken_away_by_key(
-    open_at: Callable[..., Page], url: str, disk: Path, width: int
+    open_at: Callable[..., Page], url: str, disk: Path
 ):
-    page = open_at(url, width, "?tab=generate")
-    page.locator("#generate-prompt textarea").fill("warm lofi piano")
-    page.locator("#generate-duration_s input[type=number]").fill("5")
-    page.locator("#generate-duration_s input[type=number]").press("Tab")
+    page = open_at(url, 390, f"#prompt=warm%20lofi%20piano&duration_s=5&{QUICK}")
+    page.locator(".doors[data-state=ready]").wait_for()
     page.locator("#t-generate .advanced > button").click()
     told = page.locator("#generate-adapters .told")
 
@@ -80,8 +74,7 @@ def test_adapters_are_brought_turned_heard_and_taken_away_by_key(
         page.keyboard.press("ArrowLeft")
     assert slider.get_attribute("aria-valuetext") == "0.80"
     assert slider.evaluate("e => e === document.activeElement"), "it was not drawn anew"
-    assert fits(page)
-    assert page.evaluate(GREY) == []
+    assert fits_all(page)
 
     page.get_by_role("button", name="Remove: cold.safetensors").focus()
     page.keyboard.press("Enter")
@@ -102,4 +95,4 @@ def test_adapters_are_brought_turned_heard_and_taken_away_by_key(
     page.get_by_role("button", name=words.REUSE).click()
     _row(page, "warm.safetensors").wait_for()
     assert slider.get_attribute("aria-valuetext") == "0.80"
-    assert fits(page)
+    assert fits_all(page)
