@@ -759,7 +759,7 @@ def test_every_face_makes_the_same_samples(real, studio, tmp_path, scheduler, se
 
 
 def test_ping_and_cancel_while_the_model_plays(real):
-    made = real.ask("generate", prompt="long", duration_sec=60, inference_steps=100)
+    made = real.ask("generate", prompt="long", duration_sec=20, inference_steps=100)
     track = made["track_id"]
     real.find(
         lambda m: m.get("method") == "generation_progress" and m["params"]["track_id"] == track
@@ -848,7 +848,7 @@ def test_the_command_line_has_the_ranges_of_each_backend(capsys, name, seconds, 
 
 
 def test_the_end_of_the_input_ends_it_while_the_model_plays(real):
-    made = real.ask("generate", prompt="x", duration_sec=60, inference_steps=50)["track_id"]
+    made = real.ask("generate", prompt="x", duration_sec=20, inference_steps=100)["track_id"]
     real.find(lambda m: m.get("method") and m["params"]["track_id"] == made)
     assert seconds_to_the_end(real) < 1
     assert not list(real.tracks.glob(f"*{made}*"))

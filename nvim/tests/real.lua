@@ -42,7 +42,7 @@ local function pid()
 end
 
 local short = { prompt = "warm lofi piano", duration_sec = 5, seed = 7, inference_steps = 20 }
-local endless = { prompt = "a long one", duration_sec = 30, seed = 1, inference_steps = 200 }
+local endless = { prompt = "a long one", duration_sec = 15, seed = 1, inference_steps = 120 }
 
 t.test("backends: the embedded model is ready, MusicGen waits to be fetched", function()
   local err, result = t.outcome(lofi.get_backends, PATIENCE)
