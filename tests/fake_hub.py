@@ -120,6 +120,14 @@ class _Repo:
         self.commit = commit.hexdigest()
 
 
+class _Server(ThreadingHTTPServer):
+    """Says nothing of clients that were killed."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class FakeHub:
     """The server; use it as a context manager, or call start() and stop()."""
 
@@ -145,7 +153,7 @@ class FakeHub:
         # Two origins, because huggingface_hub follows a redirect only while it stays on the Hub's own
         # origin (host and port) and reads the file's facts off a redirect that leaves it.
         handler = self._handler()
-        self._servers = [ThreadingHTTPServer(("127.0.0.1", p), handler) for p in (port, 0)]
+        self._servers = [_Server(("127.0.0.1", p), handler) for p in (port, 0)]
 
     @property
     def url(self) -> str:
