@@ -449,6 +449,14 @@ def test_a_link_opens_the_page_with_the_settings_in_their_tab(
     bring(other, "edit-source", tune)
     ends = [other.get_by_role("slider", name=n, exact=True).input_value() for n in ("From", "To")]
     assert ends == ["7", "14"], "the region waited for its song"
+    for mode in ("cover", "extend"):  # opened late, and skipped by what filled the other
+        other.locator(f"#t-{mode}-button").click()
+        other.locator(f"#{mode}-source-look .told", has_text=words.TIPS["source"]).wait_for()
+        other.locator(f"#t-{mode} .advanced > button").click()
+        other.locator(f"#{mode}-adapters .tip", has_text=words.TIPS["adapters"]).wait_for()
+        other.locator(f"#{mode}-run").click()
+        state(other, "failed", mode).wait_for()
+    other.locator("#t-edit-button").click()
     other.locator("#edit-run").click()
     state(other, "done", "edit").wait_for()
     settings_ = [

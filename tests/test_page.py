@@ -49,7 +49,7 @@ def _box(page: Page, knob: str, mode: str = "generate") -> Locator:
     return page.locator(f"#{mode}-{knob} textarea")
 
 
-def _ask(page: Page, style: str, length: float = 10) -> None:
+def _ask(page: Page, style: str, length: float = 5) -> None:
     _box(page, "prompt").fill(style)
     box = page.locator("#generate-duration_s input[type=number]")
     box.fill(str(length))
@@ -86,7 +86,7 @@ def test_a_persons_path(visit: Callable[..., Page]):
     sound = page.locator("#generate-player #waveform audio")
     sound.wait_for(state="attached")
     wait(lambda: sound.evaluate("e => e.duration > 0"), 60)
-    assert sound.evaluate("e => e.duration") == pytest.approx(10, abs=0.01)
+    assert sound.evaluate("e => e.duration") == pytest.approx(5, abs=0.01)
     play = page.locator("#generate-player").get_by_label("Play", exact=True)
 
     def plays() -> bool:
@@ -318,7 +318,7 @@ def test_a_song_is_made_covered_extended_and_edited_by_the_real_studio(visit: Ca
         if mode != "cover":
             assert "0 samples changed" in facts
         before = mode
-    assert "14 s" in facts
+    assert "9 s" in facts
 
 
 def test_a_take_opens_a_tab_that_was_never_opened(drop_in: Callable[..., Page]):
@@ -328,7 +328,7 @@ def test_a_take_opens_a_tab_that_was_never_opened(drop_in: Callable[..., Page]):
     state(page, "done").wait_for()
     page.locator("#generate-to-cover").click()
     page.locator("#cover-source-look [data-state=ready]").wait_for()
-    assert "0:10.0" in page.locator("#cover-source-look").inner_text()
+    assert "0:05.0" in page.locator("#cover-source-look").inner_text()
     assert words.TIPS["reference"] in page.locator("#cover-reference-look").inner_text()
     assert page.locator("#cover-reference-look .play").is_hidden()
     assert _box(page, "prompt", "cover").input_value() == "a waltz"
