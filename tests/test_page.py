@@ -234,6 +234,8 @@ def test_the_page_is_grey_speaks_english_and_asks_for_its_own_fonts(visit: Calla
     assert page.evaluate(GREY) == []
     assert page.evaluate("document.documentElement.lang") == "en"
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(10, 10, 10)"
+    ticked = "getComputedStyle(document.querySelector('input:checked[type=checkbox]'))"
+    assert "0A0A0A" in page.evaluate(f"{ticked}.backgroundImage"), "a dark tick on a white box"
     faces = page.evaluate("document.fonts.ready.then(all => [...all].map(f => f.status))")
     assert faces
     assert "error" not in faces

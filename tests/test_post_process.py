@@ -52,6 +52,7 @@ PIECES = {
     "noise": lambda: noise(4, 0.03),
     "noise at full scale": lambda: np.clip(noise(4, 0.5), -1, 1),
     "a fifth of a second": lambda: band(0.2),
+    "out of a mono file": lambda: np.repeat(band(3)[:1], 2, axis=0),
 }
 
 
