@@ -191,7 +191,12 @@ def daemon(seconds: float) -> list[tuple[str, str]]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "LOFI_CACHE_PATH": folder, "HF_HUB_OFFLINE": "1"},
+            env={
+                **os.environ,
+                "LOFI_CACHE_PATH": folder,
+                "XDG_CACHE_HOME": folder,  # what other songs have cost here is no part of this
+                "HF_HUB_OFFLINE": "1",
+            },
         )
 
         def read() -> dict[str, Any]:

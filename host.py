@@ -223,9 +223,14 @@ class Rates:
             return  # a read-only home only means that estimates start afresh next time
 
     def predict(self, stage: str, work: float) -> tuple[float, float] | None:
-        """Seconds that `work` units of `stage` will take, (least, most) seen; None if unknown."""
-        seen = self._seen.get(stage)
-        return (min(seen) * work, max(seen) * work) if seen else None
+        """Seconds that `work` units of `stage` will take, (least, most); None if unknown.
+
+        Of many measurements the middle half counts: one song made beside a video call is no reason
+        to expect that of the next sixteen.
+        """
+        seen = sorted(self._seen.get(stage, ()))
+        aside = len(seen) // 4
+        return (seen[aside] * work, seen[-1 - aside] * work) if seen else None
 
     def usual(self, work: dict[str, float]) -> float | None:
         """The median seconds for all of `work`, or None while any stage is unknown."""
