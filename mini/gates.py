@@ -297,7 +297,7 @@ def run(
     sounds = [studio.song(piece, SECONDS, seed=index) for index, piece in enumerate(pieces)]
     gates = music_gates(pieces, sounds, StyleClassifier())
     gates.append(repaint_gate(studio, pieces))
-    gates.append(cover_gate(studio, pieces[: count // 4]))
+    gates.append(cover_gate(studio, pieces))
     gates += timing_gates(studio, pieces[1])
     return gates, sounds
 
