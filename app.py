@@ -52,7 +52,7 @@ FETCHED: dict[str, checkpoints.Weights] = {
         *checkpoints.MODELS.values(),
     )
 }
-"""All that `fetch` knows by name; the model goes before a songwriter of the same name."""
+"""All that `fetch` knows by name."""
 
 Ending = Take | Draft | Made | Cancelled | Failed
 

@@ -216,31 +216,11 @@ def peaks(sound: np.ndarray, buckets: int) -> list[float]:
     return np.round(np.stack([low, high], 1).astype(np.float64), 4).ravel().tolist()
 
 
-def write(path: Path, sound: np.ndarray, rate: int) -> None:
-    """Write `sound` as 24-bit WAV or FLAC (by the name's ending), complete or not at all.
-
-    Raises:
-        StudioError: `disk-full` or `not-writable`; no file is left behind.
-    """
-    import numpy as np
-    import soundfile
-
-    half = path.with_name(f".{path.name}.part")
-    kind = "FLAC" if path.suffix.lower() == ".flac" else "WAV"
-    frames = np.nan_to_num(sound.T, nan=0.0, posinf=1.0, neginf=-1.0)
-    try:
-        soundfile.write(half, frames, rate, subtype="PCM_24", format=kind)
-        os.replace(half, path)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise no_room(path, error, sound.size * 3) from error
-    finally:
-        half.unlink(missing_ok=True)
-
-
 def hand_over(source: Path, target: Path) -> None:
     """Put a copy of the finished file `source` at `target`, complete or not at all.
 
-    Raises as `write`.
+    Raises:
+        StudioError: `disk-full` or `not-writable`; no file is left behind.
     """
     half = target.with_name(f".{target.name}.part")
     try:
@@ -253,7 +233,7 @@ def hand_over(source: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 `text`, complete or not at all. Raises as `write` does."""
+    """Write UTF-8 `text`, complete or not at all. Raises as `hand_over` does."""
     half = path.with_name(f".{path.name}.part")
     try:
         half.write_text(text, encoding="utf-8")

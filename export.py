@@ -68,8 +68,7 @@ def save(
 
     Args:
         sound: float32 [2, samples] at `song.SAMPLE_RATE`; clipped at full scale.
-        kind: 24-bit `wav`, 24-bit `flac`, or `mp3` of 320 kbit/s. A WAV has the very samples that
-            `audio.write` would write.
+        kind: 24-bit `wav`, 24-bit `flac`, or `mp3` of 320 kbit/s.
         settings: what `settings_of` makes of a take; None keeps them out of the file.
 
     Raises:

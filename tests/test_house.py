@@ -175,7 +175,7 @@ OUTSIDERS = {
     },
     "demucs": {"post_process"},
     "scipy": {"measure", "post_process"},
-    "soundfile": {"audio", "export"},
+    "soundfile": {"export"},
     "soxr": {"audio", "decoding"},
     "av": {"decoding"},
 }
