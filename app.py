@@ -196,7 +196,8 @@ def _serve(studio: backend.Studio, args: argparse.Namespace) -> int:
 
     if host.ON_ZERO:
         studio.warm()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, INTERRUPTED)):
+        signal.signal(number, lambda *_, code=code: sys.exit(code))
     demo = ui.build(studio)
     demo.queue(default_concurrency_limit=None, max_size=64)
     demo.launch(
