@@ -46,7 +46,6 @@ def encode_silence(codec: Codec, scale: LatentScale) -> Tensor:
 def _encode_shard(job: tuple[str, str, int, int]) -> None:
     """Encodes the pieces of seeds [first, first + count) into one file."""
     run, path, first, count = job
-    torch.set_num_threads(1)
     codec = load_codec(Path(run))
     scale = load_scale(Path(path).parent)
     latents = np.zeros((count, FRAMES, LATENTS), np.float16)
@@ -79,8 +78,11 @@ def build_corpus(
         path = folder / f"latents-{first + begin}.npy"
         if not path.exists():
             jobs.append((str(run), str(path), first + begin, min(SHARD, pieces - begin)))
-    if jobs:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    if len(jobs) == 1:  # a process would take longer to start
+        _encode_shard(jobs[0])
+    elif jobs:
+        own = {"initializer": torch.set_num_threads, "initargs": (1,)}
+        with ProcessPoolExecutor(workers, get_context("spawn"), **own) as pool:
             list(pool.map(_encode_shard, jobs))
 
 
