@@ -199,11 +199,19 @@ def _saved(page: Page, folder: Path) -> Path:
 
 
 def _made(page: Page, way: str, folder: Path) -> list[Path]:
+    chosen = f"#generate-{way}-made a[download]"
+    links = page.locator(chosen)
+    before = [link.evaluate("a => a.href") for link in links.all()]
     page.locator(f"#generate-{way}").click()
-    state(page, "running").wait_for()
+    # Not by "running": it may be over before anybody looks.
+    page.wait_for_function(
+        """([chosen, before]) => {
+            const now = [...document.querySelectorAll(chosen)].map((a) => a.href);
+            return now.length && !now.some((href) => before.includes(href));
+        }""",
+        arg=[chosen, before],
+    )
     state(page, "done").wait_for()
-    links = page.locator(f"#generate-{way}-made a[download]")
-    links.first.wait_for()
     return [_fetched(page, link, folder) for link in links.all()]
 
 
