@@ -26,6 +26,9 @@ LONGEST_QUEUE = 10
 EVERY_PERCENT = 5
 """How far a job gets between two messages."""
 
+LAST_PERCENT = 99
+"""What a job says while its sound is decoded and written."""
+
 STOP_S = 1.5
 """How long the running job is waited for at the end."""
 
@@ -58,7 +61,7 @@ class Job:
     first: tuple[int, float] = (0, 0.0)
 
     def progress(self, event: Progress, now: float) -> dict[str, Any] | None:
-        """What is to be said of `event`: something whenever another 5 % are done, never 100."""
+        """What is to be said of `event`: more whenever another 5 % are done, 99 instead of 100."""
         if event.stage != self.stage:
             self.stage, self.first = event.stage, (event.step, now)
         if event.stage not in MAIN_STAGES or not event.steps:
@@ -66,12 +69,12 @@ class Job:
         total = self.order.total_steps
         self.done = min(total, round(event.step * total / event.steps))
         percent = 100 * self.done // total
-        if percent // EVERY_PERCENT <= self.told:
+        if percent // EVERY_PERCENT == self.told // EVERY_PERCENT or self.told == LAST_PERCENT:
             return None
-        self.told = percent // EVERY_PERCENT
+        self.told = min(LAST_PERCENT, percent)
         said = {
             "track_id": self.order.track_id,
-            "percent": min(99, percent),
+            "percent": self.told,
             "current_step": self.done,
             "total_steps": total,
             "eta_sec": round(self._left(event, now), 2),

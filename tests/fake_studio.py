@@ -9,7 +9,6 @@ import json
 import math
 import struct
 import sys
-import tempfile
 import threading
 import time
 import wave
@@ -23,6 +22,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import host
 from errors import StudioError
 from finishing import FINISHES
 from knobs import Request, Worn
@@ -117,7 +117,7 @@ class FakeStudio:
 
     def __init__(self, card: Card = CARD, folder: Path | None = None) -> None:
         self._card = card
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="ace-fake-"))
+        self.folder = folder or host.private_folder()
         self.reset()
 
     def reset(self) -> None:

@@ -637,7 +637,6 @@ def test_helpers_ask_in_their_own_words_and_keep_what_is_given(tiny, monkeypatch
 EMBEDDED = ROOT / "vendor" / "ace-step-mini" / "planner"
 
 
-@pytest.mark.skipif(not EMBEDDED.is_dir(), reason="no embedded planner yet")
 def test_the_embedded_planner_follows_words_and_hears_codes():
     tokenizer = json.loads((EMBEDDED.parent / "audio_tokenizer" / "config.json").read_text())
     codebook = 1
