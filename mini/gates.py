@@ -1,12 +1,12 @@
 """The gates: what the finished model must do on prompts held out, each a share with its confidence.
 
-Text-to-music goes through the studio's own engine; repaint and cover through the stock pipeline.
-Every prompt is reported, none is chosen.
+Everything goes through the studio's own engine, with the page's defaults. Every prompt is reported,
+none is chosen.
 """
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 
 import audio
 import checkpoints
+import edits
 from mini import measure
 from mini.compose import FRAMES_PER_SECOND, STYLES, Piece, compose
 from mini.measure import Key
@@ -23,11 +24,11 @@ from mini.train_vae import HELD_OUT
 from mini.words import caption
 from pipeline import Engine
 from song import SAMPLE_RATE as STUDIO_RATE
-from song import Generate
+from song import Edit, Generate
 
 PROMPT_SEED = HELD_OUT + 500_000
 SECONDS = 12
-REPAINT_FROM, REPAINT_TO = 5.0, 11.0
+REPAINT_FROM, REPAINT_TO, REPAINT_SECONDS = 5.0, 11.0, 16
 
 
 @dataclass(frozen=True)
@@ -153,49 +154,45 @@ def music_gates(
 
 
 class Studio:
-    """The studio's engine on a checkpoint, and the stock pipeline it is built on."""
+    """The studio's engine on a checkpoint."""
 
     def __init__(self, folder: Path, steps: int, guidance: float, shift: float):
         model = checkpoints.choose(str(folder))
         self.engine = drain(Engine.load(model, folder, "cpu", "float32"))
-        self.stock = self.engine.pipe
-        self.stock.set_progress_bar_config(disable=True)
-        self.sampling = {"num_inference_steps": steps, "guidance_scale": guidance, "shift": shift}
+        self.sampling = {"inference_steps": steps, "guidance_scale": guidance, "shift": shift}
 
     def song(self, piece: Piece, seconds: float, seed: int) -> Sound:
-        """Text-to-music by the engine from what a held-out piece asks for."""
-        request = Generate(
-            prompt=caption(piece, random.Random(piece.seed), mention=0.0),
-            instrumental=True,
-            duration_s=seconds,
-            bpm=piece.bpm,
-            keyscale=piece.key,
-            timesignature=str(piece.beats_per_bar),
-            inference_steps=self.sampling["num_inference_steps"],
-            guidance_scale=self.sampling["guidance_scale"],
-            shift=self.sampling["shift"],
-        )
+        """Text-to-music from what a held-out piece asks for."""
+        request = self._request(piece, seconds, seed)
         (made,) = drain(self.engine.text_to_music(request, [seed]))
         return made.sound, STUDIO_RATE
 
-    def from_source(
-        self, piece: Piece, source: np.ndarray, task: str, seed: int, **extra: object
-    ) -> np.ndarray:
-        """Cover or repaint (2, n) at 24 kHz of a source by the stock pipeline."""
-        made = self.stock(
+    def repainted(self, piece: Piece, source: np.ndarray, start: int, end: int, seed: int) -> Sound:
+        """A source (2, n) at the studio's rate, samples [start, end) made anew."""
+        defaults = [
+            Edit.model_fields[name].default for name in ("repaint_mode", "repaint_strength")
+        ]
+        request = self._request(piece, source.shape[1] / STUDIO_RATE, seed)
+        grip = edits.Grip.of(*defaults)
+        made = drain(edits.repaint(self.engine, request, source, [(start, end)], grip))
+        return made.sound, STUDIO_RATE
+
+    def cover(self, piece: Piece, source: np.ndarray, seed: int) -> Sound:
+        """A cover of a source (2, n) at the studio's rate."""
+        request = self._request(piece, source.shape[1] / STUDIO_RATE, seed)
+        return drain(edits.cover(self.engine, request, source)).sound, STUDIO_RATE
+
+    def _request(self, piece: Piece, seconds: float, seed: int) -> Generate:
+        return Generate(
             prompt=caption(piece, random.Random(piece.seed), mention=0.0),
-            lyrics="[Instrumental]",
-            task_type=task,
-            src_audio=torch.from_numpy(source),
-            audio_duration=source.shape[1] / SAMPLE_RATE,
+            instrumental=True,
+            duration_s=seconds,
+            seed=seed,
             bpm=piece.bpm,
             keyscale=piece.key,
             timesignature=str(piece.beats_per_bar),
-            generator=torch.Generator().manual_seed(seed),
             **self.sampling,
-            **extra,
         )
-        return made.audios[0].float().numpy()
 
 
 def drain(events: Iterator) -> object:
@@ -209,22 +206,15 @@ def drain(events: Iterator) -> object:
 
 def repaint_gate(studio: Studio, pieces: list[Piece]) -> Gate:
     """The region painted anew differs from the source, and its tempo is the source's."""
-    begin, end = int(REPAINT_FROM * SAMPLE_RATE), int(REPAINT_TO * SAMPLE_RATE)
+    begin, end = int(REPAINT_FROM * STUDIO_RATE), int(REPAINT_TO * STUDIO_RATE)
     changed, kept = [], []
     for index, piece in enumerate(pieces):
-        source = render(piece, 0, 16 * FRAMES_PER_SECOND)
-        made = studio.from_source(
-            piece,
-            source,
-            "repaint",
-            index,
-            repainting_start=REPAINT_FROM,
-            repainting_end=REPAINT_TO,
-        )
+        source, _ = as_heard(piece, REPAINT_SECONDS)
+        made, rate = studio.repainted(piece, source, begin, end, index)
         inside, before = made[:, begin:end], source[:, begin:end]
-        likeness = np.corrcoef(measure.mono(inside), measure.mono(before))[0, 1]
-        changed.append(bool(likeness < 0.9))
-        kept.append(measure.tempo_right(measure.tempo(inside, SAMPLE_RATE), piece.bpm))
+        alike = np.corrcoef(measure.mono(inside), measure.mono(before))[0, 1]
+        changed.append(bool(alike < 0.9))
+        kept.append(measure.tempo_right(measure.tempo(inside, rate), piece.bpm))
     return share(
         "repaint: inside changes, tempo carried on",
         0.8,
@@ -235,8 +225,8 @@ def repaint_gate(studio: Studio, pieces: list[Piece]) -> Gate:
 
 def likeness(a: np.ndarray, b: np.ndarray) -> float:
     """Correlation of onset envelopes plus correlation of chroma over time, of two sounds."""
-    onsets = [measure.onset_envelope(x, SAMPLE_RATE) for x in (a, b)]
-    chroma = [measure.chroma_frames(x, SAMPLE_RATE, 0.2).ravel() for x in (a, b)]
+    onsets = [measure.onset_envelope(x, STUDIO_RATE) for x in (a, b)]
+    chroma = [measure.chroma_frames(x, STUDIO_RATE, 0.2).ravel() for x in (a, b)]
     length, size = min(map(len, onsets)), min(map(len, chroma))
     return float(
         np.corrcoef(onsets[0][:length], onsets[1][:length])[0, 1]
@@ -246,15 +236,15 @@ def likeness(a: np.ndarray, b: np.ndarray) -> float:
 
 def cover_gate(studio: Studio, pieces: list[Piece]) -> Gate:
     """A cover is liker to its own source than to another source."""
-    sources = [render(piece, 0, SECONDS * FRAMES_PER_SECOND) for piece in pieces]
+    sources = [as_heard(piece)[0] for piece in pieces]
     covers = [
-        studio.from_source(p, s, "cover", i)
-        for i, (p, s) in enumerate(zip(pieces, sources, strict=True))
+        studio.cover(piece, source, index)[0]
+        for index, (piece, source) in enumerate(zip(pieces, sources, strict=True))
     ]
     others = sources[1:] + sources[:1]
     passed = [
-        likeness(c, own) > likeness(c, other)
-        for c, own, other in zip(covers, sources, others, strict=True)
+        likeness(made, own) > likeness(made, other)
+        for made, own, other in zip(covers, sources, others, strict=True)
     ]
     return share("cover: liker to its source than to another", 0.9, passed)
 
@@ -316,6 +306,3 @@ def table(gates: list[Gate]) -> str:
 
 def as_json(gates: list[Gate]) -> list[dict]:
     return [asdict(gate) for gate in gates]
-
-
-Measured = Callable[[], list[Gate]]

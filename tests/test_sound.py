@@ -11,7 +11,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import soundfile
-import soxr
 import torch
 from conftest import UNPLANNED, drain, heard
 
@@ -21,7 +20,6 @@ import edits
 import host
 from edits import Grip
 from mini import gates, measure
-from mini.render import render
 from song import SAMPLE_RATE, Extend, Generate
 
 pytestmark = pytest.mark.long
@@ -29,16 +27,11 @@ pytestmark = pytest.mark.long
 SECONDS, COUNT = 12, 4
 
 
-def at_48k(sound: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(soxr.resample(sound.T, gates.SAMPLE_RATE, SAMPLE_RATE).T)
-
-
 @pytest.fixture(scope="module")
 def pieces():
     """Pieces of held-out seeds with their sound, float32 [2, samples] at 48 kHz."""
     found = gates.held_out_pieces(COUNT)
-    frames = SECONDS * gates.FRAMES_PER_SECOND
-    return [(piece, at_48k(render(piece, 0, frames).astype(np.float32))) for piece in found]
+    return [(piece, gates.as_heard(piece, SECONDS)[0]) for piece in found]
 
 
 def ask(piece, **changes) -> Generate:
@@ -55,16 +48,6 @@ def ask(piece, **changes) -> Generate:
     return Generate.of({**given, **UNPLANNED, **changes})
 
 
-def likeness(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation of chroma over time plus correlation of onset envelopes, -2 to 2."""
-    heard = [[f(x, SAMPLE_RATE) for x in (a, b)] for f in (measure.onset_envelope, _chroma)]
-    return float(sum(np.corrcoef(one, two)[0, 1] for one, two in heard))
-
-
-def _chroma(sound: np.ndarray, rate: int) -> np.ndarray:
-    return measure.chroma_frames(sound, rate, 0.2).ravel()
-
-
 @pytest.fixture(scope="module")
 def covers(engine, pieces):
     """Covers of every piece, by strength, with no tempo given that would line them up."""
@@ -79,8 +62,8 @@ def covers(engine, pieces):
 
 def test_a_cover_is_far_more_like_its_song_than_like_another(covers, pieces):
     sources = [source for _, source in pieces]
-    own = [likeness(*pair) for pair in zip(covers[1.0], sources, strict=True)]
-    others = [likeness(*p) for p in zip(covers[1.0], sources[1:] + sources[:1], strict=True)]
+    own = [gates.likeness(*pair) for pair in zip(covers[1.0], sources, strict=True)]
+    others = [gates.likeness(*p) for p in zip(covers[1.0], sources[1:] + sources[:1], strict=True)]
     print(f"likeness {np.mean(own):.2f}, to others {np.mean(others):.2f}")
     assert np.mean(own) > np.mean(others) + 3 * np.std(others) / np.sqrt(COUNT)
 
@@ -90,7 +73,7 @@ def test_a_cover_of_less_likeness_is_less_like_its_song(covers, pieces):
     means = []
     for made in covers.values():
         pairs = zip(made, (source for _, source in pieces), strict=True)
-        means.append(np.mean([likeness(*pair) for pair in pairs]))
+        means.append(np.mean([gates.likeness(*pair) for pair in pairs]))
     print(f"likeness at 1, 0.5 and 0: {[round(float(m), 2) for m in means]}")
     assert means == sorted(means, reverse=True)
 
