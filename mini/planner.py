@@ -50,7 +50,7 @@ TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WIDTH, LAYERS = 192, 5
+WIDTH, LAYERS = 192, 7
 SPREAD = 0.05  # of an embedding's numbers
 LISTENING, TELLING = 0.4, 0.06  # of the turns
 PLANS, LISTENS = 0.25, 0.4  # of the batches only plan, in short; only listen, all as long
