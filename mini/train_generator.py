@@ -24,9 +24,10 @@ from mini.training import Run, Trained, fit, rank
 from mini.vae import LATENTS
 from mini.words import bpm_near, caption, lyrics, spell
 
-LENGTHS = (160, 160, 160, 320)  # latent frames of a batch; one of the longest has half the crops
+LENGTHS = (160, 160, 320, 400)  # latent frames of a batch; a long one has fewer crops
 REFERENCE_FRAMES, REFERENCES = 250, 1  # a batch carries one timbre reference
-REPAINT, COVER, NULL = 0.15, 0.08, 0.1  # chances of the tasks
+REPAINT, COVER, NULL = 0.4, 0.08, 0.1  # chances of the tasks
+ALIGNED = 0.4  # of repaints and covers begin with the chord loop
 TIME_SHIFT = 2.5  # pushes training times towards noise: there tempo, key and form are decided
 KEPT_WEIGHT = 0.2  # of the loss where repaint keeps the source
 READ_WEIGHT = 1.0  # of the reader's error
@@ -114,7 +115,7 @@ class Tasks(IterableDataset):
                 task = self._task(rng)
                 referred = index < REFERENCES and self.only is None
                 crop = self.corpus.crop(
-                    frames, rng, aligned=task == "text2music" or rng.random() < 0.4
+                    frames, rng, aligned=task == "text2music" or rng.random() < ALIGNED
                 )
                 source, mask = self._context(crop, task, rng)
                 text, lyric = self._words(crop, task, referred, rng)
