@@ -165,7 +165,11 @@ class FakeStudio:
                         left_s=None if stage == "Loading" else (3.0, 8.0),
                         text=written,
                     )
-                    time.sleep(0.3 if "slow" in words.replace("slow stems", "") else 0.002)
+                    slow = "slow" in words.replace("slow stems", "")
+                    if slow and stage in (WRITING, "Listening"):
+                        stop.wait(2)  # to be stopped in time by a page on a busy machine
+                    else:
+                        time.sleep(0.3 if slow else 0.002)
             done = True
             if "fail" in words:
                 yield Failed(
