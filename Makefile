@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PAGES := $(wildcard *.py) mini tests nvim
+PAGES := $(wildcard *.py) audio core lofi mini models nvim runtime tests web
 
 .PHONY: install run fetch test check format bench clean
 

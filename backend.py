@@ -18,40 +18,30 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import adapters
-import audio
-import checkpoints
-import host
 import lyrics
-import musicgen
-import post_process
-import residents
-import worker
-from errors import StudioError
-from finishing import FINISHES
-from jobs import Job, cautious, region_of, thinks, work_of
-from knobs import Request, Worn
-from song import (
+from core.errors import StudioError
+from core.files import cache_folder, no_room, private_folder
+from core.params import Request, Worn
+from core.requests import (
+    FINISHES,
     HELPERS,
     MAX_SEED,
-    AdapterSeen,
-    Cancelled,
-    Card,
     Edit,
-    Event,
     Extend,
-    Failed,
     Generate,
-    Look,
     Lyrics,
-    Made,
     Musicgen,
-    Progress,
     Sound,
-    Take,
 )
-from sources import Sources
-from turns import Turns
+from core.results import AdapterSeen, Cancelled, Card, Event, Failed, Look, Made, Progress, Take
+from models import catalog, checkpoints, demucs, musicgen
+from pipeline import region_of
+from runtime import device, estimates, job_adapters, model_cache, planning, runner
+from runtime.device_queue import Turns
+from runtime.estimates import cautious, work_of
+from runtime.job import Job
+from runtime.planning import thinks
+from runtime.uploads import Sources
 
 SHELF = 10
 """Takes kept for each visitor."""
@@ -70,8 +60,8 @@ class Studio:
 
     def __init__(
         self,
-        model: checkpoints.Model,
-        place: host.Place,
+        model: catalog.Model,
+        place: device.Place,
         planner: str = "",
         musicgen_folder: str | Path = "",
     ) -> None:
@@ -83,10 +73,10 @@ class Studio:
         """
         self.model = model
         self.place = place
-        self.planner, self._no_planner = residents.find_planner(model, place, planner)
+        self.planner, self._no_planner = planning.find_planner(model, place, planner)
         self.writer = lyrics.choose(place.device)
         self.musicgen = musicgen.choose(musicgen_folder)
-        self._rates = host.Rates(f"{place.speed_class}|{model.name}")
+        self._rates = estimates.Rates(f"{place.speed_class}|{model.name}")
         self._turn = Turns()
         self._sources = Sources()
         self._shelf: dict[str, deque[Take]] = defaultdict(deque)
@@ -103,7 +93,7 @@ class Studio:
             title=model.title,
             licence=model.licence,
             may_sell=model.may_sell,
-            device=f"{host.device_name(place.device)} · {place.dtype}",
+            device=f"{device.device_name(place.device)} · {place.dtype}",
             hint=_hint(model, place),
             steps=model.steps,
             guidance=model.guidance,
@@ -114,8 +104,8 @@ class Studio:
             no_planner=self._no_planner,
             writer=self.writer.title,
             no_writer=_why_not(lambda: lyrics.find(self.writer)),
-            stems=post_process.RESEARCH,
-            no_stems=_why_not(post_process.find),
+            stems=demucs.RESEARCH,
+            no_stems=_why_not(demucs.find),
         )
 
     def look(self, path: Path) -> Look:
@@ -133,7 +123,7 @@ class Studio:
         Raises:
             StudioError: those of `adapters.judge`.
         """
-        return adapters.seen(adapters.judge(worn, self.model))
+        return job_adapters.seen(job_adapters.judge(worn, self.model))
 
     def run(self, request: Request, visitor: str) -> Iterator[Event]:
         """Do what is asked. Yields `Progress` at least once a second, then exactly one ending.
@@ -148,9 +138,9 @@ class Studio:
             yield Failed.by(error)
             return
         except OSError as error:
-            yield Failed.by(audio.no_room(host.cache_folder(), error, 1 << 20))
+            yield Failed.by(no_room(cache_folder(), error, 1 << 20))
             return
-        clock = host.Clock(self._rates, {}, time.monotonic)
+        clock = estimates.Clock(self._rates, {}, time.monotonic)
         with self._guard:
             self._running[visitor].add(job.flag)
         threading.Thread(
@@ -196,7 +186,7 @@ class Studio:
         try:
             for _ in (fetching := _Returning(self._ready(job))):
                 pass
-            for _ in worker.load(fetching.value):
+            for _ in runner.load(fetching.value):
                 pass
         finally:
             shutil.rmtree(job.folder, ignore_errors=True)
@@ -247,7 +237,7 @@ class Studio:
 
     def _job(self, request: Request, notes: tuple[str, ...]) -> Job:
         name = secrets.token_hex(8)
-        folder = host.private_folder() / name
+        folder = private_folder() / name
         folder.mkdir(mode=0o700)
         model, place = self.model, self.place
         if isinstance(request, Musicgen):
@@ -265,7 +255,7 @@ class Studio:
             notes=notes,
             planner=planner,
             writer=writer,
-            in_turn=len(weights) > 1 and residents.short_of_memory(weights, place),
+            in_turn=len(weights) > 1 and model_cache.short_of_memory(weights, place),
         )
 
     def _with_files(self, job: Job) -> Job:
@@ -334,9 +324,9 @@ class Studio:
 
     def _work(self, job: Job) -> dict[str, float]:
         """The stages this job will go through on the device, with the units each will cost."""
-        return work_of(job, residents.is_loaded(job.model), residents.is_loaded(job.planner))
+        return work_of(job, model_cache.is_loaded(job.model), model_cache.is_loaded(job.planner))
 
-    def _serve(self, job: Job, visitor: str, clock: host.Clock, tell: Tell) -> None:
+    def _serve(self, job: Job, visitor: str, clock: estimates.Clock, tell: Tell) -> None:
         """The job's own thread: read the files, wait, fetch, perform, put on the shelf."""
         ending: Event
         try:
@@ -363,14 +353,14 @@ class Studio:
                     _discard(shelf.pop())
         tell(ending)
 
-    def _perform(self, job: Job, clock: host.Clock, tell: Tell) -> Event:
+    def _perform(self, job: Job, clock: estimates.Clock, tell: Tell) -> Event:
         began = time.monotonic()
 
         def stopped_at(stage: str) -> Cancelled:
             return Cancelled(stage=stage, elapsed_s=time.monotonic() - began)
 
         if getattr(job.request, "adapters", ()):
-            job = adapters.dressed(job)
+            job = job_adapters.dressed(job)
         if any(getattr(job.request, field, None) for field in SOURCES):
             tell(Progress(stage="Reading the file"))
             try:
@@ -381,7 +371,7 @@ class Studio:
                 raise
         clock.expect(self._work(job))
         if job.request.mode in FINISHES and job.request.mode != "stems":
-            return self._listen(worker.carry_out(job), tell)
+            return self._listen(runner.carry_out(job), tell)
         with self._turn.wait(job.stopped, tell) as mine:
             if not mine:
                 return stopped_at("Waiting")
@@ -396,11 +386,11 @@ class Studio:
             clock.expect(work)
             usual, guess = self._rates.usual(work), cautious(work, self.model)
             for attempt in (1, 2):
-                asked = host.gpu_seconds(usual, guess, attempt)
+                asked = estimates.gpu_seconds(usual, guess, attempt)
                 try:
-                    ending = self._listen(worker.perform(replace(job, gpu_seconds=asked)), tell)
+                    ending = self._listen(runner.perform(replace(job, gpu_seconds=asked)), tell)
                 except Exception as error:
-                    trouble = host.gpu_trouble(error)
+                    trouble = device.gpu_trouble(error)
                     if trouble is None:
                         raise
                     if trouble != "aborted":
@@ -452,9 +442,9 @@ def _discard(kept: Take | Made) -> None:
     shutil.rmtree(Path(path).parent, ignore_errors=True)
 
 
-def _hint(model: checkpoints.Model, place: host.Place) -> str | None:
+def _hint(model: catalog.Model, place: device.Place) -> str | None:
     """The one sentence a person on a small machine should read."""
-    big = checkpoints.MODELS["xl-sft"]
+    big = catalog.MODELS["xl-sft"]
     if model.name == "mini":
         return (
             "You hear the small embedded model: simple instrumental sketches in seconds, on any "

@@ -21,12 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import checkpoints
-import codec
-import host
-import pipeline
-import sampler
-from song import INSTRUMENTAL, Generate
+from core import files
+from core.requests import INSTRUMENTAL, Generate
+from models import acestep, catalog, checkpoints, sampler, vae
+from runtime import device
 
 ROOT = Path(__file__).parent
 
@@ -55,11 +53,11 @@ def engine_against_stock(seconds: float, times: int) -> list[tuple[str, str]]:
     import torch
     from diffusers import AceStepPipeline
 
-    place = host.find_place("cpu")
-    host.settle(place)
-    model = checkpoints.choose("mini")
-    engine = drain(pipeline.Engine.load(model, model.folder, "cpu", "float32"))
-    swift = drain(pipeline.Engine.load(model, model.folder, "cpu", place.dtype))
+    place = device.find_place("cpu")
+    device.settle(place)
+    model = catalog.choose("mini")
+    engine = drain(acestep.Engine.load(model, model.folder, "cpu", "float32"))
+    swift = drain(acestep.Engine.load(model, model.folder, "cpu", place.dtype))
     stock = AceStepPipeline.from_pretrained(model.folder, dtype=torch.float32)
     stock.set_progress_bar_config(disable=True)
     song = Generate.of(
@@ -73,7 +71,7 @@ def engine_against_stock(seconds: float, times: int) -> list[tuple[str, str]]:
             "seed": 7,
         }
     )
-    noise, _ = sampler.draw_noise(7, pipeline.frames_for(seconds), engine.channels)
+    noise, _ = sampler.draw_noise(7, acestep.frames_for(seconds), engine.channels)
     given = {
         "prompt": [song.prompt],
         "lyrics": [INSTRUMENTAL],
@@ -91,7 +89,7 @@ def engine_against_stock(seconds: float, times: int) -> list[tuple[str, str]]:
         ours = {
             "words": median_s(lambda: engine.conditions(song), times),
             "denoise": median_s(lambda: drain(engine.denoise(conditions, song, 7)), times),
-            "decode": median_s(lambda: drain(codec.decode(engine.pipe.vae, latents)), times),
+            "decode": median_s(lambda: drain(vae.decode(engine.pipe.vae, latents)), times),
         }
         swift_s = median_s(lambda: drain(swift.denoise(quick, song, 7)), times)
         whole = median_s(lambda: stock(**given, output_type="latent"), times)
@@ -116,7 +114,7 @@ def imports() -> list[tuple[str, str]]:
         "import time, sys; t = time.perf_counter(); import {0}; "
         "print(round(time.perf_counter() - t, 2), 'torch' in sys.modules)"
     )
-    for room in ("backend", "ui", "app", "torch"):
+    for room in ("backend", "web.page", "app", "torch"):
         said = subprocess.run(
             [sys.executable, "-c", code.format(room)], cwd=ROOT, capture_output=True, text=True
         ).stdout.split()
@@ -150,7 +148,7 @@ def start() -> list[tuple[str, str]]:
     finally:
         page.terminate()
         page.wait()
-    out = host.private_folder() / "bench.wav"
+    out = files.private_folder() / "bench.wav"
     began = time.perf_counter()
     said = subprocess.run(
         [
@@ -267,14 +265,14 @@ def planner_against_generate(times: int) -> list[tuple[str, str]]:
     import torch
     from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor as Guide
 
-    import grammar
-    from planner import Dice, Planner
+    from models import plan_grammar
+    from models.planner import Dice, Planner
 
-    folder = checkpoints.choose("mini").folder
+    folder = catalog.choose("mini").folder
     ours = drain(Planner.load(folder / "planner", checkpoints.codebook(folder), "cpu", "float32"))
-    plan, codes = grammar.Plan(bpm=100, keyscale="A minor"), 150
-    prompt = ours.words.ids(grammar.codes_prompt("warm lofi piano", INSTRUMENTAL, plan))
-    away = torch.tensor([ours.words.ids(grammar.plain_prompt(""))])
+    plan, codes = plan_grammar.Plan(bpm=100, keyscale="A minor"), 150
+    prompt = ours.words.ids(plan_grammar.codes_prompt("warm lofi piano", INSTRUMENTAL, plan))
+    away = torch.tensor([ours.words.ids(plan_grammar.plain_prompt(""))])
 
     def mine() -> None:
         drain(

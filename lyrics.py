@@ -12,70 +12,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import checkpoints
-import qwen2
-import stanzas
-from errors import StudioError
-from qwen2 import END, EOS, TURN
-from song import Lyrics, Progress
+from core.errors import StudioError
+from core.requests import Lyrics
+from core.results import Progress
+from models import checkpoints, llm, lyric_format, weights
+from models.catalog import WRITERS, Writer
+from models.llm import END, EOS, TURN
 
 if TYPE_CHECKING:
     import numpy as np
     from tokenizers import Tokenizer
 
+
 STOPS = ("\n\n\n", "\nNote:", "\n(Note", TURN, END, EOS)
 """Where an answer is over although the model goes on. None of it is ever shown."""
+
 
 PIECE = 256
 """Tokens of the prompt that are read at a time: between two of them the work can be stopped."""
 
+
 PULSE_S = 0.05
 """Seconds between two signs of life, at least."""
+
 
 FEW = 1024
 """Tokens that nearly always hold the share that top-p keeps."""
 
+
 LINE_TOKENS, TAG_TOKENS = 40, 8
 """Room for a line and for a tag. A line in a script the tokenizer knows little of takes 40."""
 
+
 LOADING, WRITING = "Loading the songwriter", "Writing the words"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Writer(checkpoints.Weights):
-    """A songwriter: a Qwen 2.5 in the layout of transformers, or in that of mlx-lm.
-
-    `engine` is "torch" or "mlx".
-    """
-
-    engine: str
-
-
-WRITERS: dict[str, Writer] = {
-    writer.name: writer
-    for writer in (
-        Writer(
-            name="qwen",
-            title="Qwen 2.5 7B Instruct",
-            repo="Qwen/Qwen2.5-7B-Instruct",
-            revision="main",
-            licence="Apache-2.0",
-            may_sell=True,
-            size_bytes=15_240_000_000,
-            engine="torch",
-        ),
-        Writer(
-            name="qwen-mlx",
-            title="Qwen 2.5 7B Instruct (4 bit)",
-            repo="mlx-community/Qwen2.5-7B-Instruct-4bit",
-            revision="main",
-            licence="Apache-2.0",
-            may_sell=True,
-            size_bytes=4_300_000_000,
-            engine="mlx",
-        ),
-    )
-}
 
 
 def choose(device: str) -> Writer:
@@ -110,7 +79,7 @@ class Written:
 class Songwriter:
     """One loaded songwriter. Not thread-safe: one song at a time, from any thread."""
 
-    def __init__(self, writer: Writer, tokenizer: Tokenizer, model: qwen2.Reader) -> None:
+    def __init__(self, writer: Writer, tokenizer: Tokenizer, model: llm.Reader) -> None:
         self.writer = writer
         self.tokenizer = tokenizer
         self.model = model
@@ -132,10 +101,10 @@ class Songwriter:
             StudioError: `model-broken`, `model-mismatch`, `writer-memory`.
         """
         yield Progress(stage=LOADING, step=0, steps=2)
-        config, tokenizer = qwen2.judged(writer, folder)
+        config, tokenizer = llm.judged(writer, folder)
         yield Progress(stage=LOADING, step=1, steps=2)
-        with qwen2.memory(writer, device):
-            kind = qwen2.OnMlx if writer.engine == "mlx" else qwen2.OnTorch
+        with llm.memory(writer, device):
+            kind = llm.OnMlx if writer.engine == "mlx" else llm.OnTorch
             model = kind(writer, folder, config, device)
         yield Progress(stage=LOADING, step=2, steps=2)
         return cls(writer, tokenizer, model)
@@ -152,7 +121,7 @@ class Songwriter:
         Raises:
             StudioError: `value-out-of-range` for the structure, `lyrics-too-long`, `writer-memory`.
         """
-        return (yield from self._answer(request, stanzas.turns(request)))
+        return (yield from self._answer(request, lyric_format.turns(request)))
 
     def repair(self, request: Lyrics, text: str) -> Iterator[Progress]:
         """Have a broken draft written again, in one call: it goes back with what is wrong with it.
@@ -162,16 +131,16 @@ class Songwriter:
 
         Returns, Raises: as `write`.
         """
-        return (yield from self._answer(request, stanzas.repair_turns(request, text)))
+        return (yield from self._answer(request, lyric_format.repair_turns(request, text)))
 
     def close(self) -> None:
         """Give the memory back. The songwriter cannot be used after that."""
         self.model.close()
 
     def _answer(self, request: Lyrics, turns: Sequence[tuple[str, str]]) -> Iterator[Progress]:
-        wanted = stanzas.asked(request.structure)
+        wanted = lyric_format.asked(request.structure)
         ids, most = self._ids(turns), len(wanted) * (request.lines * LINE_TOKENS + TAG_TOKENS)
-        begun = stanzas.opening(wanted)
+        begun = lyric_format.opening(wanted)
         ids += self._encode(begun)
         room = self.model.longest - len(ids)
         if room < len(wanted) * TAG_TOKENS:
@@ -181,16 +150,16 @@ class Songwriter:
                 "lyrics-too-long", tokens=len(ids), limit=self.model.longest, words=int(words)
             )
         draft = _Draft(self.tokenizer, begun)
-        with qwen2.memory(self.writer, self.model.device):
+        with llm.memory(self.writer, self.model.device):
             for _ in self._tokens(ids, draft, request, min(most, room)):
-                text = stanzas.normalise(draft.shown, wanted)
-                step = min(len(stanzas.sections(text, wanted)), len(wanted))
+                text = lyric_format.normalise(draft.shown, wanted)
+                step = min(len(lyric_format.sections(text, wanted)), len(wanted))
                 yield Progress(stage=WRITING, step=step, steps=len(wanted), text=text)
-        text = stanzas.normalise(draft.text, wanted)
+        text = lyric_format.normalise(draft.text, wanted)
         notes = [] if draft.over else ["The songwriter did not come to an end and was cut off."]
-        if uneven := stanzas.uneven(text, request.lines, wanted):
+        if uneven := lyric_format.uneven(text, request.lines, wanted):
             notes.append(uneven)
-        return Written(text, wanted, stanzas.sections(text, wanted), tuple(notes))
+        return Written(text, wanted, lyric_format.sections(text, wanted), tuple(notes))
 
     def _tokens(self, ids: list[int], draft: _Draft, request: Lyrics, most: int) -> Iterator[None]:
         """Let `draft` grow by up to `most` tokens. Yields whenever there is more to show."""
@@ -206,7 +175,7 @@ class Songwriter:
             logits = self.model.read(ids[start : start + PIECE])
         for _ in range(most):
             if not np.isfinite(logits.max()):
-                raise checkpoints.broken(self.writer, "it", "answers with no finite numbers")
+                raise weights.broken(self.writer, "it", "answers with no finite numbers")
             token = pick(logits, draft.said, random.random(), request)
             draft.add(token)
             if draft.over:

@@ -1,455 +1,365 @@
-"""ACE-Step itself: load a checkpoint, build conditions, make latents, decode them to sound.
+"""Songs that start from more than words: codes, a reference, or a source to extend or change.
 
-Stands on diffusers' components; the loop is our own. Everything long is a generator that yields
-`Progress` and returns its result; closing it stops the work there and frees what it held.
+Each operation takes sound as float32 [2, samples] at 48 kHz and is a generator like the engine's
+own: progress, then the piece as its return value. `clean` are the source's latents, where they are
+known already.
 """
 
 from __future__ import annotations
 
-import gc
 import math
-import re
-import time
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import audio
-import checkpoints
-import codec
-import sampler
-from errors import StudioError
-from song import INSTRUMENTAL, SAMPLE_RATE, Generate, Progress
+from audio import levels, splice
+from core.errors import StudioError
+from core.requests import SAMPLE_RATE, Edit, Generate
+from core.results import Progress
+from models import acestep, loading, sampler, vae
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from diffusers import AceStepPipeline
 
-TEXT_TO_MUSIC = "Fill the audio semantic mask based on the given conditions:"
-TEXT_TOKENS, LYRIC_TOKENS = 256, 2048
-"""What the text encoder reads of the prompt and of the lyrics. Source: the authors' handler."""
 
-TIMBRE_FRAMES = 30 * codec.FRAME_RATE
-"""Length of the timbre reference; without one, this much of the silence latent stands for it."""
+REPAINT = "Repaint the mask area based on the given conditions:"
+
+
+FROM_CODES = "Generate audio semantic tokens based on the given conditions:"
+"""Instructions the transformer was trained on. Source: the authors' task table."""
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """What the transformer hears besides the noise.
+class Grip:
+    """How tightly a repaint holds on to what lies outside the region.
 
-    `cond` and `null` are [1, tokens, width], `context` is [1, frames, channels + mask].
+    Attributes:
+        injection: share of the steps after which the outside is put back, noised as far as due.
+        ramp_frames: latent frames outside the region over which both versions are blended.
+        fade_s: seconds over which the waveforms are crossfaded at each edge.
     """
 
-    cond: torch.Tensor
-    null: torch.Tensor
-    context: torch.Tensor
-
-
-@dataclass
-class Rendered:
-    """One piece of sound, float32 [2, samples] at 48 kHz, and how it came about.
-
-    Where part of a source was kept, `edges` are the middle and half the width of each crossfade in
-    samples, and `changed_outside` counts the samples that differ from the source outside of the
-    regions and their crossfades.
-    """
-
-    sound: np.ndarray
-    peak_dbfs: float | None
-    seed: int
-    timings_s: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    edges: list[tuple[int, int]] = field(default_factory=list)
-    changed_outside: int | None = None
-
-
-class Laps:
-    """Seconds spent in each stage, told at its end."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.monotonic()
-
-    def __call__(self, stage: str) -> None:
-        now = time.monotonic()
-        self.seconds[stage] = now - self._since
-        self._since = now
-
-
-def prompt_text(
-    caption: str,
-    *,
-    bpm: int | None,
-    timesignature: str,
-    keyscale: str,
-    duration_s: float,
-    instruction: str = TEXT_TO_MUSIC,
-) -> str:
-    """The prompt as the text encoder was trained on it, to the byte.
-
-    Source: the authors' handler (`SFT_GEN_PROMPT` and its metadata string).
-    """
-    return (
-        f"# Instruction\n{instruction}\n\n# Caption\n{caption}\n\n# Metas\n"
-        f"- bpm: {bpm or 'N/A'}\n- timesignature: {timesignature or 'N/A'}\n"
-        f"- keyscale: {keyscale or 'N/A'}\n- duration: {int(duration_s)} seconds\n<|endoftext|>\n"
-    )
-
-
-def lyric_text(lyrics: str, language: str) -> str:
-    """The lyrics as the lyric encoder was trained on them, to the byte. Source: as above."""
-    return f"# Languages\n{language}\n\n# Lyric\n{lyrics}<|endoftext|>"
-
-
-def frames_for(duration_s: float) -> int:
-    """Latent frames that hold `duration_s`, rounded up to the transformer's patch of two."""
-    frames = math.ceil(round(duration_s * codec.FRAME_RATE, 6))
-    return frames + frames % 2
-
-
-class Engine:
-    """One loaded checkpoint on one device. Not thread-safe: one song at a time."""
-
-    def __init__(self, pipe: AceStepPipeline, model: checkpoints.Model, device: str) -> None:
-        self.pipe = pipe
-        self.model = model
-        self.device = device
-        self.dtype = pipe.transformer.dtype
-        self.rate = pipe.vae.config.sampling_rate
-        self.channels = pipe.transformer.config.audio_acoustic_hidden_dim
+    injection: float
+    ramp_frames: int
+    fade_s: float
 
     @classmethod
-    def load(
-        cls, model: checkpoints.Model, folder: Path, device: str, dtype: str
-    ) -> Iterator[Progress]:
-        """Load `model` from `folder`, and prove that it is whole.
+    def of(cls, mode: str, strength: float) -> Grip:
+        """The authors' numbers for "conservative", "balanced" and "aggressive".
 
-        Args:
-            device: "cpu", "cuda" or "mps".
-            dtype: of the transformer, "float32" or "bfloat16". On an accelerator everything
-                follows it; on a CPU the small parts stay float32.
-
-        Returns:
-            The engine (as the generator's return value).
-
-        Raises:
-            StudioError: `model-broken`, `model-mismatch`, `out-of-memory`.
+        `strength` in 0..1 loosens "balanced" from conservative to aggressive. A crossfade of
+        10 ms stays even there, since the outside comes back untouched in every mode.
         """
-        import torch
-        from diffusers import AceStepPipeline
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
+        loose = {"conservative": 0.0, "balanced": strength, "aggressive": 1.0}[mode]
+        hold = 1.0 - loose
+        return cls(hold, round(vae.FRAME_RATE * hold), max(0.01, 0.05 * hold))
 
-        gc.freeze()  # the libraries stay: `host.free` need not look through them after every job
-        yield Progress(stage="Loading", step=0, steps=3)
-        announced = checkpoints.inspect(model, folder)
-        yield Progress(stage="Loading", step=1, steps=3)
-        diffusers_logging.disable_progress_bar()
-        transformers_logging.disable_progress_bar()
-        wide = getattr(torch, dtype)
-        rest = torch.float32 if device == "cpu" else wide
-        with memory(device, model, 0.0):
-            try:
-                warnings.filterwarnings("ignore", ".*weight_norm.* is deprecated", FutureWarning)
-                pipe = AceStepPipeline.from_pretrained(
-                    folder,
-                    dtype={"transformer": wide, "default": rest},
-                    local_files_only=True,
-                    use_safetensors=True,
-                )
-            except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                raise checkpoints.broken(
-                    model, folder.name, f"does not load ({type(error).__name__})"
-                ) from error
-            yield Progress(stage="Loading", step=2, steps=3)
-            _prove_whole(model, pipe, announced)
-            codec.skip_zeros(pipe.vae)
-            pipe.to(device)
-        yield Progress(stage="Loading", step=3, steps=3)
-        return cls(pipe, model, device)
 
-    def text_to_music(
-        self, song: Generate, seeds: Sequence[int], **shown: Any
-    ) -> Iterator[Progress]:
-        """Make one piece for each seed, each bit for bit what it would be if made alone.
+def compose(
+    engine: acestep.Engine,
+    song: Generate,
+    *,
+    codes: Sequence[int] = (),
+    timbre: torch.Tensor | None = None,
+) -> Iterator[Progress]:
+    """A new song that follows the planner's `codes`, or has the sound of `timbre`, or both.
 
-        Args:
-            song: a request whose steps, guidance and shift are numbers by now.
-            shown: what else the model is to go by; see `conditions`.
-
-        Returns:
-            A list of `Rendered` (as the generator's return value).
-        """
+    Codes stand for a fifth of a second each; what they leave open at the end is silence to the
+    model, which makes something of it.
+    """
+    shown: dict[str, object] = {"timbre": timbre}
+    if codes:
         import torch
 
-        with torch.inference_mode(), memory(self.device, self.model, song.duration_s):
-            yield Progress(stage="Reading the words", step=0, steps=1)
-            reading = Laps()
-            conditions, notes = self.conditions(song, **shown)
-            reading("Reading the words")
-            pieces = []
-            for seed in seeds:
-                lap = Laps()
-                latents = yield from self.denoise(conditions, song, seed)
-                lap("Denoising")
-                wave = yield from codec.decode(self.pipe.vae, latents)
-                piece = self.finish(wave, round(song.duration_s * SAMPLE_RATE), seed)
-                lap("Decoding")
-                piece.timings_s = reading.seconds | lap.seconds
-                piece.notes[:0] = notes
-                pieces.append(piece)
-            return pieces
-
-    def conditions(
-        self,
-        song: Generate,
-        instruction: str = TEXT_TO_MUSIC,
-        *,
-        context: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
-        timbre: torch.Tensor | None = None,
-    ) -> tuple[Conditions, list[str]]:
-        """Encode words and metadata. Also says what had to be changed for them to fit.
-
-        Args:
-            context: latents [1, frames, channels] the model is shown; silence of the song's length
-                where there are none.
-            mask: float [frames], 1 where something new is wanted; everywhere if None.
-            timbre: latents [1, frames, channels] whose sound is borrowed; silence for none.
-
-        Raises:
-            StudioError: `lyrics-too-long`.
-        """
-        import torch
-
-        pipe, notes = self.pipe, []
-        caption, cut = self._fit_caption(song, instruction)
-        if cut:
-            notes.append(
-                f"The style was cut to its first {len(caption.split())} words: more would have "
-                "pushed tempo, key and length out of what the model reads."
-            )
-        lyrics = song.lyrics
-        if song.instrumental:
-            if lyrics.strip():
-                notes.append("Instrumental: the lyrics were left out.")
-            lyrics = INSTRUMENTAL
-        text_ids = self._tokens(_prompt_of(song, caption, instruction))
-        lyric_ids = self._tokens(lyric_text(lyrics, song.vocal_language))
-        if lyric_ids.shape[1] > LYRIC_TOKENS:
-            raise StudioError(
-                "lyrics-too-long",
-                tokens=lyric_ids.shape[1],
-                limit=LYRIC_TOKENS,
-                words=int(len(lyrics.split()) * 0.95 * LYRIC_TOKENS / lyric_ids.shape[1]),
-            )
-        encoder = pipe.condition_encoder
-        if context is None:
-            context = self.silence(frames_for(song.duration_s))
-        if mask is None:
-            mask = torch.ones(context.shape[1])
-        mask = mask.to(context)[None, :, None].expand(-1, -1, self.channels)
-        cond, _ = encoder(
-            text_hidden_states=pipe.text_encoder(input_ids=text_ids).last_hidden_state,
-            text_attention_mask=torch.ones_like(text_ids, dtype=torch.bool),
-            lyric_hidden_states=pipe.text_encoder.get_input_embeddings()(lyric_ids),
-            lyric_attention_mask=torch.ones_like(lyric_ids, dtype=torch.bool),
-            refer_audio_acoustic_hidden_states_packed=(
-                self.silence(TIMBRE_FRAMES) if timbre is None else timbre
-            ),
-            refer_audio_order_mask=torch.zeros(1, dtype=torch.long, device=self.device),
-        )
-        return (
-            Conditions(
-                cond=cond.to(self.dtype),
-                null=encoder.null_condition_emb.expand_as(cond).to(self.dtype),
-                context=torch.cat([context, mask], -1).to(self.dtype),
-            ),
-            notes,
-        )
-
-    def denoise(
-        self,
-        conditions: Conditions,
-        song: Generate,
-        seed: int,
-        *,
-        later: Conditions | None = None,
-        switch: int = 0,
-        hold: sampler.Hold | None = None,
-        start: tuple[torch.Tensor, float] | None = None,
-    ) -> Iterator[Progress]:
-        """From the seed's noise to latents, float32 [1, frames, channels] (returned).
-
-        Args:
-            later, switch: conditions that take over after `switch` steps.
-            hold: puts known latents back after each step; see `sampler.sample`.
-            start: clean latents and the share of noise to begin with, instead of noise alone.
-
-        Raises:
-            StudioError: `sound-not-finite`.
-        """
-        course = sampler.Course.of(song)
-        noise, generator = sampler.draw_noise(seed, conditions.context.shape[1], self.channels)
-        x, first = noise.to(self.device), 0
-        times = sampler.schedule(course.steps, course.shift)
-        if start is not None:
-            first = sampler.step_at(course, start[1])
-            x = times[first] * x + (1 - times[first]) * start[0]
-        model = self.model_under(conditions)
-        if later is not None:
-            before, after, until = model, self.model_under(later), float(times[switch])
-
-            def model(x: torch.Tensor, t: float, guided: bool) -> sampler.Velocity:
-                return (before if t > until else after)(x, t, guided)
-
-        steps = sampler.sample(model, x, course, generator, first=first, hold=hold)
-        latents = yield from staged(steps, "Denoising", course.steps)
-        if not sampler.is_finite(latents):
-            raise StudioError("sound-not-finite", model=self.model.title)
-        return latents
-
-    def model_under(self, conditions: Conditions) -> sampler.Model:
-        """The transformer under `conditions`, as the sampler wants it."""
-        import torch
-
-        def ask(x: torch.Tensor, t: float, guided: bool) -> sampler.Velocity:
-            rows = 2 if guided else 1
-            cond = conditions.cond
-            stamp = torch.full((rows,), t, device=self.device, dtype=self.dtype)
-            (out,) = self.pipe.transformer(
-                hidden_states=x.to(self.dtype).expand(rows, -1, -1),
-                timestep=stamp,
-                timestep_r=stamp,
-                encoder_hidden_states=torch.cat([cond, conditions.null]) if guided else cond,
-                context_latents=conditions.context.expand(rows, -1, -1),
-                return_dict=False,
-            )
-            out = out.float()
-            return sampler.Velocity(out[:1], out[1:] if guided else None)
-
-        return ask
-
-    def finish(self, wave: torch.Tensor, samples: int, seed: int) -> Rendered:
-        """Bring to 48 kHz, cut to `samples`, set the level."""
-        sound = audio.resample(wave.numpy(), self.rate, SAMPLE_RATE, samples)
-        sound, peak = audio.level(sound)
-        piece = Rendered(sound=sound, peak_dbfs=peak, seed=seed)
-        if peak is None or peak < audio.SILENCE_DBFS:
-            piece.notes.append("This take is almost silent; try another seed.")
-        return piece
-
-    def silence(self, frames: int) -> torch.Tensor:
-        """The silence latent [1, frames, channels], tiled if the song outlasts it."""
-        silence = self.pipe.condition_encoder.silence_latent
-        if frames > silence.shape[1]:
-            silence = silence.repeat(1, math.ceil(frames / silence.shape[1]), 1)
-        return silence[:, :frames]
-
-    def _tokens(self, text: str) -> torch.Tensor:
-        return self.pipe.tokenizer([text], return_tensors="pt").input_ids.to(self.device)
-
-    def _fit_caption(self, song: Generate, instruction: str) -> tuple[str, bool]:
-        """The longest beginning of the style, ending at a word, that leaves room for the metas."""
-
-        def fits(caption: str) -> bool:
-            return self._tokens(_prompt_of(song, caption, instruction)).shape[1] <= TEXT_TOKENS
-
-        caption = song.prompt.strip()
-        if fits(caption):
-            return caption, False
-        low, high = 0, len(caption)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(caption[:middle]) else (low, middle - 1)
-        kept = caption[:low]
-        if not caption[low].isspace():
-            words = re.match(r".*\s", kept, re.DOTALL)
-            kept = words.group() if words else kept
-        return kept.strip(), True
+        with torch.inference_mode(), loading.memory(engine.device, engine.model, song.duration_s):
+            context = engine.silence(acestep.frames_for(song.duration_s)).clone()
+            drawn = sketch(engine, codes)[:, : context.shape[1]]
+            context[:, : drawn.shape[1]] = drawn
+            shown |= {"instruction": FROM_CODES, "context": context}
+    (piece,) = yield from engine.text_to_music(song, [song.seed], **shown)
+    return piece
 
 
-def _prompt_of(song: Generate, caption: str, instruction: str) -> str:
-    return prompt_text(
-        caption,
-        instruction=instruction,
-        bpm=song.bpm,
-        timesignature=song.timesignature,
-        keyscale=song.keyscale,
-        duration_s=song.duration_s,
+def extend(
+    engine: acestep.Engine,
+    song: Generate,
+    source: np.ndarray,
+    *,
+    before_s: float = 0.0,
+    after_s: float = 0.0,
+) -> Iterator[Progress]:
+    """Go on after the end of `source`, before its beginning, or both.
+
+    The result is longer by exactly what was asked; the source's samples come back bit for bit but
+    for a crossfade at its edges.
+    """
+    import numpy as np
+
+    before, after = (round(s * SAMPLE_RATE) for s in (before_s, after_s))
+    padded = np.pad(source, ((0, 0), (before, after)))
+    total = padded.shape[1]
+    regions = [(0, before), (total - after, total)]
+    return repaint(
+        engine,
+        song,
+        padded,
+        [(a, b) for a, b in regions if b > a],
+        Grip.of("conservative", 0.0),
     )
 
 
-def staged(steps: Iterator[int], stage: str, total: int) -> Iterator[Progress]:
-    """Turn step numbers into progress, and hand on what the steps return."""
-    while True:
-        try:
-            done = next(steps)
-        except StopIteration as end:
-            return end.value
-        yield Progress(stage=stage, step=done, steps=total)
+def repaint(
+    engine: acestep.Engine,
+    song: Generate,
+    source: np.ndarray,
+    regions: list[tuple[int, int]],
+    grip: Grip,
+    clean: torch.Tensor | None = None,
+) -> Iterator[Progress]:
+    """Make what lies inside `regions` (start and end in samples) anew.
 
-
-def _prove_whole(
-    model: checkpoints.Model, pipe: AceStepPipeline, announced: dict[str, set[str]]
-) -> None:
-    """Refuse a checkpoint with tensors missing, not finite, silent or not fitting together."""
+    Outside of them, and of the crossfade that lies there, not one sample changes.
+    """
     import torch
 
-    for part, names in announced.items():
-        module = getattr(pipe, part, None)  # a planner may lie beside the pipeline's parts
-        if module is None:
-            continue
-        if lacking := sorted(set(module.state_dict()) - names):
-            raise checkpoints.broken(model, f"{part}/", f"lacks the tensor {lacking[0]}")
-        for name, tensor in module.state_dict().items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise checkpoints.broken(model, f"{part}/", f"has no finite numbers in {name}")
-    if not bool(pipe.condition_encoder.silence_latent.abs().sum() > 0):
-        raise checkpoints.broken(model, "condition_encoder/", "has an empty silence latent")
-    dit, cond, vae = pipe.transformer.config, pipe.condition_encoder.config, pipe.vae.config
-    text = pipe.text_encoder.config
-    must_equal = {
-        "latent channels": (dit.audio_acoustic_hidden_dim, vae.decoder_input_channels),
-        "timbre channels": (cond.timbre_hidden_dim, vae.decoder_input_channels),
-        "transformer input": (dit.in_channels, 3 * vae.decoder_input_channels),
-        "condition width": (dit.encoder_hidden_size or dit.hidden_size, cond.hidden_size),
-        "text width": (text.hidden_size, cond.text_hidden_dim),
-        "latent frames a second": (
-            vae.sampling_rate / math.prod(vae.downsampling_ratios),
-            codec.FRAME_RATE,
-        ),
-    }
-    for what, (one, other) in must_equal.items():
-        if one != other:
-            raise checkpoints.mismatch(model, f"{what} {one:g} against {other:g}")
-    if len(pipe.tokenizer) > text.vocab_size:
-        raise checkpoints.mismatch(
-            model, f"{len(pipe.tokenizer)} words for {text.vocab_size} embeddings"
+    with torch.inference_mode(), loading.memory(engine.device, engine.model, song.duration_s):
+        lap = acestep.Laps()
+        if clean is None:
+            clean = yield from encode(engine, source)
+        lap("Encoding")
+        frames = clean.shape[1]
+        inside = torch.zeros(frames, device=engine.device)
+        for start, end in regions:
+            first, last = _frames_of(start, end, frames)
+            inside[first:last] = 1.0
+        shown = torch.where(inside[None, :, None] > 0, engine.silence(frames), clean)
+        conditions, notes = engine.conditions(song, REPAINT, context=shown, mask=inside)
+        lap("Reading the words")
+        noise, _ = sampler.draw_noise(song.seed, frames, engine.channels)
+        noise = noise.to(engine.device)
+        until = round(grip.injection * song.inference_steps)
+
+        def hold(x: torch.Tensor, done: int, t: torch.Tensor) -> torch.Tensor:
+            if done > until:
+                return x
+            due = t * noise + (1 - t) * clean
+            return torch.where(inside[None, :, None] > 0, x, due)
+
+        made = yield from engine.denoise(conditions, song, song.seed, hold=hold)
+        mine = _outside(inside, grip.ramp_frames)[None, :, None]
+        made = mine * clean + (1 - mine) * made
+        lap("Denoising")
+        wave = yield from vae.decode(engine.pipe.vae, made)
+        made_sound = levels.resample(wave.numpy(), engine.rate, SAMPLE_RATE, source.shape[1])
+        sound, fade = source, round(grip.fade_s * SAMPLE_RATE)
+        for start, end in regions:
+            sound = splice.splice(sound, made_sound, start, end, fade)
+        peak = float(abs(sound).max(initial=0.0))
+        piece = acestep.Rendered(
+            sound=sound, peak_dbfs=20 * math.log10(peak) if peak else None, seed=song.seed
         )
+        piece.edges = _edges(regions, source.shape[1], fade)
+        piece.changed_outside = _changed(source, sound, regions, fade)
+        lap("Decoding")
+        piece.notes, piece.timings_s = notes, lap.seconds
+        return piece
 
 
-@contextmanager
-def memory(device: str, model: checkpoints.Model, seconds: float) -> Iterator[None]:
-    """Turn running out of memory into a sentence."""
+def cover(
+    engine: acestep.Engine,
+    song: Generate,
+    source: np.ndarray,
+    *,
+    strength: float = 1.0,
+    noise: float = 0.0,
+    timbre: torch.Tensor | None = None,
+    clean: torch.Tensor | None = None,
+) -> Iterator[Progress]:
+    """The song of `source` in another style, and with the sound of `timbre` if there is one.
+
+    Args:
+        strength: share of the steps that follow the source's 5 Hz sketch; then the model is free.
+        noise: how much of the source itself to start from, 0 (noise alone) to 1.
+    """
     import torch
 
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        short = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not short and not re.search("not enough memory|out of memory", str(error)):
-            raise
-        raise StudioError(
-            "out-of-memory",
-            device=device,
-            seconds=seconds,
-            model=model.title,
-            shorter=max(10, int(seconds / 2)),
-        ) from error
+    with torch.inference_mode(), loading.memory(engine.device, engine.model, song.duration_s):
+        lap = acestep.Laps()
+        if clean is None:
+            clean = yield from encode(engine, source)
+        drawn = sketch(engine, codes_of(engine, clean))[:, : clean.shape[1]]
+        lap("Encoding")
+        conditions, notes = engine.conditions(song, FROM_CODES, context=drawn, timbre=timbre)
+        switch, later = int(song.inference_steps * strength), None
+        if switch < song.inference_steps:
+            silence = engine.silence(clean.shape[1])
+            later, _ = engine.conditions(song, context=silence, timbre=timbre)
+        lap("Reading the words")
+        start = (clean, 1.0 - noise) if noise else None
+        latents = yield from engine.denoise(
+            conditions, song, song.seed, later=later, switch=switch, start=start
+        )
+        return (yield from _heard(engine, latents, source, song.seed, notes, lap))
+
+
+def morph(
+    engine: acestep.Engine,
+    song: Generate,
+    source: np.ndarray,
+    told: Generate,
+    *,
+    n_min: float,
+    n_max: float,
+    n_avg: int,
+    clean: torch.Tensor | None = None,
+) -> Iterator[Progress]:
+    """Carry `source`, described by `told`, to what `song` describes. See `sampler.morph`."""
+    import torch
+
+    with torch.inference_mode(), loading.memory(engine.device, engine.model, song.duration_s):
+        lap = acestep.Laps()
+        if clean is None:
+            clean = yield from encode(engine, source)
+        lap("Encoding")
+        silence = engine.silence(clean.shape[1])
+        was, _ = engine.conditions(told, context=silence)
+        becomes, notes = engine.conditions(song, context=silence)
+        lap("Reading the words")
+        generator = torch.Generator("cpu").manual_seed(song.seed)
+        course = sampler.Course.of(song)
+        steps = sampler.morph(
+            engine.model_under(was),
+            engine.model_under(becomes),
+            clean,
+            course,
+            generator,
+            n_min=n_min,
+            n_max=n_max,
+            n_avg=n_avg,
+        )
+        latents = yield from acestep.staged(steps, "Denoising", course.steps)
+        return (yield from _heard(engine, latents, source, song.seed, notes, lap))
+
+
+def _heard(
+    engine: acestep.Engine,
+    latents: torch.Tensor,
+    source: np.ndarray,
+    seed: int,
+    notes: list[str],
+    lap: acestep.Laps,
+) -> Iterator[Progress]:
+    """Latents to a finished piece as long as `source` (returned)."""
+    lap("Denoising")
+    wave = yield from vae.decode(engine.pipe.vae, latents)
+    piece = engine.finish(wave, source.shape[1], seed)
+    lap("Decoding")
+    piece.notes[:0] = notes
+    piece.timings_s = lap.seconds
+    return piece
+
+
+def encode(engine: acestep.Engine, sound: np.ndarray) -> Iterator[Progress]:
+    """Sound to latents [1, frames, channels] on the engine's device (returned)."""
+    import torch
+
+    samples = math.ceil(sound.shape[1] * engine.rate / SAMPLE_RATE)
+    heard = levels.resample(sound, SAMPLE_RATE, engine.rate, samples)
+    with torch.inference_mode():
+        latents = yield from vae.encode(engine.pipe.vae, torch.from_numpy(heard))
+        return latents.to(engine.device)
+
+
+def codes_of(engine: acestep.Engine, latents: torch.Tensor) -> list[int]:
+    """The audio codes of `latents`, five a second: what a planner hears, what a cover keeps.
+
+    Raises:
+        StudioError: `codes-missing`.
+    """
+    import torch
+
+    tokenizer = engine.pipe.audio_tokenizer
+    if tokenizer is None:
+        raise StudioError("codes-missing", model=engine.model.title)
+    with torch.inference_mode():
+        _, indices = tokenizer.tokenize(latents.to(tokenizer.dtype), engine.silence(5))
+    return indices[0, :, 0].tolist()
+
+
+def sketch(engine: acestep.Engine, codes: Sequence[int]) -> torch.Tensor:
+    """What `codes` say of a song: latents [1, 5 * codes, channels], float32."""
+    import torch
+
+    said = torch.tensor([codes], device=engine.device)[..., None]
+    quantized = engine.pipe.audio_tokenizer.quantizer.get_output_from_indices(said)
+    return engine.pipe.audio_token_detokenizer(quantized).float()
+
+
+def timbre_of(engine: acestep.Engine, reference: np.ndarray) -> Iterator[Progress]:
+    """Thirty seconds of latents that stand for the sound of `reference`; None if it is silent.
+
+    Three windows of 10 s from its beginning, middle and end; a shorter one is repeated. Source:
+    the authors' handler, with the middle of each third in place of a random position.
+    """
+    import numpy as np
+
+    if np.abs(reference).max(initial=0.0) < 10 ** (levels.SILENCE_DBFS / 20):
+        return None
+    whole, part = 30 * SAMPLE_RATE, 10 * SAMPLE_RATE
+    sound = np.tile(reference, (1, math.ceil(whole / reference.shape[1])))
+    third = sound.shape[1] // 3
+    starts = [i * third + (third - part) // 2 for i in range(3)]
+    windows = np.concatenate([sound[:, s : s + part] for s in starts], axis=1)
+    return (yield from encode(engine, windows))
+
+
+def _frames_of(start: int, end: int, frames: int) -> tuple[int, int]:
+    """The latent frames that samples start..end touch, at least one, counted in whole numbers."""
+    hop = SAMPLE_RATE // vae.FRAME_RATE
+    first = min(start // hop, frames - 1)
+    return first, max(first + 1, min(-(-end // hop), frames))
+
+
+def _edges(regions: list[tuple[int, int]], total: int, fade: int) -> list[tuple[int, int]]:
+    """Middle and half width of every crossfade, in samples; the ends of a song are none."""
+    edges = []
+    for start, end in regions:
+        edges += [(start - fade // 2, fade // 2)] if start > 0 else []
+        edges += [(end + fade // 2, fade // 2)] if end < total else []
+    return edges
+
+
+def _changed(
+    source: np.ndarray, sound: np.ndarray, regions: list[tuple[int, int]], fade: int
+) -> int:
+    """How many samples differ outside of `regions` and `fade` to either side: counted, not hoped."""
+    differs = (sound != source).any(axis=0)
+    for start, end in regions:
+        differs[max(0, start - fade) : end + fade] = False
+    return int(differs.sum())
+
+
+def _outside(inside: torch.Tensor, ramp: int) -> torch.Tensor:
+    """How much of the source each frame keeps: 0 inside, rising over `ramp` frames, then 1."""
+    import torch
+
+    frames = torch.arange(len(inside), device=inside.device)
+    marked = frames[inside > 0]
+    away = (frames[:, None] - marked[None]).abs().min(dim=1).values
+    return (away / (ramp + 1)).clamp(max=1.0)
+
+
+def region_of(request: Edit, samples: int) -> tuple[int, int]:
+    """First and last sample of a repaint.
+
+    Raises:
+        StudioError: `region-outside`, `region-empty`.
+    """
+    start = round(request.start_s * SAMPLE_RATE)
+    end = samples if request.end_s is None else min(samples, round(request.end_s * SAMPLE_RATE))
+    if start >= samples:
+        raise StudioError("region-outside", start=request.start_s, end=samples / SAMPLE_RATE)
+    if end <= start:
+        raise StudioError("region-empty", start=request.start_s, end=end / SAMPLE_RATE)
+    return start, end

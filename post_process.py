@@ -5,9 +5,6 @@ Sound is float32 [2, samples] at 48 kHz, full scale at 1.0, finite. Long work is
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 import math
 import os
 import shutil
@@ -16,46 +13,37 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-import audio
-import checkpoints
-import measure
-from errors import StudioError
-from song import SAMPLE_RATE, Progress
+from audio import loudness
+from core.files import no_room
+from core.requests import SAMPLE_RATE
+from core.results import Progress
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
+
 
 TARGET_LUFS, CEILING_DBTP = -14.0, -1.0
 """What streaming services play, and the room that lossy coding needs."""
 
+
 LARGEST_GAIN_DB = 20.0
 """More would raise the noise of a sketch, not its music."""
+
 
 DEEPEST_DB = 6.0
 """The limiter takes at most this off the highest peak: a quieter master, not a pumping one."""
 
+
 CLOSE_LU = 0.05
 """The gain is sought until the loudness is this close."""
 
+
 LOOK_S, RELEASE_DB_S = 0.005, 30.0
 """How far the limiter looks ahead, and how fast it lets go."""
-
-STEMS = ("vocals", "drums", "bass", "other")
-"""In the order they are shown and zipped. The model's own order is another."""
-
-SUM_ERROR_DBFS = -120.0
-"""How far the sum of the stems may be from the mix: the rounding of 32-bit samples."""
-
-OVERLAP = 0.25
-"""Share of a window that the next one hears too: the model's authors' choice."""
-
-RESEARCH = "Stems: HTDemucs weights, for research use; their author keeps them outside its licence."
-"""What a badge says where stems are offered."""
 
 
 class Loudness(BaseModel):
@@ -94,8 +82,8 @@ def master(
 
     stage = "Setting the loudness"
     yield Progress(stage=stage)
-    before = measure.loudness(sound)
-    envelope = measure.envelope(sound)
+    before = loudness.loudness(sound)
+    envelope = loudness.envelope(sound)
     highest = float(envelope.max(initial=0.0))
     if before is None:
         peak = 20 * math.log10(highest) if highest else None
@@ -111,7 +99,7 @@ def master(
         yield Progress(stage=stage, step=step, steps=6)
         gains = _limiter(envelope * np.float32(10 ** (gain_db / 20)), ceiling)
         done = sound * (gains * np.float32(10 ** (gain_db / 20)))
-        after = measure.loudness(done)
+        after = loudness.loudness(done)
         off = target_lufs - after
         tried.append((gain_db, after))
         if abs(off) <= CLOSE_LU or (off > 0 and gain_db >= most):
@@ -124,13 +112,13 @@ def master(
         gain_db = min(gain_db + off / slope, most)
     yield Progress(stage=stage, step=6, steps=6)
     # Between samples whose gains differ the wave passes the ceiling by some 1e-5 dB.
-    done *= np.float32(min(1.0, ceiling / float(measure.envelope(done).max()) * (1 - 1e-6)))
-    after = measure.loudness(done)
+    done *= np.float32(min(1.0, ceiling / float(loudness.envelope(done).max()) * (1 - 1e-6)))
+    after = loudness.loudness(done)
     return done, Loudness(
         target_lufs=target_lufs,
         before_lufs=round(before, 2),
         after_lufs=round(after, 2),
-        true_peak_dbtp=round(measure.true_peak(done), 2),
+        true_peak_dbtp=round(loudness.true_peak(done), 2),
         gain_db=round(tried[-1][0], 2),
         reduction_db=round(20 * math.log10(float(gains.min())), 2),
         reached=abs(after - target_lufs) <= 0.2,
@@ -160,176 +148,6 @@ def _limiter(envelope: np.ndarray, ceiling: float) -> np.ndarray:
     for _ in range(2):
         gains = uniform_filter1d(gains, look + 1 - look % 2, mode="nearest")
     return np.minimum(gains, 1.0).astype(np.float32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StemWeights(checkpoints.Weights):
-    """A separator's weights: one safetensors file, known by its size and sha256."""
-
-    sha256: str
-    proof: ClassVar[str] = "955717e8.safetensors"
-    files: ClassVar[tuple[str, ...]] = (proof,)
-
-
-HTDEMUCS = StemWeights(
-    name="htdemucs",
-    title="HTDemucs",
-    repo="adefossez/HTDemucs",
-    revision="bf35a81b663819a8255c8fefee17f9d812b786b5",
-    licence="research use",
-    may_sell=None,
-    size_bytes=84_025_440,
-    sha256="d9fa14133cfcc034a6758923bb3a8ca9f8dfd0b582134643bbf83f72c17576dd",
-)
-"""Its hub page says MIT; its author says that the weights are outside that licence and meant for
-research (facebookresearch/demucs, issues 327 and 508)."""
-
-
-@dataclass(frozen=True)
-class Separator:
-    """A loaded HTDemucs in float32 on its device."""
-
-    model: torch.nn.Module
-    device: str
-
-
-def find(weights: StemWeights = HTDEMUCS) -> Path:
-    """The folder of a separator's weights. Raises `stems-missing`, with the command to get them."""
-    folder = checkpoints.locate(weights)
-    if folder is None or weights.missing(folder):
-        raise StudioError(
-            "stems-missing", model=weights.title, size=weights.size, command=weights.command
-        )
-    return folder
-
-
-def load(weights: StemWeights = HTDEMUCS, device: str = "cpu") -> Iterator[Progress]:
-    """Load a separator (returned) from its file, of which nothing is run.
-
-    The file's bytes must be the ones of the table; it names a class, which is only compared, and
-    that class's settings.
-
-    Raises:
-        StudioError: `stems-missing`, or `model-broken`, naming the file.
-    """
-    path = find(weights) / weights.proof
-    yield Progress(stage=f"Loading {weights.title}")
-    size = path.stat().st_size
-    if size != weights.size_bytes:
-        problem = f"is {size} bytes long and should be {weights.size_bytes}"
-        raise checkpoints.broken(weights, path.name, problem)
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != weights.sha256:
-            raise checkpoints.broken(weights, path.name, "has other contents than published")
-
-    from demucs.htdemucs import HTDemucs
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        said = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if said.get("klass") != f"{HTDemucs.__module__}.{HTDemucs.__qualname__}":
-        raise checkpoints.broken(weights, path.name, "holds another kind of model")
-    known = inspect.signature(HTDemucs).parameters
-    settings = dict(zip(known, json.loads(said.get("args", "[]")), strict=False))
-    settings |= json.loads(said["kwargs"], object_hook=_fraction)
-    model = HTDemucs(**{name: value for name, value in settings.items() if name in known})
-    try:
-        model.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise checkpoints.broken(weights, path.name, "lacks some of its tensors") from error
-    if {*model.sources} != {*STEMS}:
-        raise checkpoints.broken(weights, path.name, "splits into other stems")
-    return Separator(model.eval().to(device), device)
-
-
-def _fraction(value: dict[str, Any]) -> Any:
-    """JSON for numbers such as 39/5, which the length of the model's window is."""
-    from fractions import Fraction
-
-    if value.get("_type") == "fraction":
-        return Fraction(value["numerator"], value["denominator"])
-    return value
-
-
-def separate(separator: Separator, sound: np.ndarray) -> Iterator[Progress]:
-    """Split `sound` into its stems, one window of the model at a time; closing stops there.
-
-    What the model gives to no stem (the air above 22 kHz, small errors) goes to "other", so that
-    the stems sum to the mix: within `SUM_ERROR_DBFS` as long as none rises above 16. The same sound
-    gives the same bits on the same device: nothing is shifted at random.
-
-    Returns:
-        float32 [2, samples] at 48 kHz for each of `STEMS`, as long as `sound`.
-
-    Raises:
-        StudioError: `stems-memory`.
-    """
-    import numpy as np
-    import torch
-
-    samples, rate = sound.shape[1], separator.model.samplerate
-    if not np.any(sound):
-        return {name: np.zeros_like(sound) for name in STEMS}
-    heard = audio.resample(sound, SAMPLE_RATE, rate, math.ceil(samples * rate / SAMPLE_RATE))
-    # As the model was trained: by the mean and the deviation of the mono sum.
-    mono = heard.mean(0, dtype=np.float64)
-    middle, spread = np.float32(mono.mean()), np.float32(mono.std() + 1e-8)
-    parts = yield from _windows(separator, torch.from_numpy((heard - middle) / spread))
-    stems = {}
-    for name in STEMS[:-1]:
-        part = parts[separator.model.sources.index(name)].numpy() * spread + middle
-        stems[name] = audio.resample(part, rate, SAMPLE_RATE, samples)
-    rest = sound.astype(np.float64)
-    for part in stems.values():
-        rest -= part
-    return {**stems, STEMS[-1]: rest.astype(np.float32)}
-
-
-def _windows(separator: Separator, mix: torch.Tensor) -> Iterator[Progress]:
-    """Run the model over `mix` [2, n] in windows that fade into each other like triangles.
-
-    A short last window hears what is before it and silence after, as the model's authors do it.
-    Returns float32 [stems, 2, n] on the CPU, the stems in the model's order.
-    """
-    import torch
-    from torch.nn.functional import pad
-
-    model, length = separator.model, mix.shape[1]
-    window = int(model.samplerate * model.segment)
-    starts = range(0, length, int((1 - OVERLAP) * window))
-    rising = torch.arange(1, window // 2 + 1)
-    weight = torch.cat([rising, torch.arange(window - window // 2, 0, -1)])
-    weight = weight / weight.max()
-    total = torch.zeros(len(model.sources), mix.shape[0], length)
-    weights = torch.zeros(length)
-    for step, start in enumerate(starts):
-        yield Progress(stage="Splitting into stems", step=step, steps=len(starts))
-        end = min(start + window, length)
-        early = (window - (end - start)) // 2
-        first, last = start - early, start - early + window
-        part = pad(
-            mix[:, max(0, first) : min(last, length)], (max(0, -first), max(0, last - length))
-        )
-        found = _heard(separator, part)[..., early : early + end - start]
-        total[..., start:end] += weight[: end - start] * found
-        weights[start:end] += weight[: end - start]
-    yield Progress(stage="Splitting into stems", step=len(starts), steps=len(starts))
-    return total / weights
-
-
-def _heard(separator: Separator, part: torch.Tensor) -> torch.Tensor:
-    """One window [2, n] through the model: [stems, 2, n] on the CPU."""
-    import torch
-
-    try:
-        with (
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(benchmark=False, deterministic=True),
-        ):
-            return separator.model(part[None].to(separator.device))[0].cpu()
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise StudioError("stems-memory", device=separator.device) from error
 
 
 @dataclass(frozen=True)
@@ -376,7 +194,7 @@ def save_stems(stems: dict[str, np.ndarray], folder: Path, name: str) -> Iterato
             os.replace(path, folder / path.name)
     except OSError as error:
         needed = sum(sound.nbytes for sound in stems.values()) * 2
-        raise audio.no_room(archive, error, needed) from error
+        raise no_room(archive, error, needed) from error
     finally:
         if half:
             shutil.rmtree(half, ignore_errors=True)

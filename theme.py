@@ -5,46 +5,45 @@ Import this before anything imports Gradio: it turns off what Gradio would repor
 
 from __future__ import annotations
 
-import os
-
-# Gradio reads these once, at its own import.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
 import base64
 import inspect
-import re
-from collections.abc import Collection
-from html import escape
+import os
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
-from fastapi import Request
-from fastapi.responses import JSONResponse
 from gradio.themes.utils.colors import Color
 from gradio.themes.utils.sizes import Size
 
-import telling
 import tooltips as words
-from errors import StudioError
-from finishing import FINISHES
-from song import HELPERS, MODES, Card, Draft, Failed, Lyrics, Progress, Take
+
+# Gradio reads these once, at its own import.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
+
 GROUND, SURFACE, RAISED = "#0A0A0A", "#141414", "#1F1F1F"
+
+
 LINE, EDGE = "#2A2A2A", "#666666"
+
+
 INK, SOFT, DIM = "#FFFFFF", "#C8C8C8", "#A0A0A0"
 """Surfaces from dark to light, the two lines (`EDGE` where a line alone tells what can be
 pressed), and ink from bright to dim. There is no other colour."""
+
 
 FACES = (
     ("Inter", 400, "Inter-Regular.woff2"),
     ("Inter", 600, "Inter-SemiBold.woff2"),
     ("JetBrains Mono", 400, "JetBrainsMono-Regular.woff2"),
 )
+
 
 GREYS = Color(
     name="ink",
@@ -60,13 +59,17 @@ GREYS = Color(
     c900=SURFACE,
     c950=GROUND,
 )
+
+
 CORNERS = Size(name="six", xxs="2px", xs="3px", sm="4px", md="6px", lg="6px", xl="6px", xxl="6px")
+
 
 TICK = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16' fill='none'"
     f" stroke='{GROUND}' stroke-width='2.5'><path d='M3.5 8.5l3 3 6-7'/></svg>"
 )
 """What stands in a ticked box: dark, since the box itself is white."""
+
 
 LOOK: dict[str, str] = {
     "body_background_fill": GROUND,
@@ -167,41 +170,7 @@ LOOK: dict[str, str] = {
 """Theme variables. Each is set for the light and the dark page alike, so neither can differ."""
 
 
-def launch_options() -> dict[str, Any]:
-    """All that `Blocks.launch` must be told about the look and the manners of the page."""
-    return {
-        "theme": _theme(),
-        "js": (ASSETS / "studio.js").read_text(encoding="utf-8"),
-        "head": _head(),
-        "favicon_path": ASSETS / "icons" / "studio.svg",
-        "footer_links": ["api"],
-        "run_history": False,
-        "pwa": False,
-        "ssr_mode": False,
-        "app_kwargs": {"exception_handlers": {TypeError: _misnamed}},
-        "share": False,
-        "enable_monitoring": False,
-    }
-
-
-async def _misnamed(request: Request, error: TypeError) -> JSONResponse:
-    """Say which name is wrong when the API is called by names. Gradio would answer with a 500."""
-    wrong = re.search(r"Parameter `(.*)` is not a valid|required argument: (.*)", str(error))
-    mode = (MODES | HELPERS | FINISHES | {Lyrics.mode: Lyrics}).get(
-        request.url.path.rsplit("/", 1)[-1]
-    )
-    if wrong is None or mode is None:
-        raise error
-    needed = {k.name: "-" for k in mode.knobs() if k.required}
-    given = {} if wrong[1] is None else {**needed, wrong[1]: None}
-    try:
-        mode.of(given)
-    except StudioError as trouble:
-        return JSONResponse({"code": trouble.code, "error": str(trouble)}, status_code=422)
-    raise error
-
-
-def _theme() -> gr.themes.Base:
+def theme() -> gr.themes.Base:
     theme = gr.themes.Base(
         primary_hue=GREYS,
         secondary_hue=GREYS,
@@ -259,7 +228,7 @@ def _tokens() -> str:
     return f":root,.dark{{{root}}}\n{icons}"
 
 
-def _head() -> str:
+def head() -> str:
     """What must hold before the first paint: dark ground, the language, no zoom lock."""
     return (
         f"<meta name='theme-color' content='{GROUND}'>"
@@ -267,80 +236,4 @@ def _head() -> str:
         f"<style>html,body{{background:{GROUND};color-scheme:dark}}</style>"
         "<script>document.documentElement.lang='en';"
         "document.documentElement.classList.add('dark')</script>"
-    )
-
-
-def particulars(take: Take, unasked: Collection[str] = ()) -> str:
-    """Everything a take knows of itself, to read, but the knobs that meant nothing to it."""
-    return _check(take.check) + _facts(take.notes, telling.particulars(take, unasked))
-
-
-def draft(draft: Draft) -> str:
-    """What is known of words that were written."""
-    return _facts(draft.notes, telling.drafted(draft))
-
-
-def _check(check: dict[str, Any]) -> str:
-    """What a take measures, beside what was asked for."""
-    heads = "".join(f"<th scope='col'>{head}</th>" for head in words.CHECK_COLUMNS)
-    rows = "".join(
-        f"<tr><th scope='row'>{escape(what)}</th><td>{escape(asked)}</td><td>{escape(told)}</td></tr>"
-        for what, asked, told in telling.checked(check)
-    )
-    table = f"<table><tr>{heads}</tr>{rows}</table><p class='tip'>{words.CHECK_TIP}</p>"
-    return f"<h2>{words.CHECK}</h2>{table}" if rows else ""
-
-
-def _facts(notes: Collection[str], told: dict[str, dict[str, str]]) -> str:
-    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return (f"<h2>{words.NOTES}</h2><ul>{listed}</ul>" if listed else "") + "".join(
-        f"<h2>{escape(heading)}</h2>{_pairs(facts)}" for heading, facts in told.items()
-    )
-
-
-def _pairs(facts: dict[str, str]) -> str:
-    rows = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
-    return f"<dl>{''.join(rows)}</dl>"
-
-
-def with_commands(text: str) -> str:
-    """`text` as HTML, what is to be typed in it set apart."""
-    return re.sub(
-        r"python app\.py (?:fetch|--model) [\w.-]*\w", r"<code>\g<0></code>", escape(text)
-    )
-
-
-def toast(trouble: StudioError | Failed) -> None:
-    """Say what went wrong, and what helps, in a corner of the page."""
-    gr.Warning(escape(f"{trouble.message} {trouble.action}"), title=words.FAILED, duration=8)
-
-
-def masthead(card: Card) -> str:
-    return (
-        f"<a class='skip' href='#studio'>{words.SKIP}</a>"
-        f"<header><h1>{words.TITLE}</h1><p class='badge'><b>{escape(card.title)}</b>"
-        f"<span>{escape(card.device)}</span></p></header>"
-    )
-
-
-def progress(event: Progress) -> str:
-    share = event.step / event.steps if event.steps > 1 else None
-    return status(
-        "running",
-        words.stage(event.stage),
-        words.count(event),
-        words.clock(event.elapsed_s),
-        words.left(event.left_s),
-        fraction=share,
-    )
-
-
-def status(state: str, headline: str, *details: str, fraction: float | None = None) -> str:
-    """The status line. Its bar has no value while nothing can be counted."""
-    value = "" if fraction is None else f" value='{min(1.0, fraction) * 100:.1f}'"
-    bar = f"<progress max='100'{value} aria-label='{words.PROGRESS}'></progress>"
-    told = "".join(f"<span>{escape(detail)}</span>" for detail in details if detail)
-    return (
-        f"<div class='status' data-state='{state}'><p><b>{escape(headline)}</b>{told}</p>"
-        f"{bar if state in ('running', 'done') else ''}</div>"
     )

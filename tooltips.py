@@ -9,9 +9,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.requests import LANGUAGE_NAMES
+
 if TYPE_CHECKING:
-    from knobs import Knob
-    from song import AdapterSeen, Look, Progress
+    from core.params import Knob
+    from core.results import AdapterSeen, Look, Progress
 
 TIPS: dict[str, str] = {
     "prompt": "Genre, instruments, mood, tempo, voice: whatever you would tell a band.",
@@ -113,22 +115,11 @@ CHOICES: dict[str, dict[Any, str]] = {
 }
 """How a choice is called, by field and value. A choice that is not here is called by its value."""
 
-SPOKEN = (
-    "ar Arabic, az Azerbaijani, bg Bulgarian, bn Bengali, ca Catalan, cs Czech, da Danish, "
-    "de German, el Greek, en English, es Spanish, fa Persian, fi Finnish, fr French, he Hebrew, "
-    "hi Hindi, hr Croatian, ht Haitian Creole, hu Hungarian, id Indonesian, is Icelandic, "
-    "it Italian, ja Japanese, ko Korean, la Latin, lt Lithuanian, ms Malay, ne Nepali, nl Dutch, "
-    "no Norwegian, pa Punjabi, pl Polish, pt Portuguese, ro Romanian, ru Russian, sa Sanskrit, "
-    "sk Slovak, sr Serbian, sv Swedish, sw Swahili, ta Tamil, te Telugu, th Thai, tl Tagalog, "
-    "tr Turkish, uk Ukrainian, ur Urdu, vi Vietnamese, yue Cantonese, zh Chinese"
-)
-"""The languages of lyrics: code and name."""
-
 LANGUAGES = ("vocal_language", "language")
 """Fields whose choices are languages."""
 
 for field in LANGUAGES:
-    CHOICES[field] = dict(language.split(" ", 1) for language in SPOKEN.split(", "))
+    CHOICES[field] = dict(LANGUAGE_NAMES)
 
 AUTO = "Auto"
 """What the empty choice and the language "unknown" are called."""

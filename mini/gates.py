@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import audio
-import checkpoints
-import edits
+import pipeline
+from audio import levels
+from core.requests import SAMPLE_RATE as STUDIO_RATE
+from core.requests import Edit, Generate
 from mini import measure
 from mini.compose import FRAMES_PER_SECOND, STYLES, Piece, compose
 from mini.measure import Key
 from mini.render import SAMPLE_RATE, render
 from mini.train_vae import HELD_OUT
 from mini.words import caption
-from pipeline import Engine
-from song import SAMPLE_RATE as STUDIO_RATE
-from song import Edit, Generate
+from models import catalog
+from models.acestep import Engine
 
 PROMPT_SEED = HELD_OUT + 500_000
 SECONDS = 12
@@ -80,7 +80,7 @@ Sound = tuple[np.ndarray, int]  # samples (2, n) and their rate
 def as_heard(piece: Piece, seconds: int = SECONDS) -> Sound:
     """A rendered piece at the studio's rate, by the resampler that every song goes through."""
     sound = render(piece, 0, seconds * FRAMES_PER_SECOND)
-    return audio.resample(sound, SAMPLE_RATE, STUDIO_RATE, seconds * STUDIO_RATE), STUDIO_RATE
+    return levels.resample(sound, SAMPLE_RATE, STUDIO_RATE, seconds * STUDIO_RATE), STUDIO_RATE
 
 
 class StyleClassifier:
@@ -157,7 +157,7 @@ class Studio:
     """The studio's engine on a checkpoint."""
 
     def __init__(self, folder: Path, steps: int, guidance: float, shift: float):
-        model = checkpoints.choose(str(folder))
+        model = catalog.choose(str(folder))
         self.engine = drain(Engine.load(model, folder, "cpu", "float32"))
         self.sampling = {"inference_steps": steps, "guidance_scale": guidance, "shift": shift}
 
@@ -173,14 +173,14 @@ class Studio:
             Edit.model_fields[name].default for name in ("repaint_mode", "repaint_strength")
         ]
         request = self._request(piece, source.shape[1] / STUDIO_RATE, seed)
-        grip = edits.Grip.of(*defaults)
-        made = drain(edits.repaint(self.engine, request, source, [(start, end)], grip))
+        grip = pipeline.Grip.of(*defaults)
+        made = drain(pipeline.repaint(self.engine, request, source, [(start, end)], grip))
         return made.sound, STUDIO_RATE
 
     def cover(self, piece: Piece, source: np.ndarray, seed: int) -> Sound:
         """A cover of a source (2, n) at the studio's rate."""
         request = self._request(piece, source.shape[1] / STUDIO_RATE, seed)
-        return drain(edits.cover(self.engine, request, source)).sound, STUDIO_RATE
+        return drain(pipeline.cover(self.engine, request, source)).sound, STUDIO_RATE
 
     def _request(self, piece: Piece, seconds: float, seed: int) -> Generate:
         return Generate(

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-import host  # noqa: E402 - as in the studio, before anything brings torch in
+from runtime import device  # noqa: E402
 
 pytest_plugins = ["browsing"]
 
@@ -55,21 +55,20 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def engine(own_cache):
     """The engine on the embedded model, in float32 on the CPU."""
-    import checkpoints
-    import pipeline
+    from models import acestep, catalog
 
-    host.settle(host.find_place("cpu"))
-    model = checkpoints.choose("mini")
-    return drain(pipeline.Engine.load(model, model.folder, "cpu", "float32"))
+    device.settle(device.find_place("cpu"))
+    model = catalog.choose("mini")
+    return drain(acestep.Engine.load(model, model.folder, "cpu", "float32"))
 
 
 @pytest.fixture
 def studio(own_cache):
     """A studio on the embedded model, as `python app.py` would make it."""
     import backend
-    import checkpoints
+    from models import catalog
 
-    made = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"))
+    made = backend.Studio(catalog.choose("mini"), device.find_place("cpu"))
     yield made
     for visitor in list(made._shelf):
         made.leave(visitor)
@@ -110,7 +109,7 @@ UNPLANNED = {
 
 def song(**changes: Any):
     """A short request with everything resolved, as the engine wants it."""
-    from song import Generate
+    from core.requests import Generate
 
     given = {
         "prompt": "warm lofi piano, vinyl crackle",

@@ -22,12 +22,11 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import host
-from errors import StudioError
-from finishing import FINISHES
-from knobs import Request, Worn
-from song import (
-    HELPERS,
+from core import files
+from core.errors import StudioError
+from core.params import Request, Worn
+from core.requests import FINISHES, HELPERS, Lyrics
+from core.results import (
     AdapterSeen,
     Cancelled,
     Card,
@@ -37,13 +36,13 @@ from song import (
     Failed,
     Idea,
     Look,
-    Lyrics,
     Made,
     ModelUsed,
     Progress,
     SeamHeard,
     Take,
 )
+from web import page
 
 CARD = Card(
     name="mini",
@@ -117,7 +116,7 @@ class FakeStudio:
 
     def __init__(self, card: Card = CARD, folder: Path | None = None) -> None:
         self._card = card
-        self.folder = folder or host.private_folder()
+        self.folder = folder or files.private_folder()
         self.reset()
 
     def reset(self) -> None:
@@ -341,15 +340,12 @@ def _second(hertz: float) -> bytes:
 
 
 if __name__ == "__main__":
-    import theme
-    import ui
-
     studio = FakeStudio()
     studio.look_s = 0.6  # as long as the real one takes, so that tabs open before it is done
-    ui.build(studio).queue(max_size=64).launch(
+    page.build(studio).queue(max_size=64).launch(
         server_name="127.0.0.1",
         server_port=int(sys.argv[1]),
         quiet=True,
         allowed_paths=[str(studio.folder)],
-        **theme.launch_options(),
+        **page.launch_options(),
     )

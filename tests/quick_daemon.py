@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from fake_studio import FakeStudio
 
 import backend
-import daemon
-from knobs import Request
-from song import Event
+from core.params import Request
+from core.results import Event
+from lofi import server
 
 
 class Studio(FakeStudio):
@@ -33,4 +33,4 @@ class Studio(FakeStudio):
 
 if __name__ == "__main__":
     backend.Studio = lambda *_: Studio()
-    daemon.main()
+    server.main()

@@ -14,16 +14,17 @@ import torch
 from conftest import UNPLANNED, drain, heard
 from trained import forge, pair, train, write
 
-import adapters
 import backend
-import checkpoints
-import export
-import host
-import settings
-from errors import StudioError
-from knobs import Worn
-from replay import compare, faithful, worn_again
-from song import Extend, Failed, Generate, Progress, Take
+from audio import encode, settings
+from audio.tags import Tags
+from core import files
+from core.errors import StudioError
+from core.params import Worn
+from core.requests import Extend, Generate
+from core.results import Failed, Progress, Take
+from models import catalog
+from runtime import device, job_adapters
+from runtime.replay import compare, faithful, worn_again
 
 SHORT = {"prompt": "lofi", "duration_s": 5, "inference_steps": 2, "guidance_scale": 1, "seed": 7}
 Q = "layers.0.self_attn.q_proj"
@@ -32,7 +33,7 @@ Q = "layers.0.self_attn.q_proj"
 @pytest.fixture(scope="module")
 def played(own_cache):
     """A studio without a planner, so that adapters alone make the difference."""
-    made = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"), "none")
+    made = backend.Studio(catalog.choose("mini"), device.find_place("cpu"), "none")
     yield made
     made.leave("v")
 
@@ -94,7 +95,7 @@ def test_a_take_keeps_its_adapters_whatever_the_visitor_deletes(played, warm, tm
     assert np.array_equal(heard(again.path), heard(take.path))
     assert again.adapters == take.adapters
     assert take.told().request["adapters"][0]["file"] == "mine.safetensors"
-    assert str(host.private_folder()) not in Path(take.path).with_suffix(".json").read_text()
+    assert str(files.private_folder()) not in Path(take.path).with_suffix(".json").read_text()
 
 
 def test_settings_of_an_adapter_come_with_it_as_a_folder_or_beside_it(played, engine, tmp_path):
@@ -126,8 +127,8 @@ def test_a_file_asks_for_its_adapters_and_makes_the_same_samples_with_them(
     if kind != "wav":
         file = tmp_path / f"song.{kind}"
         told = settings.settings_of(take)
-        tags = export.Tags("x", "mini", "MIT")
-        drain(export.convert(Path(take.path), file, kind, told, tags))
+        tags = Tags("x", "mini", "MIT")
+        drain(encode.convert(Path(take.path), file, kind, told, tags))
     told = settings.read_settings(file)
     with pytest.raises(StudioError) as raised:
         settings.request_of(told)
@@ -223,7 +224,7 @@ def test_what_cannot_play_is_told_before_the_queue_by_name_and_without_a_path(
     played, warm, tmp_path, kind, code
 ):
     bad = spoiled(kind, tmp_path)
-    before = set(host.private_folder().glob("*/"))
+    before = set(files.private_folder().glob("*/"))
     events = list(played.run(Generate.of({**SHORT, **UNPLANNED, "adapters": [warm, bad]}), "v"))
     ending = events[-1]
     assert isinstance(ending, Failed)
@@ -231,7 +232,7 @@ def test_what_cannot_play_is_told_before_the_queue_by_name_and_without_a_path(
     assert bad.name in ending.message
     assert str(tmp_path) not in f"{ending.message} {ending.action}"
     assert not [e for e in events if isinstance(e, Progress) and e.stage != "Reading the file"]
-    assert set(host.private_folder().glob("*/")) == before
+    assert set(files.private_folder().glob("*/")) == before
     with pytest.raises(StudioError) as raised:
         played.fit(Worn(file=bad))
     assert raised.value.code == code
@@ -249,7 +250,7 @@ def test_numbers_that_are_none_are_found_on_the_device_and_the_next_song_is_whol
 
 def test_a_job_with_adapters_goes_to_another_process_and_is_timed(played, warm):
     job = played._accept(Generate.of({**SHORT, **UNPLANNED, "adapters": [f"{warm}:0.5"]}))
-    dressed = pickle.loads(pickle.dumps(adapters.dressed(job)))
+    dressed = pickle.loads(pickle.dumps(job_adapters.dressed(job)))
     ((adapter, strength),) = dressed.adapters
     assert (adapter.path.parent, strength) == (job.folder / "adapters" / "0", 0.5)
     assert played._work(dressed)["Reading adapters"] == 1

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from conftest import ROOT, run_app
 
-from song import Generate
+from core.requests import Generate
 
 ALONE = ("--planner", "none")
 SHORT = ("--duration-s", "10", "--inference-steps", "2", "--prompt", "lofi piano", *ALONE)

@@ -23,11 +23,11 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import audio
-import decoding
-from decoding import Source, decode
-from errors import StudioError
-from song import SAMPLE_RATE
+from audio import decode as decoder
+from audio import levels, splice
+from audio.decode import Source, decode
+from core.errors import StudioError
+from core.requests import SAMPLE_RATE
 
 SECONDS, HZ, LIMIT_S = 3.0, 440.0, 20.0
 
@@ -499,8 +499,8 @@ def test_a_length_guessed_from_the_bit_rate_is_no_reason_for_a_note(tmp_path, pr
 
 def pretend(monkeypatch, program: str) -> None:
     """Let `program` be the decoder."""
-    start = f"import os, sys, time; sys.path.insert(0, {str(ROOT)!r}); import decoding\n"
-    monkeypatch.setattr(decoding, "DECODER", (sys.executable, "-c", start + program))
+    start = f"import os, sys, time; sys.path.insert(0, {str(ROOT)!r}); from audio import decode as decoding\n"
+    monkeypatch.setattr(decoder, "DECODER", (sys.executable, "-c", start + program))
 
 
 @pytest.mark.parametrize(
@@ -526,7 +526,7 @@ def test_a_decoder_that_dies_or_hangs_is_an_error_and_nothing_more(
     (tmp_path / "a.wav").write_bytes(wav())
     pretend(monkeypatch, program)
     if "too long" in problem:
-        monkeypatch.setattr(decoding, "PATIENCE_S", 1.0)
+        monkeypatch.setattr(decoder, "PATIENCE_S", 1.0)
     start = time.monotonic()
     error = refusal(tmp_path / "a.wav", private)
     assert error.code == "source-unreadable"
@@ -556,7 +556,7 @@ def test_a_full_disk_and_a_lost_folder_have_their_own_names(tmp_path, private, m
     (tmp_path / "a.wav").write_bytes(wav())
     assert refusal(tmp_path / "a.wav", tmp_path / "gone").code == "not-writable"
     full = Path("/dev/full").open("r+b")  # noqa: SIM115 - decode closes it
-    monkeypatch.setattr(decoding.tempfile, "TemporaryFile", lambda dir: full)
+    monkeypatch.setattr(decoder.tempfile, "TemporaryFile", lambda dir: full)
     assert refusal(tmp_path / "a.wav", private).code == "disk-full"
 
 
@@ -611,7 +611,7 @@ def test_outside_the_region_and_its_fades_every_bit_is_the_source(total, ends, f
     source = np.clip(noise(total / S, seed, 0.4), -1, 1)
     made = noise(total / S, seed + 100, 0.5)
     kept, given_ = source.copy(), made.copy()
-    result = audio.splice(source, made, start, end, fade, inside=inside)
+    result = splice.splice(source, made, start, end, fade, inside=inside)
     first, last = (start, end) if inside else (max(0, start - fade), min(total, end + fade))
     first, last = (first if start else 0), (last if end < total else total)
     assert result.shape == source.shape
@@ -635,7 +635,7 @@ def test_a_fade_dips_not_between_strangers_and_bulges_not_between_copies(inside)
     near = slice(middle - S // 100, middle + S // 100)
 
     def rise(source, made):
-        return rms_db(audio.splice(source, made, at, 4 * S, fade, inside=inside)[:, near]) + 20
+        return rms_db(splice.splice(source, made, at, 4 * S, fade, inside=inside)[:, near]) + 20
 
     strangers = np.mean([rise(noise(seed=i), noise(seed=i + 50)) for i in range(20)])
     copies = np.mean(
@@ -647,14 +647,14 @@ def test_a_fade_dips_not_between_strangers_and_bulges_not_between_copies(inside)
 
 def test_a_copy_changes_nothing_that_can_be_heard():
     sound = chord(1)
-    spliced = audio.splice(sound, sound, S, 3 * S, S // 20)
+    spliced = splice.splice(sound, sound, S, 3 * S, S // 20)
     assert np.abs(spliced - sound).max() < 1e-6
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 2 * S), (2 * S, 4 * S), (S, 3 * S), (0, 4 * S)])
 def test_there_is_no_fade_at_an_end_of_the_timeline(start, end):
     source, made = noise(seed=1), noise(seed=2)
-    spliced = audio.splice(source, made, start, end, S // 10)
+    spliced = splice.splice(source, made, start, end, S // 10)
     gain = spliced[0, (start + end) // 2] / made[0, (start + end) // 2]
     if start == 0:
         assert np.allclose(spliced[:, :100], gain * made[:, :100], rtol=1e-5)
@@ -666,8 +666,8 @@ def test_there_is_no_fade_at_an_end_of_the_timeline(start, end):
 
 def test_both_seams_are_the_same_seen_from_either_side():
     source, made = noise(seed=1), noise(seed=2)
-    there = audio.splice(source, made, S, 3 * S, 2000)
-    back = audio.splice(source[:, ::-1], made[:, ::-1], S, 3 * S, 2000)[:, ::-1]
+    there = splice.splice(source, made, S, 3 * S, 2000)
+    back = splice.splice(source[:, ::-1], made[:, ::-1], S, 3 * S, 2000)[:, ::-1]
     assert np.abs(there - back).max() < 1e-6
 
 
@@ -676,7 +676,7 @@ def test_both_seams_are_the_same_seen_from_either_side():
 )
 def test_the_part_takes_the_level_of_the_sound_beside_it_within_bounds(quieter, left_db):
     source = noise(seed=1, level=0.02)
-    spliced = audio.splice(source, source * np.float32(quieter), 2 * S, 4 * S, 2000)
+    spliced = splice.splice(source, source * np.float32(quieter), 2 * S, 4 * S, 2000)
     assert rms_db(spliced[:, 3 * S :]) - rms_db(source) == pytest.approx(left_db, abs=0.1)
 
 
@@ -684,14 +684,14 @@ def test_the_level_is_taken_where_both_say_the_same_not_from_other_music():
     """A loud chorus behind a quiet verse stays loud."""
     source, made = noise(seed=1, level=0.02), noise(seed=1, level=0.02)
     made[:, 2 * S :] *= 8
-    spliced = audio.splice(source, made, 2 * S, 4 * S, 2000)
+    spliced = splice.splice(source, made, 2 * S, 4 * S, 2000)
     assert rms_db(spliced[:, 3 * S :]) - rms_db(source[:, 3 * S :]) == pytest.approx(18, abs=0.3)
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-4])
 def test_silence_beside_the_seam_changes_no_level(level):
     made = noise(seed=2)
-    spliced = audio.splice(noise(level=level), made, 2 * S, 4 * S, 2000)
+    spliced = splice.splice(noise(level=level), made, 2 * S, 4 * S, 2000)
     assert np.array_equal(spliced[:, 2 * S :], made[:, 2 * S :])
     assert np.isfinite(spliced).all()
 
@@ -699,21 +699,21 @@ def test_silence_beside_the_seam_changes_no_level(level):
 def test_no_sample_passes_full_scale():
     for seed in range(10):
         loud = [np.clip(chord(seed + i) * 9, -1, 1) for i in (0, 50)]
-        spliced = audio.splice(loud[0], loud[1] * 3, S, 3 * S, S // 10)
+        spliced = splice.splice(loud[0], loud[1] * 3, S, 3 * S, S // 10)
         assert np.abs(spliced).max() <= 1.0
         assert (np.abs(spliced[:, S + 1 : 3 * S - 1]) < 1.0).mean() > 0.5, "scaled, not clipped"
 
 
 def test_a_source_above_full_scale_is_held_to_it_within_the_fade():
     source = noise(1, 3) * 40
-    spliced = audio.splice(source, noise(1, 4), S // 2, S, 4000)
+    spliced = splice.splice(source, noise(1, 4), S // 2, S, 4000)
     assert np.abs(spliced[:, S // 2 - 4000 :]).max() <= 1.0
     assert np.abs(spliced).max() > 1.0
 
 
 def test_a_fade_next_to_full_scale_is_scaled_not_clipped():
     source, made = (np.sign(noise(1, seed)).astype(np.float32) * 0.99 for seed in (1, 2))
-    spliced = audio.splice(source, made, S // 2, S, 4000)
+    spliced = splice.splice(source, made, S // 2, S, 4000)
     assert np.abs(spliced).max() <= 1.0
     assert (np.abs(spliced) >= 0.9999).mean() < 4e-3
 
@@ -721,23 +721,23 @@ def test_a_fade_next_to_full_scale_is_scaled_not_clipped():
 @pytest.mark.parametrize(("start", "end"), [(-1, 5), (5, 5), (6, 5), (0, 4 * S + 1)])
 def test_impossible_regions_are_refused(start, end):
     with pytest.raises(ValueError, match="cannot put"):
-        audio.splice(noise(), noise(), start, end, 10)
+        splice.splice(noise(), noise(), start, end, 10)
     with pytest.raises(ValueError, match="cannot put"):
-        audio.splice(noise(), noise(3), 0, 10, 10)
+        splice.splice(noise(), noise(3), 0, 10, 10)
 
 
 AT = 2 * S
 
 
-def seam_of(sound: np.ndarray, half_ms: float = 0) -> audio.Seam:
-    return audio.seam(sound, AT, round(half_ms * S / 1000), S)
+def seam_of(sound: np.ndarray, half_ms: float = 0) -> splice.Seam:
+    return splice.seam(sound, AT, round(half_ms * S / 1000), S)
 
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("fade_ms", [20, 50, 100])
 def test_a_splice_in_sustained_tones_is_good(seed, fade_ms):
     fade = fade_ms * S // 1000
-    spliced = audio.splice(chord(seed), chord(seed + 99), AT + fade // 2, 4 * S, fade)
+    spliced = splice.splice(chord(seed), chord(seed + 99), AT + fade // 2, 4 * S, fade)
     found = seam_of(spliced, fade_ms / 2)
     assert found.good, found
 
@@ -755,15 +755,15 @@ def test_a_hard_cut_in_sustained_tones_is_found(seed):
     cut = np.concatenate([chord(seed)[:, :AT], chord(seed + 99)[:, AT:]], 1)
     found = seam_of(cut)
     assert not found.good
-    assert found.click > audio.CLICK_RATIO
+    assert found.click > splice.CLICK_RATIO
 
 
 def test_a_cut_anywhere_within_the_fade_is_found():
     for offset in (-2000, -777, 1234, 2300):
         place = AT + offset
         cut = np.concatenate([chord(1)[:, :place], chord(99)[:, place:]], 1)
-        assert seam_of(cut, 50).click > audio.CLICK_RATIO
-        assert seam_of(cut, 5).click < audio.CLICK_RATIO
+        assert seam_of(cut, 50).click > splice.CLICK_RATIO
+        assert seam_of(cut, 5).click < splice.CLICK_RATIO
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -783,20 +783,20 @@ def test_a_bulge_is_found(make):
     bulging[:, AT - S // 10 : AT + S // 10] *= hump
     found = seam_of(bulging, 50)
     assert not found.good
-    assert found.bump_db > audio.BUMP_DB
+    assert found.bump_db > splice.BUMP_DB
 
 
 def test_a_seam_can_be_measured_anywhere():
     for sound in (chord(1), np.zeros((2, S), np.float32), chord(1, 0.05), chord(1, 0.001)):
         for at in (0, 1, sound.shape[1] // 2, sound.shape[1] - 1, sound.shape[1]):
-            found = audio.seam(sound, at, 500, S)
+            found = splice.seam(sound, at, 500, S)
             assert all(np.isfinite(found[:3]))
             assert type(found.good) is bool
 
 
 def test_a_picture_holds_the_lowest_and_highest_sample_of_each_stretch():
     sound = noise(1.0, 4)
-    picture = np.array(audio.peaks(sound, 100)).reshape(100, 2)
+    picture = np.array(levels.peaks(sound, 100)).reshape(100, 2)
     stretches = sound.reshape(2, 100, -1)
     assert np.allclose(picture[:, 0], stretches.min((0, 2)), atol=1e-4)
     assert np.allclose(picture[:, 1], stretches.max((0, 2)), atol=1e-4)
@@ -805,7 +805,7 @@ def test_a_picture_holds_the_lowest_and_highest_sample_of_each_stretch():
 @pytest.mark.parametrize("samples", [0, 1, 3, 99, 100, 101, 4801])
 def test_a_picture_has_the_width_asked_for_and_misses_nothing(samples):
     sound = noise(1.0, 5)[:, :samples]
-    picture = audio.peaks(sound, 100)
+    picture = levels.peaks(sound, 100)
     assert len(picture) == 200
     assert all(type(value) is float for value in picture)
     assert max(picture) == pytest.approx(sound.max(initial=-9) if samples else 0, abs=1e-4)

@@ -14,16 +14,14 @@ import pytest
 import soundfile
 from conftest import heard, song
 
-import audio
 import backend
-import export
-import host
-import jobs
-import pipeline
-import sampler
-import settings
-import turns
-from song import Cancelled, Failed, Generate, Progress, Take
+from audio import encode, settings
+from core.files import private_folder, write_text
+from core.requests import Generate
+from core.results import Cancelled, Failed, Progress, Take
+from models import acestep, sampler
+from runtime import device, device_queue, estimates, runner
+from runtime.job import Job
 
 MAKING = ["Reading the words", "Denoising", "Decoding", "Writing"]
 """What a song goes through that nobody planned, on an engine that is loaded."""
@@ -34,7 +32,7 @@ def end(studio, request, visitor="v"):
 
 
 def files() -> set[str]:
-    return {p.name for p in host.private_folder().iterdir()}
+    return {p.name for p in private_folder().iterdir()}
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +75,7 @@ def test_a_take_tells_how_it_was_made_and_no_path(studio):
     told = json.loads(Path(take.path).with_suffix(".json").read_text())
     name = f"lofi-{take.request['seed']}"
     assert sorted(os.listdir(Path(take.path).parent)) == [f"{name}.json", f"{name}.wav"]
-    assert str(host.private_folder()) not in json.dumps(told)
+    assert str(private_folder()) not in json.dumps(told)
     assert settings.request_of(told) == Generate.of(take.request)
     assert settings.settings_of(take) | {"timings_s": {}} == told | {"timings_s": {}}
     assert take.again() == Generate.of(take.request)
@@ -138,15 +136,15 @@ def test_closing_the_events_stops_the_work(studio):
 
 
 def test_a_song_that_ends_after_its_visitor_left_is_not_kept(studio, monkeypatch):
-    before, write = files(), audio.write_text
+    before, write = files(), write_text
 
     def leave_then_write(*args):
         write(*args)
         studio.leave("v")
-        for flag in host.private_folder().glob("*/stop"):
+        for flag in private_folder().glob("*/stop"):
             flag.unlink()  # too late to stop: the song is done
 
-    monkeypatch.setattr(audio, "write_text", leave_then_write)
+    monkeypatch.setattr(runner, "write_text", leave_then_write)
     assert isinstance(end(studio, song(inference_steps=1)), Take)
     assert studio.takes("v") == ()
     assert files() == before
@@ -181,7 +179,7 @@ def test_jobs_wait_their_turn_and_a_waiting_one_can_be_stopped(studio):
 
 
 def test_a_full_queue_says_so(studio, monkeypatch):
-    monkeypatch.setattr(turns, "LONGEST_QUEUE", 0)
+    monkeypatch.setattr(device_queue, "LONGEST_QUEUE", 0)
     held = studio.run(song(duration_s=60, inference_steps=50), "a")
     next(e for e in held if e.stage == "Denoising")
     ending = end(studio, song(), "b")
@@ -222,7 +220,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_file(studio, monkeypatch):
         assert Path(old).stat().st_size > 48_000
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export.os, "replace", full)
+    monkeypatch.setattr(encode.os, "replace", full)
     assert failure(studio) == "disk-full"
     assert files() == before
 
@@ -255,7 +253,7 @@ def test_failures_have_names(studio, monkeypatch):
         yield
 
     with monkeypatch.context() as m:
-        m.setattr(pipeline.Engine, "denoise", broken)
+        m.setattr(acestep.Engine, "denoise", broken)
         assert failure(studio) == "internal"
     with monkeypatch.context() as m:
         m.setattr(sampler, "is_finite", lambda _: False)
@@ -281,13 +279,13 @@ def test_a_turbo_model_takes_no_guidance_and_the_take_says_so(studio):
 
 def test_stop_wins_over_a_finished_song(studio, monkeypatch):
     """Stopped while the file is written: no take, no file."""
-    before, write = files(), export._put
+    before, write = files(), encode._put
 
     def slow(*args):
         studio.stop("v")
         write(*args)
 
-    monkeypatch.setattr(export, "_put", slow)
+    monkeypatch.setattr(encode, "_put", slow)
     assert isinstance(end(studio, song(inference_steps=1)), Cancelled)
     assert files() == before
 
@@ -301,13 +299,13 @@ def test_the_card_says_what_is_playing(studio):
 
 
 def test_gpu_time_follows_the_request_before_anything_was_measured():
-    import checkpoints
+    from models import catalog
 
     def asked(model="xl-sft", **given):
         request = song(**{"guidance_scale": 7.0, **given})
-        place = host.find_place("cpu")
-        job = jobs.Job("", request, checkpoints.MODELS[model], Path(), place, Path(), ())
-        return host.gpu_seconds(None, jobs.cautious(jobs.work_of(job), job.model))
+        place = device.find_place("cpu")
+        job = Job("", request, catalog.MODELS[model], Path(), place, Path(), ())
+        return estimates.gpu_seconds(None, estimates.cautious(estimates.work_of(job), job.model))
 
     assert asked(duration_s=30, inference_steps=27) == 60
     assert 60 < asked(duration_s=240, inference_steps=27) < 120

@@ -12,11 +12,10 @@ from conftest import drain, run_app
 from fake_hub import FakeHub
 from safetensors.torch import load_file, save_file
 
-import checkpoints
-import pipeline
-from errors import StudioError
+from core.errors import StudioError
+from models import acestep, catalog, checkpoints
 
-MINI = checkpoints.MODELS["mini"].folder
+MINI = catalog.MODELS["mini"].folder
 
 
 @pytest.fixture
@@ -28,8 +27,8 @@ def copy(tmp_path):
 
 
 def load(folder):
-    model = checkpoints.choose(str(folder))
-    return drain(pipeline.Engine.load(model, folder, "cpu", "float32"))
+    model = catalog.choose(str(folder))
+    return drain(acestep.Engine.load(model, folder, "cpu", "float32"))
 
 
 def refused(folder, code):
@@ -41,49 +40,49 @@ def refused(folder, code):
 
 
 def test_the_table_is_complete_and_its_defaults_are_safe():
-    for model in checkpoints.MODELS.values():
+    for model in catalog.MODELS.values():
         assert model.licence
         assert model.may_sell is not None
         assert model.size_bytes > 10**6
         assert model.longest_s >= 240
-    sft, turbo = checkpoints.MODELS["xl-sft"], checkpoints.MODELS["xl-turbo"]
+    sft, turbo = catalog.MODELS["xl-sft"], catalog.MODELS["xl-turbo"]
     assert (sft.steps, sft.guidance, sft.shift) == (27, 7.0, 1.0)
     assert (turbo.steps, turbo.guidance, turbo.shift) == (8, 1.0, 3.0)
 
 
 def test_each_device_has_its_default_model():
-    assert checkpoints.default_name("cpu") == "mini"
-    assert checkpoints.default_name("cuda") == checkpoints.default_name("mps") == "xl-sft"
+    assert catalog.default_name("cpu") == "mini"
+    assert catalog.default_name("cuda") == catalog.default_name("mps") == "xl-sft"
 
 
 def test_the_embedded_model_is_on_disk_small_and_says_its_size():
     files = [f for f in MINI.glob("**/*") if f.is_file()]
     assert max(f.stat().st_size for f in files) < 24_000_000
     assert sum(f.stat().st_size for f in files) < 62_000_000
-    said = checkpoints.MODELS["mini"].size_bytes
+    said = catalog.MODELS["mini"].size_bytes
     assert abs(sum(f.stat().st_size for f in files) - said) < 0.1 * said
 
 
 @pytest.mark.parametrize("name", ["nobody", "../etc", "a/b/c", "x/../y", ""])
 def test_unknown_models_are_named(name):
     with pytest.raises(StudioError) as caught:
-        checkpoints.choose(name)
+        catalog.choose(name)
     assert caught.value.code == "model-unknown"
     assert "mini, xl-sft, xl-turbo" in caught.value.action
 
 
 def test_a_folder_and_a_hub_id_are_models_with_unknown_licence(copy):
-    ours = checkpoints.choose(str(copy))
+    ours = catalog.choose(str(copy))
     assert ours.folder == copy
     assert ours.licence == "unknown"
     assert ours.may_sell is None
-    assert checkpoints.choose("somebody/something").repo == "somebody/something"
+    assert catalog.choose("somebody/something").repo == "somebody/something"
 
 
 def test_a_turbo_folder_gets_turbos_defaults(copy):
     config = copy / "transformer" / "config.json"
     config.write_text(config.read_text().replace('"is_turbo": false', '"is_turbo": true'))
-    model = checkpoints.choose(str(copy))
+    model = catalog.choose(str(copy))
     assert (model.steps, model.guidance, model.shift) == (8, 1.0, 3.0)
 
 

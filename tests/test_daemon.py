@@ -29,16 +29,17 @@ from fake_studio import CARD
 from test_ui import Page
 
 import app
-import codec
-import doors
-import host
-import lofi
-import musicgen
-import settings
-from endpoints import endpoint
-from errors import StudioError
-from song import Generate, Progress
-from tracks import Tracks
+import cli
+from audio import settings
+from core.errors import StudioError
+from core.requests import Generate
+from core.results import Progress
+from lofi.scheduler import Job
+from lofi.track_cache import Tracks
+from models import catalog, vae
+from runtime import estimates
+from web import restore
+from web.api import endpoint
 
 GOOD = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 PARSE, SHAPE, METHOD, PARAMS = (
@@ -628,8 +629,8 @@ def test_a_download_without_the_hub_ends_with_an_error_and_may_be_tried_again(se
 
 def test_a_download_is_told_to_its_end_and_then_musicgen_is_there(tmp_path):
     """Killed in the middle, it goes on where it was; the status follows it all."""
-    files = dict.fromkeys(musicgen.MUSICGEN.files, 100) | {"model.safetensors": 400_000}
-    with repository(tmp_path / "served", musicgen.MUSICGEN.repo, files):
+    files = dict.fromkeys(catalog.MUSICGEN.files, 100) | {"model.safetensors": 400_000}
+    with repository(tmp_path / "served", catalog.MUSICGEN.repo, files):
         pass
     with FakeHub(tmp_path / "served", lfs_threshold=1 << 16) as hub:
         env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
@@ -674,13 +675,13 @@ def test_the_time_left_is_off_by_a_tenth_at_most_after_the_first_tenth(tmp_path,
         ("Decoding", 3, 0.8),
         ("Writing", 1, 1.6),
     )
-    rates = host.Rates("here", tmp_path / "rates.json")
+    rates = estimates.Rates("here", tmp_path / "rates.json")
     work = {stage: 1.0 for stage, *_ in stages}
     if known:
         for slower in (1.2, 1.2, 1.2, 1.2, 30):
             rates.learn({stage: slower * steps * each for stage, steps, each in stages}, work)
-    clock = host.Clock(rates, work, lambda: now[0])
-    job = lofi.Job(SimpleNamespace(track_id="t", backend="ace_step", total_steps=16))
+    clock = estimates.Clock(rates, work, lambda: now[0])
+    job = Job(SimpleNamespace(track_id="t", backend="ace_step", total_steps=16))
     told = []
     for stage, steps, each in stages:
         for step in range(steps + 1):
@@ -698,7 +699,7 @@ def test_the_time_left_is_off_by_a_tenth_at_most_after_the_first_tenth(tmp_path,
 )
 def test_percents_rise_and_end_at_99(total, stride, percents):
     """Also where the last but one is 99 already."""
-    job = lofi.Job(SimpleNamespace(track_id="t", backend="musicgen", total_steps=total))
+    job = Job(SimpleNamespace(track_id="t", backend="musicgen", total_steps=total))
     told = []
     for step in [*range(0, total, stride), total]:
         event = Progress(stage="Composing", step=step, steps=total)
@@ -842,9 +843,9 @@ def test_musicgen_plays_too_and_alone(real, tmp_path, monkeypatch, capsys):
     assert np.array_equal(track, short(out))
     assert settings.read_settings(out)["mode"] == "musicgen"
 
-    monkeypatch.setattr(doors, "brought", lambda _: out)
+    monkeypatch.setattr(restore, "brought", lambda _: out)
     with pytest.raises(StudioError) as caught:
-        doors._found({"file": "an upload"}, CARD)
+        restore._found({"file": "an upload"}, CARD)
     assert caught.value.code == "settings-elsewhere", "the page has no tab for it, and says so"
     assert "app.py replay" in caught.value.action
 
@@ -859,7 +860,7 @@ def test_musicgen_plays_too_and_alone(real, tmp_path, monkeypatch, capsys):
 )
 def test_the_command_line_has_the_ranges_of_each_backend(capsys, name, seconds, said):
     line = ("generate", "--backend", name, "--prompt", "x", "--duration-s", seconds)
-    assert app.main([*line, "--model", "mini", "--device", "cpu"]) == app.USAGE
+    assert app.main([*line, "--model", "mini", "--device", "cpu"]) == cli.USAGE
     assert said in capsys.readouterr().err
 
 
@@ -880,9 +881,9 @@ def test_four_minutes_are_the_same_wherever_the_tiles_of_the_decoder_meet(engine
     with torch.inference_mode():
         conditions, _ = engine.conditions(request)
         latents = drain(engine.denoise(conditions, request, 7))
-        for frames in (codec.TILE_FRAMES, 333):
-            monkeypatch.setattr(codec, "TILE_FRAMES", frames)
-            sounds.append(drain(codec.decode(engine.pipe.vae, latents)).numpy())
+        for frames in (vae.TILE_FRAMES, 333):
+            monkeypatch.setattr(vae, "TILE_FRAMES", frames)
+            sounds.append(drain(vae.decode(engine.pipe.vae, latents)).numpy())
     one, other = sounds
     assert latents.shape[1] == 240 * 25
     assert np.abs(one - other).max() <= 1e-6 * np.abs(one).max()

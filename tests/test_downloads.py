@@ -24,12 +24,14 @@ from filelock import FileLock
 from huggingface_hub import close_session, constants, scan_cache_dir, snapshot_download
 
 import app
-import checkpoints
-import downloads
-import host
-import transfers
-from errors import StudioError
-from transfers import File
+import cli
+from core.errors import StudioError
+from models import checkpoints, http_download
+from models import hub as downloads
+from models.http_download import File
+from models.hub import Step, fetch, find
+from models.weights import Weights
+from runtime import device
 
 BIG = "model.safetensors"
 SIZE = 3_000_000
@@ -44,7 +46,7 @@ FILES = {
 WHOLE = 4 + 40_000 + SIZE
 BLOCK = 256 * 1024
 
-MODEL = checkpoints.Weights(
+MODEL = Weights(
     name="model",
     title="The model",
     repo="founders/model",
@@ -58,7 +60,7 @@ MODEL = checkpoints.Weights(
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A hub with one model; this process is online, with an empty cache and little patience."""
-    host.reach_loopback()
+    device.reach_loopback()
     close_session()
     with repository(tmp_path / "served", MODEL.repo, FILES):
         pass
@@ -68,7 +70,7 @@ def hub(tmp_path, monkeypatch):
         address = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-        monkeypatch.setattr(transfers, "PAUSE_S", 0.01)
+        monkeypatch.setattr(http_download, "PAUSE_S", 0.01)
         yield hub
     close_session()
 
@@ -122,7 +124,7 @@ def bodies(hub, name: str = BIG):
 
 def refused() -> StudioError:
     with pytest.raises(StudioError) as caught:
-        drain(downloads.fetch(MODEL))
+        drain(fetch(MODEL))
     return caught.value
 
 
@@ -136,8 +138,9 @@ def until(what, seconds: float = 20.0) -> None:
 PROCESS = """
 import sys
 sys.path.insert(0, {root!r})
-import checkpoints, downloads
-steps = downloads.fetch(checkpoints.Weights(**{weights!r}))
+from models import hub
+from models.weights import Weights
+steps = hub.fetch(Weights(**{weights!r}))
 while True:
     try:
         step = next(steps)
@@ -178,24 +181,24 @@ def process(hub, tmp_path):
 
 
 def test_a_model_comes_whole_and_the_hubs_own_functions_find_it(hub, cache):
-    steps = list(downloads.fetch(MODEL))
-    folder = downloads.find(MODEL)
+    steps = list(fetch(MODEL))
+    folder = find(MODEL)
     assert cache.is_whole()
     assert (folder / "tokenizer/merges.txt").read_bytes() == b""
     assert (folder / "tokenizer/again.json").read_bytes() == b"{}"
     assert not (folder / "evil.py").exists()
     first, *rest = steps
-    assert first == downloads.Step()
+    assert first == Step()
     assert all(0 <= s.component_done <= s.component_total for s in rest)
     assert all(b.done - a.done <= BLOCK for a, b in pairwise(rest))
     assert all(a.done <= b.done for a, b in pairwise(rest))
     assert {s.total for s in rest} == {WHOLE}
-    assert rest[-1] == downloads.Step(BIG, SIZE, SIZE, WHOLE, WHOLE, 5, 5)
+    assert rest[-1] == Step(BIG, SIZE, SIZE, WHOLE, WHOLE, 5, 5)
     assert rest[-1].overall_percent == rest[-1].component_percent == 100
     assert str(rest[-1]) == f"{BIG} 100 % of 3 MB · all 100 % of 3 MB · file 5 of 5"
 
     asked, sent = len(hub.log), hub.bytes_sent("~/")
-    assert list(downloads.fetch(MODEL)) == []
+    assert list(fetch(MODEL)) == []
     assert len(hub.log) == asked, "nothing is asked for what is here"
     patterns = list(MODEL.files)
     offline = snapshot_download(MODEL.repo, allow_patterns=patterns, local_files_only=True)
@@ -206,12 +209,12 @@ def test_a_model_comes_whole_and_the_hubs_own_functions_find_it(hub, cache):
 
 
 def test_what_another_commit_shares_is_not_sent_again(hub, cache):
-    drain(downloads.fetch(MODEL))
+    drain(fetch(MODEL))
     folder = hub.root / MODEL.repo
     (folder / "config.json").write_bytes(b'{"new": 1}')
     os.utime(folder / "config.json", (2e9, 2e9))
     (cache.home / "refs" / "main").unlink()
-    new = drain(downloads.fetch(MODEL))
+    new = drain(fetch(MODEL))
     assert new.name == hub.commit(MODEL.repo)
     assert (new / "config.json").read_bytes() == b'{"new": 1}'
     assert (new / BIG).read_bytes() == cache.source()
@@ -247,7 +250,7 @@ def test_a_download_killed_twice_sends_only_the_rest(hub, cache, process):
 @pytest.mark.parametrize("drops", [1, 4])
 def test_a_dropped_connection_is_gone_on_with_in_place(hub, cache, drops):
     hub.faults.drop_after, hub.faults.drops = 500_000, drops
-    drain(downloads.fetch(MODEL))
+    drain(fetch(MODEL))
     assert cache.is_whole()
     assert len(bodies(hub)) == drops + 1
     assert sum(r.sent for r in bodies(hub)) <= SIZE + BLOCK
@@ -259,12 +262,12 @@ def test_a_server_that_always_drops_at_the_same_place_is_given_up(hub, cache):
     assert error.code == "download-failed"
     assert BIG in error.message
     assert "python app.py fetch model" in error.action
-    assert len(bodies(hub)) == transfers.RETRIES + 1
+    assert len(bodies(hub)) == http_download.RETRIES + 1
 
 
 def test_a_server_without_ranges_sends_it_anew(hub, cache):
     hub.faults.drop_after, hub.faults.no_range = 500_000, True
-    drain(downloads.fetch(MODEL))
+    drain(fetch(MODEL))
     assert cache.is_whole()
     assert [r.status for r in bodies(hub)] == [200, 200]
 
@@ -272,7 +275,7 @@ def test_a_server_without_ranges_sends_it_anew(hub, cache):
 def test_the_server_is_asked_by_the_name_that_it_gave(hub, cache):
     """Real content servers have ETags of their own, not the hash of the hub's listing."""
     hub.faults.etag, hub.faults.drop_after = "parts-7", 500_000
-    drain(downloads.fetch(MODEL))
+    drain(fetch(MODEL))
     assert [r.if_range for r in bodies(hub)] == ["", '"parts-7"']
     assert bodies(hub)[1].status == 206
     assert cache.is_whole()
@@ -280,28 +283,28 @@ def test_the_server_is_asked_by_the_name_that_it_gave(hub, cache):
 
 def test_a_file_that_changed_since_is_begun_anew(hub, cache):
     cache.begin(b"something else" * 1000, tag='"what it was called then"')
-    drain(downloads.fetch(MODEL))
+    drain(fetch(MODEL))
     assert [(r.status, r.sent) for r in bodies(hub)] == [(200, SIZE)]
     assert cache.is_whole()
 
 
 def test_a_part_that_is_damaged_is_found_out_and_begun_anew_once(hub, cache):
     cache.begin(b"\0" * 1_000_000)
-    drain(downloads.fetch(MODEL))
+    drain(fetch(MODEL))
     assert [r.sent for r in bodies(hub)] == [SIZE - 1_000_000, SIZE]
     assert cache.is_whole()
 
 
 def test_a_part_that_is_all_there_needs_no_answer(hub, cache):
     cache.begin(cache.source())
-    drain(downloads.fetch(MODEL))
+    drain(fetch(MODEL))
     assert not bodies(hub)
     assert cache.is_whole()
 
 
 def test_closing_stops_within_a_block_and_the_next_goes_on(hub, cache):
     hub.faults.rate = 1_000_000
-    fetching = downloads.fetch(MODEL)
+    fetching = fetch(MODEL)
     step = next(s for s in fetching if s.component == BIG and s.component_done > 300_000)
     fetching.close()
     asked = hub.bytes_sent("~/" + BIG)
@@ -309,7 +312,7 @@ def test_closing_stops_within_a_block_and_the_next_goes_on(hub, cache):
     until(lambda: not hub._live)
     assert hub.bytes_sent("~/" + BIG) - asked <= BLOCK
     hub.faults.rate = 0
-    drain(downloads.fetch(MODEL))
+    drain(fetch(MODEL))
     assert bodies(hub)[1].range == f"bytes={step.component_done}-"
     assert cache.is_whole()
 
@@ -324,9 +327,9 @@ def test_a_flipped_byte_never_becomes_a_model(hub, cache):
     assert "other contents" in error.message
     assert not cache.blob.exists()
     assert not cache.partial.exists()
-    assert downloads.find(MODEL) is None
+    assert find(MODEL) is None
     hub.faults.corrupt = ""
-    drain(downloads.fetch(MODEL))
+    drain(fetch(MODEL))
     assert cache.is_whole()
 
 
@@ -342,13 +345,13 @@ def test_a_busy_server_is_waited_for_as_long_as_it_asks(hub, cache):
     hub.faults.status, hub.faults.status_times, hub.faults.retry_after = 503, 1, "1"
     hub.faults.status_for = BIG
     steps, began = [], time.monotonic()
-    steps += downloads.fetch(MODEL)
+    steps += fetch(MODEL)
     assert time.monotonic() - began >= 1
     assert len([s for s in steps if (s.component, s.component_done) == (BIG, 0)]) >= 3
     assert cache.is_whole()
 
 
-@pytest.mark.parametrize(("asked", "attempts"), [("", transfers.RETRIES + 1), ("3600", 1)])
+@pytest.mark.parametrize(("asked", "attempts"), [("", http_download.RETRIES + 1), ("3600", 1)])
 def test_a_server_that_stays_busy_is_given_up(hub, cache, asked, attempts):
     hub.faults.status, hub.faults.retry_after, hub.faults.status_for = 503, asked, BIG
     error = refused()
@@ -360,7 +363,7 @@ def test_a_server_that_stays_busy_is_given_up(hub, cache, asked, attempts):
 def test_a_busy_listing_is_waited_for_too(hub, cache):
     hub.faults.status, hub.faults.status_times = 503, 2
     hub.faults.status_for = "/api/models"
-    drain(downloads.fetch(MODEL))
+    drain(fetch(MODEL))
     assert cache.is_whole()
 
 
@@ -369,7 +372,7 @@ def test_waits_may_be_told_as_dates():
 
     def asks(said: str) -> float | None:
         answer = SimpleNamespace(headers={"Retry-After": said}, status_code=503)
-        return transfers._retry_after(SimpleNamespace(response=answer))
+        return http_download._retry_after(SimpleNamespace(response=answer))
 
     assert 25 < asks(soon) <= 30
     assert asks("7") == 7
@@ -381,7 +384,7 @@ def test_the_token_stays_with_the_hub(hub, cache, monkeypatch):
     hub.token = "hf_secret"
     monkeypatch.setenv("HF_TOKEN", hub.token)
     hub.faults.drop_after = 500_000
-    drain(downloads.fetch(MODEL))
+    drain(fetch(MODEL))
     assert bodies(hub)
     assert not any(r.authorized for r in hub.log if r.path.startswith("/cdn/"))
     assert all(r.authorized for r in hub.log if r.path.startswith("/founders/"))
@@ -399,7 +402,7 @@ def test_gated_models_are_told_as_such(hub, cache, status):
 @pytest.mark.parametrize("other", [{"repo": "founders/none"}, {"revision": "v9"}, {"repo": "a/-b"}])
 def test_what_the_hub_has_not_is_told_as_such(hub, other):
     with pytest.raises(StudioError) as caught:
-        drain(downloads.fetch(replace(MODEL, **other)))
+        drain(fetch(replace(MODEL, **other)))
     assert caught.value.code == "hub-unknown"
 
 
@@ -436,7 +439,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(hub, cache,
     assert "700 kB" in error.action
     assert not bodies(hub, "words.safetensors")
     free.free += 700_000
-    drain(downloads.fetch(MODEL))
+    drain(fetch(MODEL))
     assert cache.is_whole()
 
 
@@ -468,7 +471,7 @@ def test_parts_of_what_is_gone_are_swept_unless_somebody_is_at_them(hub, cache):
         (cache.home / "partial" / name).write_bytes(b"old")
     cache.lock.parent.mkdir(parents=True)
     with FileLock(cache.lock.with_name(f"{busy}.lock")):
-        drain(downloads.fetch(MODEL))
+        drain(fetch(MODEL))
     assert [p.name for p in (cache.home / "partial").iterdir()] == [busy]
 
 
@@ -505,7 +508,7 @@ def test_who_waits_goes_on_when_the_other_is_killed(hub, cache, process):
 def test_a_wait_for_another_can_be_closed(hub, cache):
     cache.lock.parent.mkdir(parents=True)
     with FileLock(cache.lock):
-        fetching = downloads.fetch(MODEL)
+        fetching = fetch(MODEL)
         step = next(s for s in fetching if s.component == BIG)
         assert step.component_done == 0
         fetching.close()
@@ -522,11 +525,11 @@ def test_the_studio_is_told_in_megabytes_and_can_stop(hub, cache):
     assert events[2].stage.startswith("Fetching ")
     assert events[2].steps == WHOLE >> 20
     fetching.close()
-    assert drain(checkpoints.fetch(MODEL)) == downloads.find(MODEL)
+    assert drain(checkpoints.fetch(MODEL)) == find(MODEL)
     assert cache.is_whole()
 
 
-@pytest.mark.parametrize("weights", app.FETCHED.values(), ids=lambda weights: weights.name)
+@pytest.mark.parametrize("weights", cli.FETCHED.values(), ids=lambda weights: weights.name)
 def test_every_command_that_is_told_fetches_what_it_says(weights, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(downloads, "fetch", lambda wanted: iter(asked.append(wanted) or ()))
@@ -538,7 +541,7 @@ def test_every_command_that_is_told_fetches_what_it_says(weights, monkeypatch, c
 
 
 def test_an_unknown_name_is_told_the_known_ones(capsys):
-    assert app.main(["fetch", "nobody", "--device", "cpu"]) == app.USAGE
+    assert app.main(["fetch", "nobody", "--device", "cpu"]) == cli.USAGE
     told = capsys.readouterr().err
     assert all(name in told for name in ("xl-sft", "4B", "qwen", "htdemucs"))
 
@@ -558,13 +561,13 @@ def test_ctrl_c_leaves_what_the_same_command_goes_on_with(hub, cache, tmp_path):
     until(lambda: cache.partial.exists() and cache.partial.stat().st_size > 200_000, 60)
     run.send_signal(signal.SIGINT)
     told = run.communicate(timeout=60)[1]
-    assert run.returncode == app.INTERRUPTED
+    assert run.returncode == cli.INTERRUPTED
     assert f"Stopped. This goes on from here: python app.py fetch {MODEL.repo}" in told
     assert f"{BIG} " in told
     assert " · file 6 of 6" in told
     assert "Traceback" not in told
     kept = cache.partial.stat().st_size
     hub.faults.rate = 0
-    drain(downloads.fetch(MODEL))
+    drain(fetch(MODEL))
     assert bodies(hub)[-1].range == f"bytes={kept}-"
     shutil.rmtree(tmp_path / "hf")

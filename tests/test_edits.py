@@ -9,10 +9,10 @@ from conftest import drain, song
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import codec
-import edits
-from edits import Grip
-from song import SAMPLE_RATE
+import pipeline
+from core.requests import SAMPLE_RATE
+from models import vae
+from pipeline import Grip
 
 STEPS = 4
 
@@ -53,7 +53,7 @@ def seconds(s):
 def test_outside_a_repaint_not_one_sample_changes(engine, source, mode):
     grip = Grip.of(mode, 0.5)
     start, end, fade = seconds(3.3), seconds(6.1), round(grip.fade_s * SAMPLE_RATE)
-    piece = drain(edits.repaint(engine, ask(), source, [(start, end)], grip))
+    piece = drain(pipeline.repaint(engine, ask(), source, [(start, end)], grip))
     assert piece.sound.shape == source.shape
     assert np.array_equal(piece.sound[:, : start - fade], source[:, : start - fade])
     assert np.array_equal(piece.sound[:, end + fade :], source[:, end + fade :])
@@ -68,7 +68,7 @@ def test_random_regions_hold_to_it(engine, source, start_s, length_s):
     end = min(source.shape[1], start + max(1, seconds(length_s)))
     grip = Grip.of("balanced", 0.3)
     fade = round(grip.fade_s * SAMPLE_RATE)
-    piece = drain(edits.repaint(engine, song(inference_steps=1), source, [(start, end)], grip))
+    piece = drain(pipeline.repaint(engine, song(inference_steps=1), source, [(start, end)], grip))
     kept = np.ones(source.shape[1], bool)
     kept[max(0, start - fade) : end + fade] = False
     assert np.array_equal(piece.sound[:, kept], source[:, kept])
@@ -79,7 +79,7 @@ def test_what_changed_outside_is_counted():
     sound = source.copy()
     sound[0, [9, 10, 29, 30, 95]] = 1.0
     sound[1, 95] = 1.0
-    assert edits._changed(source, sound, [(15, 25)], 5) == 3
+    assert pipeline._changed(source, sound, [(15, 25)], 5) == 3
 
 
 def test_the_authors_numbers_for_each_mode():
@@ -93,7 +93,7 @@ def test_a_repaint_shows_the_model_silence_inside_the_mask_and_the_source_outsid
 ):
     heard, read = far_wall
     region = (seconds(4), seconds(6))
-    drain(edits.repaint(engine, ask(), source, [region], Grip.of("conservative", 0)))
+    drain(pipeline.repaint(engine, ask(), source, [region], Grip.of("conservative", 0)))
     assert "repaint the mask area" in read[0]
     shown = heard[0]["context_latents"][0]
     latents, mask = shown.split(engine.channels, dim=1)
@@ -101,7 +101,7 @@ def test_a_repaint_shows_the_model_silence_inside_the_mask_and_the_source_outsid
     inside[100:150] = True
     assert torch.equal(mask[:, 0] > 0, inside)
     with torch.inference_mode():
-        clean = drain(edits.encode(engine, source))[0]
+        clean = drain(pipeline.encode(engine, source))[0]
         silence = engine.silence(250)[0]
     assert torch.equal(latents[inside], silence[inside])
     assert torch.equal(latents[~inside], clean[~inside])
@@ -115,7 +115,7 @@ def test_a_repaint_shows_the_model_silence_inside_the_mask_and_the_source_outsid
 @pytest.mark.parametrize(("before_s", "after_s"), [(0, 10), (3.5, 0), (2.25, 4.75)])
 def test_extend_is_longer_by_what_was_asked_and_keeps_the_song(engine, source, before_s, after_s):
     request = ask(duration_s=10 + before_s + after_s)
-    piece = drain(edits.extend(engine, request, source, before_s=before_s, after_s=after_s))
+    piece = drain(pipeline.extend(engine, request, source, before_s=before_s, after_s=after_s))
     before, after, fade = seconds(before_s), seconds(after_s), seconds(0.05)
     assert piece.sound.shape == (2, source.shape[1] + before + after)
     first, last = (fade if before else 0), source.shape[1] - (fade if after else 0)
@@ -128,21 +128,22 @@ def test_extend_is_longer_by_what_was_asked_and_keeps_the_song(engine, source, b
 
 def test_the_same_edit_twice_is_the_same_sound(engine, source):
     one, two = (
-        drain(edits.extend(engine, ask(duration_s=15), source, after_s=5)).sound for _ in range(2)
+        drain(pipeline.extend(engine, ask(duration_s=15), source, after_s=5)).sound
+        for _ in range(2)
     )
-    other = drain(edits.extend(engine, ask(duration_s=15, seed=8), source, after_s=5)).sound
+    other = drain(pipeline.extend(engine, ask(duration_s=15, seed=8), source, after_s=5)).sound
     assert np.array_equal(one, two)
     assert not np.array_equal(one, other)
 
 
 def test_a_cover_follows_the_sketch_and_lets_go_once(engine, source, far_wall):
     heard, read = far_wall
-    drain(edits.cover(engine, ask(guidance_scale=1.0), source, strength=0.5))
+    drain(pipeline.cover(engine, ask(guidance_scale=1.0), source, strength=0.5))
     assert "generate audio semantic tokens" in read[0]
     assert "fill the audio semantic mask" in read[1]
     with torch.inference_mode():
-        latents = drain(edits.encode(engine, source))
-        sketch = edits.sketch(engine, edits.codes_of(engine, latents))[0]
+        latents = drain(pipeline.encode(engine, source))
+        sketch = pipeline.sketch(engine, pipeline.codes_of(engine, latents))[0]
         silence = engine.silence(250)[0]
     shown = [call["context_latents"][0][:, : engine.channels] for call in heard]
     assert [torch.equal(s, sketch) for s in shown] == [True, True, False, False]
@@ -154,7 +155,7 @@ def test_a_cover_at_full_strength_never_lets_go_and_may_start_from_the_source(
     engine, source, far_wall
 ):
     heard, read = far_wall
-    piece = drain(edits.cover(engine, ask(guidance_scale=1.0), source, noise=0.5))
+    piece = drain(pipeline.cover(engine, ask(guidance_scale=1.0), source, noise=0.5))
     assert len(read) == 1
     assert [float(c["timestep"][0]) for c in heard] == [0.5, 0.25]
     assert list(piece.timings_s) == ["Encoding", "Reading the words", "Denoising", "Decoding"]
@@ -163,19 +164,19 @@ def test_a_cover_at_full_strength_never_lets_go_and_may_start_from_the_source(
 
 def test_a_silent_reference_is_none_and_a_real_one_is_thirty_seconds(engine, source):
     with torch.inference_mode():
-        assert drain(edits.timbre_of(engine, np.zeros((2, 48000), np.float32))) is None
-        timbre = drain(edits.timbre_of(engine, source))
-    assert timbre.shape == (1, 30 * codec.FRAME_RATE, engine.channels)
+        assert drain(pipeline.timbre_of(engine, np.zeros((2, 48000), np.float32))) is None
+        timbre = drain(pipeline.timbre_of(engine, source))
+    assert timbre.shape == (1, 30 * vae.FRAME_RATE, engine.channels)
 
 
 def test_a_morph_of_no_strength_is_the_source_within_codec_error(engine, source):
     limits = {"n_min": 0.0, "n_avg": 1}
     told, wanted = ask(), ask(prompt="bright chiptune")
-    none = drain(edits.morph(engine, wanted, source, told, n_max=0.0, **limits)).sound
+    none = drain(pipeline.morph(engine, wanted, source, told, n_max=0.0, **limits)).sound
     with torch.inference_mode():
-        latents = drain(edits.encode(engine, source))
-        wave = drain(codec.decode(engine.pipe.vae, latents))
+        latents = drain(pipeline.encode(engine, source))
+        wave = drain(vae.decode(engine.pipe.vae, latents))
     coded = engine.finish(wave, source.shape[1], 0).sound
     assert np.array_equal(none, coded)
-    full = drain(edits.morph(engine, wanted, source, told, n_max=1.0, **limits)).sound
+    full = drain(pipeline.morph(engine, wanted, source, told, n_max=1.0, **limits)).sound
     assert not np.allclose(full, coded, atol=1e-3)

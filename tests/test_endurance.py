@@ -17,9 +17,10 @@ import soundfile
 from conftest import ROOT
 from test_modes import STEADY, files, music, planned  # noqa: F401 - fixtures
 
-import codec
-import host
-from song import MODES, SAMPLE_RATE, Cancelled, Take
+from core.files import private_folder
+from core.requests import MODES, SAMPLE_RATE
+from core.results import Cancelled, Take
+from models import vae
 
 pytestmark = pytest.mark.long
 
@@ -42,7 +43,7 @@ def test_random_cancels_leave_the_studio_as_it_was(
     monkeypatch,
 ):
     """In the planner, while encoding, sampling and decoding, in every mode."""
-    monkeypatch.setattr(codec, "TILE_FRAMES", 64)  # more places to stop at
+    monkeypatch.setattr(vae, "TILE_FRAMES", 64)  # more places to stop at
     source = tmp_path / "brought.wav"
     soundfile.write(source, music(4).T, SAMPLE_RATE, "PCM_24")
     asked = {
@@ -54,7 +55,7 @@ def test_random_cancels_leave_the_studio_as_it_was(
     requests = {mode: MODES[mode].of({**LONG, **given}) for mode, given in asked.items()}
     usual = {mode: _stages(planned, request) for mode, request in requests.items()}
     me, dice, rss, met = psutil.Process(), random.Random(50), [], {mode: set() for mode in MODES}
-    before = {p.name for p in host.private_folder().glob("*/")}
+    before = {p.name for p in private_folder().glob("*/")}
     for turn in range(CANCELS):
         mode = list(requests)[turn % 4]
         stage = dice.choice(sorted(usual[mode]))
@@ -72,7 +73,7 @@ def test_random_cancels_leave_the_studio_as_it_was(
         planned.leave("c")
         rss.append(me.memory_info().rss)
     print(f"MB after each: {[r >> 20 for r in rss]}; stopped in: {met}")
-    assert {p.name for p in host.private_folder().glob("*/")} == before
+    assert {p.name for p in private_folder().glob("*/")} == before
     for mode, stages in STAGES.items():
         assert CANCELS < 100 or stages <= met[mode], f"{mode} was never stopped in some stage"
     settled, last = rss[CANCELS // 4 : CANCELS // 2], rss[-CANCELS // 4 :]
@@ -93,12 +94,14 @@ import hashlib, json, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 import numpy as np
-import backend, checkpoints, host
+import backend
+from models import catalog
+from runtime import device
 from conftest import heard
-from song import MODES
+from core.requests import MODES
 from test_modes import STEADY
 
-studio = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"), {planner!r})
+studio = backend.Studio(catalog.choose("mini"), device.find_place("cpu"), {planner!r})
 said = {{}}
 for mode, given in {asked}.items():
     take = list(studio.run(MODES[mode].of({{**STEADY, **given}}), "v"))[-1]
@@ -127,10 +130,12 @@ def test_every_mode_makes_the_same_samples_in_a_fresh_process(planned, files):  
 WHOLE = """
 import resource, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-import backend, checkpoints, host
-from song import MODES
+import backend
+from models import catalog
+from runtime import device
+from core.requests import MODES
 
-studio = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"), {planner!r})
+studio = backend.Studio(catalog.choose("mini"), device.find_place("cpu"), {planner!r})
 take = list(studio.run(MODES[{mode!r}].of({given}), "v"))[-1]
 studio.leave("v")
 print(take.samples, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

@@ -24,27 +24,15 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as trying
 from hypothesis import strategies as st
 
-import decoding
-import export
-import settings
-from errors import StudioError
-from export import Tags
-from finishing import Master
-from knobs import Worn
-from settings import (
-    CHUNK,
-    KEY,
-    READ_LIMIT,
-    SCHEMA,
-    SETTINGS_LIMIT,
-    mastered,
-    read_settings,
-    request_of,
-    settings_of,
-)
-from song import MODES, SAMPLE_RATE, DeviceUsed, ModelUsed, Take
+from audio import decode, encode
+from audio.settings import mastered, read_settings, request_of, settings_of
+from audio.tags import CHUNK, KEY, READ_LIMIT, SCHEMA, SETTINGS_LIMIT, Kind, Tags, _found, _Refused
+from core.errors import StudioError
+from core.params import Worn
+from core.requests import MODES, SAMPLE_RATE, Master
+from core.results import DeviceUsed, ModelUsed, Take
 
-KINDS = get_args(export.Kind)
+KINDS = get_args(Kind)
 TAGS = Tags("Tïtle 日本語 🎵", "ACE-Step mini (embedded)", "MIT")
 
 
@@ -93,7 +81,7 @@ TOLD = settings_of(a_take(lyrics="[Verse]\nżółw 🎹", codes=tuple(range(50))
 
 
 def saved(path: Path, kind: str, sound: np.ndarray = SHORT, told=TOLD, tags: Tags = TAGS) -> Path:
-    drain(export.save(sound, path, kind, told, tags))
+    drain(encode.save(sound, path, kind, told, tags))
     return path
 
 
@@ -155,7 +143,7 @@ def test_wav_and_flac_hold_the_samples_rounded_to_24_bits(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_take_converted_is_the_take(kind, tmp_path):
     take = saved(tmp_path / "take.wav", "wav", music())
-    drain(export.convert(take, tmp_path / "b", kind, read_settings(take), TAGS))
+    drain(encode.convert(take, tmp_path / "b", kind, read_settings(take), TAGS))
     direct = saved(tmp_path / f"a.{kind}", kind, music())
     if kind == "mp3":
         heard = [soundfile.read(path)[0] for path in (direct, tmp_path / "b")]
@@ -166,7 +154,7 @@ def test_a_take_converted_is_the_take(kind, tmp_path):
         assert (tmp_path / "b").read_bytes() == direct.read_bytes()
     for gone in (tmp_path / "gone.wav", tmp_path):
         with pytest.raises(StudioError) as caught:
-            drain(export.convert(gone, tmp_path / "c", kind, None, TAGS))
+            drain(encode.convert(gone, tmp_path / "c", kind, None, TAGS))
         assert caught.value.code == "take-gone"
     assert not (tmp_path / "c").exists()
 
@@ -177,7 +165,7 @@ def test_an_mp3_gives_back_just_as_many_samples_and_no_delay(samples, tmp_path):
     path = saved(tmp_path / "a.mp3", "mp3", sound)
     heard, rate = soundfile.read(path, dtype="float32", always_2d=True)
     assert (rate, heard.shape) == (SAMPLE_RATE, (samples, 2))
-    by_ffmpeg = decoding.decode(path, 60, tmp_path, shortest_s=0)
+    by_ffmpeg = decode.decode(path, 60, tmp_path, shortest_s=0)
     assert by_ffmpeg.sound.shape == (2, samples)
     assert not [note for note in by_ffmpeg.notes if "cut off" in note or "Damaged" in note]
     if samples > 10_000:
@@ -211,7 +199,7 @@ def test_every_program_plays_it_and_nobody_complains(kind, tmp_path):
     big = settings_of(a_take(lyrics="🎵" * 4096, codes=tuple(range(60_000, 61_200))))
     path = saved(tmp_path / f"a.{kind}", kind, sound, big)
     assert read_settings(path) == big
-    heard = decoding.decode(path, 60, tmp_path)
+    heard = decode.decode(path, 60, tmp_path)
     assert heard.sound.shape == sound.shape
     assert not heard.notes
     for command in (
@@ -269,8 +257,8 @@ def test_what_is_no_sound_never_reaches_an_encoder(kind, value, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_stopping_leaves_what_was_there_before(kind, tmp_path):
     (tmp_path / "a").write_bytes(b"an older song")
-    seconds = 2 * export.BLOCK_S[kind] + 1
-    steps = export.save(np.zeros((2, seconds * SAMPLE_RATE)), tmp_path / "a", kind, TOLD, TAGS)
+    seconds = 2 * encode.BLOCK_S[kind] + 1
+    steps = encode.save(np.zeros((2, seconds * SAMPLE_RATE)), tmp_path / "a", kind, TOLD, TAGS)
     events = [next(steps), next(steps)]
     steps.close()
     assert [(e.stage, e.step, e.steps) for e in events] == [("Writing", 0, 3), ("Writing", 1, 3)]
@@ -775,7 +763,7 @@ def test_of_a_big_file_only_what_the_limits_allow_is_read(head, tmp_path, monkey
     Counting.total = 0
     path = sparse(tmp_path / "a", head)
     monkeypatch.setattr(
-        decoding, "ordinary", lambda path, name: io.BufferedReader(Counting(path, "rb"))
+        decode, "ordinary", lambda path, name: io.BufferedReader(Counting(path, "rb"))
     )
     with suppress(StudioError):
         assert read_settings(path) is None
@@ -806,6 +794,6 @@ def test_what_is_no_file_is_refused_before_it_is_read(tmp_path):
     ),
 )
 def test_no_bytes_at_all_bring_it_down(front, parts):
-    with suppress(settings._Refused):
-        found = settings._found(io.BytesIO(front + b"".join(parts)))
+    with suppress(_Refused):
+        found = _found(io.BytesIO(front + b"".join(parts)))
         assert found is None or len(found) <= SETTINGS_LIMIT

@@ -16,16 +16,14 @@ import pytest
 import soundfile
 from conftest import ROOT
 
-import app
-import checkpoints
-import errors
-import export
-import host
-import pipeline
-import sampler
-import turns
+import cli
+from audio import encode
+from core import errors
+from core.files import private_folder
+from models import acestep, catalog, sampler
+from runtime import device_queue
 
-MINI = checkpoints.MODELS["mini"].folder
+MINI = catalog.MODELS["mini"].folder
 QUICK = ("--duration-s", "5", "--inference-steps", "1", "--planner", "none")
 
 
@@ -56,7 +54,7 @@ class Terminal:
     def say(self, *args: str, model: str = "mini") -> str:
         """The last line that `python app.py args` writes for a person, having failed."""
         done = self.run(*args, model=model)
-        assert done.returncode in (app.USAGE, app.FAILED)
+        assert done.returncode in (cli.USAGE, cli.FAILED)
         assert done.stdout == ""
         told = done.stderr
         assert "Traceback" not in told or "internal" in told, "a bug goes to the log, nothing else"
@@ -151,8 +149,8 @@ def no_codes(t):
 
 
 def shorter_model(t):
-    shorter = replace(checkpoints.MODELS["mini"], longest_s=60.0)
-    t.patch.setitem(checkpoints.MODELS, "mini", shorter)
+    shorter = replace(catalog.MODELS["mini"], longest_s=60.0)
+    t.patch.setitem(catalog.MODELS, "mini", shorter)
     return t.say("generate", "--prompt", "x", "--duration-s", "61")
 
 
@@ -176,13 +174,13 @@ def full_disk(t):
     def full(*_):
         raise OSError(28, "No space left on device", str(t.folder))
 
-    t.patch.setattr(export.os, "replace", full)
+    t.patch.setattr(encode.os, "replace", full)
     return t.say("generate", "--prompt", "x", *QUICK)
 
 
 def busy(t):
-    line = [object()] * (turns.LONGEST_QUEUE + 1)
-    t.patch.setattr(turns, "deque", lambda: deque(line))
+    line = [object()] * (device_queue.LONGEST_QUEUE + 1)
+    t.patch.setattr(device_queue, "deque", lambda: deque(line))
     return t.say("generate", "--prompt", "x", *QUICK)
 
 
@@ -191,7 +189,7 @@ def a_bug(t):
         raise ZeroDivisionError(f"a bug in {ROOT}")
         yield
 
-    t.patch.setattr(pipeline.Engine, "denoise", broken)
+    t.patch.setattr(acestep.Engine, "denoise", broken)
     return t.say("generate", "--prompt", "x", *QUICK)
 
 
@@ -230,12 +228,12 @@ def _judge(line: str, code: str, terminal: Terminal) -> None:
     assert named == code
     assert told[0].isalnum()
     assert ". " in told, "a sentence and an action"
-    for ours in (ROOT, terminal.folder, host.private_folder(), Path.home(), "Error(", "{"):
+    for ours in (ROOT, terminal.folder, private_folder(), Path.home(), "Error(", "{"):
         assert str(ours) not in told
 
 
 def test_the_readme_lists_every_code_as_it_is_said():
     readme = (ROOT / "README.md").read_text()
-    _, begins, rest = readme.partition("<!-- errors: python errors.py -->\n")
+    _, begins, rest = readme.partition("<!-- errors: python -m core.errors -->\n")
     assert begins
     assert rest.partition("<!-- /errors -->")[0].strip() == errors.table()

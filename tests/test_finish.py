@@ -19,13 +19,13 @@ from gradio_client import Client, handle_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import doors
-import measure
-import telling
 import tooltips as words
-import ui
-from errors import StudioError
-from song import MODES, Generate, Made
+from audio import analysis, loudness
+from core.errors import StudioError
+from core.requests import MODES, Generate
+from core.results import Made
+from web import restore, summaries
+from web.page import build
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def test_a_check_tells_asked_and_measured_and_where_nobody_is_sure():
-    told = {what: (asked, found) for what, asked, found in telling.checked(CHECK)}
+    told = {what: (asked, found) for what, asked, found in summaries.checked(CHECK)}
     assert told["Tempo"] == ("92 bpm", "46 bpm, half")
     assert told["Key"] == ("left open", "not sure")
     assert told["Loudness"] == ("", "−18.4 LUFS")
@@ -43,25 +43,25 @@ def test_a_check_tells_asked_and_measured_and_where_nobody_is_sure():
     assert told["Silence within"] == ("", "1.2 s at 0:07")
     assert told["Clipping"] == ("", "12 samples")
     sine = np.zeros((2, 48_000), np.float32)
-    silent = measure.check(sine, Generate.of({"prompt": "x"})).model_dump(mode="json")
-    told = dict(row[::2] for row in telling.checked(silent))
+    silent = analysis.check(sine, Generate.of({"prompt": "x"})).model_dump(mode="json")
+    told = dict(row[::2] for row in summaries.checked(silent))
     assert (told["Loudness"], told["Clipping"], told["Key"]) == ("silence", "none", "not sure")
-    assert telling.checked({}) == ()
+    assert summaries.checked({}) == ()
 
 
 def test_a_master_says_before_after_gain_peak_and_a_target_it_missed():
-    said = telling.made(Made(mode="master", paths=("a.wav",), facts=LOUDER))
+    said = summaries.made(Made(mode="master", paths=("a.wav",), facts=LOUDER))
     for part in ("−18.4 LUFS before", "−14.9 LUFS after", "gain +4.1 dB", "true peak −1.0 dBTP"):
         assert part in said
     assert "short of −14.0 LUFS" in said
     silent = {**LOUDER, "before_lufs": None, "after_lufs": None, "true_peak_dbtp": None}
     silent = Made(mode="master", paths=("a.wav",), facts=silent)
-    assert telling.made(silent) == words.STAYS_SILENT
+    assert summaries.made(silent) == words.STAYS_SILENT
 
 
 def test_the_louder_take_is_turned_down_and_none_is_turned_up():
-    assert measure.matched([-14.2, -17.0]) == pytest.approx([-2.8, 0.0])
-    assert measure.matched([None, -17.0]) == [0.0, 0.0]
+    assert loudness.matched([-14.2, -17.0]) == pytest.approx([-2.8, 0.0])
+    assert loudness.matched([None, -17.0]) == [0.0, 0.0]
 
 
 # ---- links ----
@@ -95,10 +95,10 @@ def test_a_link_brings_back_every_value_and_no_path(data: st.DataObject):
         asked["source"] = "/home/somebody/secret name.wav"
     asked = {k: v for k, v in asked.items() if k in MODES[mode].model_fields}
     request = MODES[mode].of(asked)
-    link = doors.link_of(_take(request))
+    link = restore.link_of(_take(request))
     assert "secret" not in link
     assert "#" not in link.partition("#")[0]
-    found = doors.read_link(link)
+    found = restore.read_link(link)
     assert found is not None
     back, values, files = found
     told = request.model_dump(mode="json")
@@ -110,14 +110,14 @@ def test_a_link_brings_back_every_value_and_no_path(data: st.DataObject):
 
 def test_the_longest_lyrics_fit_into_a_link():
     request = Generate.of({"prompt": "x", "lyrics": "歌" * 4096})
-    link = doors.link_of(_take(request))
-    assert doors.read_link(link)[1]["lyrics"] == "歌" * 4096
+    link = restore.link_of(_take(request))
+    assert restore.read_link(link)[1]["lyrics"] == "歌" * 4096
     assert len(link.partition("#")[0]) < 20, "the rest never travels to a server"
 
 
 @pytest.mark.parametrize("link", ["", "?tab=edit", "?tab=lyrics", "#studio", "?__theme=dark#"])
 def test_a_link_without_settings_changes_nothing(link: str):
-    assert doors.read_link(link) is None
+    assert restore.read_link(link) is None
 
 
 HOSTILE = {
@@ -141,7 +141,7 @@ HOSTILE = {
 @pytest.mark.parametrize(("link", "told"), HOSTILE.items(), ids=range(len(HOSTILE)))
 def test_a_link_that_is_wrong_is_refused_in_words(link: str, told: str):
     with pytest.raises(StudioError, match="settings in the link cannot be used") as caught:
-        doors.read_link(link)
+        restore.read_link(link)
     assert told in caught.value.message
     assert "/etc" not in caught.value.message
 
@@ -152,7 +152,7 @@ def test_a_link_that_is_wrong_is_refused_in_words(link: str, told: str):
 def test_where_the_weights_for_stems_are_missing_the_button_says_which_and_how(tmp_path: Path):
     why = "HTDemucs (84 MB) would split the song. Fetch it with: hf download it"
     card = CARD.model_copy(update={"no_stems": why})
-    demo = ui.build(FakeStudio(card, tmp_path))
+    demo = build(FakeStudio(card, tmp_path))
     blocks = {b.elem_id: b for b in demo.blocks.values() if getattr(b, "elem_id", None)}
     told = [str(b.value) for b in demo.blocks.values() if type(b).__name__ == "HTML"]
     for mode in MODES:
@@ -248,8 +248,8 @@ def test_a_take_is_finished_compared_and_made_again_from_its_file(
     (master,) = _made(page, "master", tmp_path)
     told = page.locator("#generate-master-told").inner_text()
     after = float(re.search(r"(−[\d.]+) LUFS after", told)[1].replace("−", "-"))
-    assert measure.loudness(heard(master)) == pytest.approx(after, abs=0.06)
-    assert measure.true_peak(heard(master)) <= -1.0 + 0.01
+    assert loudness.loudness(heard(master)) == pytest.approx(after, abs=0.06)
+    assert loudness.true_peak(heard(master)) <= -1.0 + 0.01
     assert b"ACE_SETTINGS=" in master.read_bytes()
     assert b"AI_GENERATED" not in master.read_bytes()
 
@@ -303,7 +303,7 @@ def _two_takes(page: Page, files: list[Path]) -> None:
     assert gains[0][1] == gains[1][0] == 0.0
 
     levels = [gains[0][0], gains[1][1]]
-    loud = [measure.loudness(heard(f) * level) for f, level in zip(files, levels, strict=True)]
+    loud = [loudness.loudness(heard(f) * level) for f, level in zip(files, levels, strict=True)]
     assert abs(loud[0] - loud[1]) <= 0.1
     assert max(levels) == 1.0
     begun = starts[0][0] + 0.2

@@ -14,7 +14,7 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-import checkpoints
+from models import catalog
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BROUGHT_BY_THE_SPACE = {"gradio", "spaces", "huggingface-hub"}
@@ -77,8 +77,10 @@ def test_torchaudio_never_comes_in():
 
 def test_every_room_is_installed():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
-    rooms = {p.stem for p in ROOT.glob("*.py")} - {"bench"}
-    assert set(tool["setuptools"]["py-modules"]) == rooms
+    modules = {p.stem for p in ROOT.glob("*.py")} - {"bench"}
+    packages = {p.parent.name for p in ROOT.glob("*/__init__.py")} - {"mini"}
+    assert set(tool["setuptools"]["py-modules"]) == modules
+    assert set(tool["setuptools"]["packages"]) == packages
 
 
 FRONT = yaml.safe_load((ROOT / "README.md").read_text().split("---\n")[1])
@@ -108,16 +110,16 @@ def test_front_matter_has_known_keys_and_legal_values():
 
 
 def test_the_space_preloads_the_model_it_plays():
-    wanted = checkpoints.MODELS[checkpoints.default_name("cuda")].repo
+    wanted = catalog.MODELS[catalog.default_name("cuda")].repo
     assert FRONT["preload_from_hub"] == [wanted]
     assert wanted in FRONT["models"]
 
 
 def test_the_readme_and_the_table_of_models_agree():
     rows = re.findall(r"^\| `([\w-]+)` \|.*\| ([^|]+) \|([^|]+)\|([^|]+)\|$", README, re.M)
-    assert {row[0] for row in rows} == checkpoints.MODELS.keys()
+    assert {row[0] for row in rows} == catalog.MODELS.keys()
     for name, size, sold, defaults in rows:
-        model = checkpoints.MODELS[name]
+        model = catalog.MODELS[name]
         assert size.strip() == model.size
         assert (sold.split()[0] == "yes") == model.may_sell
         guidance = "none" if model.guidance == 1 else f"{model.guidance:g}"

@@ -13,24 +13,24 @@ import sys
 import pytest
 from conftest import ROOT
 
-import host
-from errors import StudioError
-from song import Progress
+from core.errors import StudioError
+from core.results import Progress
+from runtime import device, estimates
 
 
 def rates(tmp_path, key="cpu|mini"):
-    return host.Rates(key, tmp_path / "rates.json")
+    return estimates.Rates(key, tmp_path / "rates.json")
 
 
 def test_a_device_that_is_not_here_is_named():
     with pytest.raises(StudioError) as caught:
-        host.find_place("tpu")
+        device.find_place("tpu")
     assert caught.value.code == "device-missing"
 
 
 def test_threads_are_fixed_and_recorded(monkeypatch):
     monkeypatch.setenv("ACE_THREADS", "1")
-    place = host.find_place("cpu")
+    place = device.find_place("cpu")
     assert place.threads == 1
     assert place.used().threads == 1
     assert place.dtype in ("float32", "bfloat16")
@@ -38,10 +38,10 @@ def test_threads_are_fixed_and_recorded(monkeypatch):
 
 
 def test_bfloat16_only_where_the_processor_computes_it(monkeypatch):
-    monkeypatch.setattr(host, "_cpuinfo", lambda: "flags : avx2 avx512f")
-    assert host.find_place("cpu").dtype == "float32"
-    monkeypatch.setattr(host, "_cpuinfo", lambda: "flags : avx2 amx_bf16 amx_tile")
-    assert host.find_place("cpu").dtype == "bfloat16"
+    monkeypatch.setattr(device, "_cpuinfo", lambda: "flags : avx2 avx512f")
+    assert device.find_place("cpu").dtype == "float32"
+    monkeypatch.setattr(device, "_cpuinfo", lambda: "flags : avx2 amx_bf16 amx_tile")
+    assert device.find_place("cpu").dtype == "bfloat16"
 
 
 def test_rates_are_learned_kept_and_shared_by_key(tmp_path):
@@ -77,7 +77,7 @@ def test_a_broken_rates_file_is_started_afresh(tmp_path):
     ],
 )
 def test_what_is_asked_of_zerogpu(usual, guess, attempt, asked):
-    assert host.gpu_seconds(usual, guess, attempt) == asked
+    assert estimates.gpu_seconds(usual, guess, attempt) == asked
 
 
 def test_once_measured_at_most_1_3_times_the_use_is_asked_at_the_median(tmp_path):
@@ -89,7 +89,7 @@ def test_once_measured_at_most_1_3_times_the_use_is_asked_at_the_median(tmp_path
         true = {"Reading the words": 0.3, "Denoising": 0.004, "Decoding": 0.02}
         used = {s: true[s] * work[s] * dice.gauss(1, 0.12) for s in work}
         if n > 5:
-            ratios.append(host.gpu_seconds(mine.usual(work), 60) / sum(used.values()))
+            ratios.append(estimates.gpu_seconds(mine.usual(work), 60) / sum(used.values()))
         mine.learn(used, work)
     assert statistics.median(ratios) <= 1.3
     assert statistics.median(ratios) >= 1.0
@@ -108,7 +108,7 @@ class Hands:
 def test_time_left_is_a_range_that_holds_and_nothing_is_said_before_it_is_known(tmp_path):
     work = {"Denoising": 100.0, "Decoding": 50.0}
     hands, mine = Hands(), rates(tmp_path)
-    clock = host.Clock(mine, work, hands)
+    clock = estimates.Clock(mine, work, hands)
     assert clock.tick(Progress(stage="Waiting", step=1)).left_s is None
     assert clock.tick(Progress(stage="Denoising", step=0, steps=10)).left_s is None
     for seconds in (9.0, 11.0):
@@ -117,7 +117,7 @@ def test_time_left_is_a_range_that_holds_and_nothing_is_said_before_it_is_known(
     dice, inside, told = random.Random(1), 0, 0
     for _ in range(100):
         hands.at = 0.0
-        clock = host.Clock(mine, work, hands)
+        clock = estimates.Clock(mine, work, hands)
         step_s, decode_s = dice.uniform(0.92, 1.08), dice.uniform(4.6, 5.4)
         end = 10 * step_s + decode_s
         for i in range(11):
@@ -130,7 +130,7 @@ def test_time_left_is_a_range_that_holds_and_nothing_is_said_before_it_is_known(
 
 def test_time_left_falls_while_a_long_step_lasts(tmp_path):
     hands, mine = Hands(), rates(tmp_path)
-    clock = host.Clock(mine, {"Denoising": 1.0}, hands)
+    clock = estimates.Clock(mine, {"Denoising": 1.0}, hands)
     for i in range(4):
         clock.tick(Progress(stage="Denoising", step=i, steps=10))
         hands.at += 2.0
@@ -148,14 +148,14 @@ class FromSpaces(Exception):
 
 
 def test_zerogpu_troubles_are_told_apart():
-    assert host.gpu_trouble(FromSpaces("ZeroGPU worker error", "GPU task aborted")) == "aborted"
+    assert device.gpu_trouble(FromSpaces("ZeroGPU worker error", "GPU task aborted")) == "aborted"
     quota = FromSpaces("ZeroGPU quota exceeded", "You have <b>3 s</b> left. <a href='x'>More</a>")
-    assert host.gpu_trouble(quota) == "You have 3 s left. More"
-    assert host.gpu_trouble(ValueError("GPU task aborted")) is None
+    assert device.gpu_trouble(quota) == "You have 3 s left. More"
+    assert device.gpu_trouble(ValueError("GPU task aborted")) is None
 
 
 def test_private_files_are_ours_and_go_when_the_process_goes():
-    code = "import host, time; print(host.private_folder(), flush=True); time.sleep({})"
+    code = "import time; from core import files; print(files.private_folder(), flush=True); time.sleep({})"
     gone = subprocess.run(
         [sys.executable, "-c", code.format(0)], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
@@ -174,8 +174,8 @@ def test_private_files_are_ours_and_go_when_the_process_goes():
 
 def test_proxies_do_not_reach_for_this_machine(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "example.org")
-    host.reach_loopback()
+    device.reach_loopback()
     assert os.environ["NO_PROXY"].split(",")[:3] == ["example.org", "127.0.0.1", "localhost"]
     before = os.environ["NO_PROXY"]
-    host.reach_loopback()
+    device.reach_loopback()
     assert os.environ["NO_PROXY"] == before

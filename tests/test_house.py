@@ -1,239 +1,159 @@
-"""The drawing in AGENTS.md, held: imports go down, or sideways where a line here says so."""
+"""The layout in docs/architecture.md, held: which package may import which, and who knows whom."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-FLOORS = [
-    {
-        *(
-            "app",
-            "ui",
-            "writing",
-            "forms",
-            "rack",
-            "board",
-            "finish",
-            "compare",
-            "doors",
-            "endpoints",
-        ),
-        *("desk", "theme", "daemon", "wire"),
-    },
-    {
-        "backend",
-        "worker",
-        "thinking",
-        "residents",
-        "jobs",
-        "sources",
-        "turns",
-        "replay",
-        "host",
-        "adapters",
-        "lofi",
-        "backends",
-    },
-    {
-        *("edits", "pipeline", "planner", "grammar", "qwen", "sampler", "codec", "audio"),
-        *(
-            "decoding",
-            "export",
-            "settings",
-            "post_process",
-            "measure",
-            "checkpoints",
-            "downloads",
-            "transfers",
-            "tracks",
-            "config",
-        ),
-        *("lyrics", "stanzas", "qwen2", "loras", "stack", "musicgen"),
-    },
-    {"song", "finishing", "knobs", "tooltips", "telling", "errors"},
-]
-SIDEWAYS = {
-    ("loras", "decoding"),
-    ("app", "daemon"),
-    ("daemon", "wire"),
-    ("app", "ui"),
-    ("app", "theme"),
-    ("ui", "theme"),
-    ("ui", "writing"),
-    ("writing", "theme"),
-    ("writing", "forms"),
-    ("writing", "board"),
-    ("writing", "desk"),
-    ("ui", "forms"),
-    ("ui", "board"),
-    ("ui", "endpoints"),
-    ("ui", "desk"),
-    ("forms", "theme"),
-    ("forms", "rack"),
-    ("rack", "theme"),
-    ("rack", "desk"),
-    ("forms", "desk"),
-    ("board", "theme"),
-    ("board", "forms"),
-    ("board", "desk"),
-    ("board", "finish"),
-    ("board", "compare"),
-    ("board", "doors"),
-    ("finish", "desk"),
-    ("finish", "forms"),
-    ("finish", "theme"),
-    ("compare", "theme"),
-    ("compare", "desk"),
-    ("doors", "theme"),
-    ("doors", "desk"),
-    ("ui", "doors"),
-    ("endpoints", "desk"),
-    ("lofi", "backends"),
-    ("backends", "backend"),
-    ("backends", "residents"),
-    ("backends", "host"),
-    ("backend", "host"),
-    ("backend", "worker"),
-    ("backend", "sources"),
-    ("backend", "jobs"),
-    ("backend", "residents"),
-    ("backend", "turns"),
-    ("backend", "adapters"),
-    ("worker", "adapters"),
-    ("adapters", "jobs"),
-    ("adapters", "sources"),
-    ("turns", "host"),
-    ("replay", "host"),
-    ("worker", "host"),
-    ("worker", "residents"),
-    ("worker", "thinking"),
-    ("thinking", "residents"),
-    ("thinking", "jobs"),
-    ("residents", "host"),
-    ("residents", "jobs"),
-    ("worker", "jobs"),
-    ("jobs", "host"),
-    ("sources", "host"),
-    ("edits", "pipeline"),
-    ("edits", "sampler"),
-    ("edits", "codec"),
-    ("edits", "audio"),
-    ("planner", "grammar"),
-    ("planner", "qwen"),
-    ("planner", "checkpoints"),
-    ("pipeline", "sampler"),
-    ("pipeline", "codec"),
-    ("pipeline", "audio"),
-    ("pipeline", "checkpoints"),
-    ("tracks", "audio"),
-    ("export", "audio"),
-    ("export", "settings"),
-    ("settings", "decoding"),
-    ("settings", "stack"),
-    ("post_process", "audio"),
-    ("post_process", "checkpoints"),
-    ("post_process", "measure"),
-    ("lyrics", "stanzas"),
-    ("lyrics", "qwen2"),
-    ("lyrics", "checkpoints"),
-    ("qwen2", "checkpoints"),
-    ("checkpoints", "downloads"),
-    ("downloads", "transfers"),
-    ("musicgen", "audio"),
-    ("musicgen", "checkpoints"),
-    ("musicgen", "pipeline"),
-    ("stack", "loras"),
-    ("song", "errors"),
-    ("song", "knobs"),
-    ("finishing", "knobs"),
-    ("knobs", "errors"),
-    ("tooltips", "knobs"),
-    ("tooltips", "song"),
-    ("telling", "tooltips"),
-    ("telling", "song"),
+LAYERS = (
+    {"core"},
+    {"audio"},
+    {"models"},
+    {"pipeline", "lyrics", "post_process"},
+    {"runtime"},
+    {"backend"},
+    {"web", "lofi", "theme", "tooltips"},
+    {"cli"},
+    {"app"},
+)
+"""Each may import what stands to its left, and its own group."""
+
+BESIDE = {"web": {"theme", "tooltips"}, "theme": {"tooltips"}}
+"""Within a layer."""
+
+NEVER = {("web", "backend"), ("web", "runtime"), ("web", "models"), ("web", "lofi")}
+"""The page knows the backend only through the Studio protocol that it is handed."""
+
+OUTSIDE = {
+    "gradio": ("web", "theme", "app"),
+    "spaces": ("runtime.device",),
+    "diffusers": ("models.acestep", "models.loading"),
+    "transformers": ("models",),
+    "mlx": ("models.llm",),
+    "mlx_lm": ("models.llm",),
+    "huggingface_hub": ("models.hub", "models.http_download"),
+    "filelock": ("models.hub", "lofi.track_cache"),
+    "demucs": ("models.demucs",),
+    "soundfile": ("audio.encode",),
+    "soxr": ("audio",),
+    "av": ("audio.decode",),
 }
-OUTSIDERS = {
-    "gradio": {
-        *("ui", "writing", "forms", "rack", "board", "finish", "compare", "doors", "endpoints"),
-        *("desk", "theme"),
-    },
-    "spaces": {"host"},
-    "diffusers": {"pipeline"},
-    "transformers": {"pipeline", "planner", "qwen2", "musicgen"},
-    "mlx": {"qwen2"},
-    "mlx_lm": {"qwen2"},
-    "huggingface_hub": {"downloads", "transfers"},
-    "filelock": {"downloads", "tracks"},
-    "torch": {
-        *("edits", "pipeline", "planner", "qwen", "qwen2", "sampler", "codec", "stack", "host"),
-        *("post_process", "musicgen"),
-    },
-    "demucs": {"post_process"},
-    "scipy": {"measure", "post_process"},
-    "soundfile": {"export"},
-    "soxr": {"audio", "decoding"},
-    "av": {"decoding"},
-}
-ROOMS = sorted(set().union(*FLOORS))
-LONGEST_ROOM = 500
+"""Which parts may import a library, by the beginning of their names."""
+
+LONGEST_FILE = 500
+MOST_ARROWS = 30
+
+GROUPS = set().union(*LAYERS)
+PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} & GROUPS
+FILES = sorted(
+    [path for path in ROOT.glob("*.py") if path.stem in GROUPS]
+    + [path for package in PACKAGES for path in (ROOT / package).glob("*.py")]
+)
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
 
 
-def imports(room: str, only_top: bool = False) -> set[str]:
-    """The top-level names that a room imports, leaving out what is there for type checkers."""
+def imports(path: Path, only_top: bool = False) -> set[str]:
+    """The modules that a file imports, those for type checkers included."""
     found = set()
 
-    def visit(node: ast.AST, deep: bool) -> None:
+    def visit(node: ast.AST) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.Import):
-                found.update(alias.name.split(".")[0] for alias in child.names)
+                found.update(alias.name for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
-                found.add((child.module or "").split(".")[0])
-            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                module = child.module or ""
+                for alias in child.names:
+                    inner = f"{module}.{alias.name}"
+                    found.add(inner if inner in MODULES else module)
+            elif only_top and (
+                isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+                or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
+            ):
                 continue
-            elif deep or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-                visit(child, deep)
+            else:
+                visit(child)
 
-    visit(ast.parse((ROOT / f"{room}.py").read_text()), not only_top)
+    visit(ast.parse(path.read_text("utf-8")))
     return found
 
 
-def test_every_room_is_on_a_floor():
-    assert sorted(p.stem for p in ROOT.glob("*.py")) == sorted([*ROOMS, "bench"])
+def group(module: str) -> str:
+    return module.split(".")[0]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_go_down_or_sideways_where_listed(room):
-    level = {name: i for i, floor in enumerate(FLOORS) for name in floor}
-    for other in imports(room) & set(ROOMS) - {room}:
-        assert level[other] > level[room] or (room, other) in SIDEWAYS, f"{room} imports {other}"
+ARROWS = sorted(
+    {
+        (group(module), group(other))
+        for module, path in MODULES.items()
+        for other in imports(path)
+        if group(other) in GROUPS and group(other) != group(module)
+    }
+)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_outsiders_are_known_in_their_rooms_only(room):
-    for outsider in imports(room) & OUTSIDERS.keys():
-        assert room in OUTSIDERS[outsider], f"{room} imports {outsider}"
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_to_the_left(module):
+    level = {name: place for place, layer in enumerate(LAYERS) for name in layer}
+    mine = group(module)
+    for other in {group(name) for name in imports(MODULES[module])} & GROUPS - {mine}:
+        allowed = level[other] < level[mine] or other in BESIDE.get(mine, ())
+        assert allowed, f"{module} imports {other}"
+        assert (mine, other) not in NEVER, f"{module} imports {other}"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_torch_is_imported_inside_functions(room):
-    assert not imports(room, only_top=True) & {"torch", "diffusers", "transformers"}
+def test_few_arrows_between_groups():
+    assert len(ARROWS) <= MOST_ARROWS, ARROWS
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_no_room_has_two_jobs(room):
-    assert len((ROOT / f"{room}.py").read_text().splitlines()) <= LONGEST_ROOM
+def test_no_circle_even_for_type_checkers():
+    ahead = {module: imports(path) & MODULES.keys() for module, path in MODULES.items()}
+    done: set[str] = set()
+
+    def follow(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join([*way, module])
+        if module not in done:
+            for other in ahead[module]:
+                follow(other, (*way, module))
+            done.add(module)
+
+    for module in MODULES:
+        follow(module, ())
 
 
-def test_the_page_imports_without_torch_and_the_page_does_not_know_the_backend():
-    heavy = "import sys, app, ui, theme; sys.exit(bool({'torch', 'diffusers'} & set(sys.modules)))"
+@pytest.mark.parametrize("module", MODULES)
+def test_libraries_are_imported_only_where_listed(module):
+    for library in {group(name) for name in imports(MODULES[module])} & OUTSIDE.keys():
+        places = OUTSIDE[library]
+        assert any(f"{module}.".startswith(f"{place}.") for place in places), library
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_torch_is_imported_inside_functions(module):
+    top = {group(name) for name in imports(MODULES[module], only_top=True)}
+    assert not top & {"torch", "diffusers", "transformers"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_file_has_two_jobs(module):
+    assert len(MODULES[module].read_text("utf-8").splitlines()) <= LONGEST_FILE
+
+
+def test_the_root_stays_small():
+    assert len(list(ROOT.glob("*.py"))) <= 10
+
+
+def test_importing_the_page_brings_no_torch():
+    heavy = (
+        "import sys, app, web.page; "
+        "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, timeout=120).returncode == 0
-    assert "backend" not in imports("ui")
 
 
-def test_the_mini_workshop_is_not_imported_by_the_app():
-    assert not any("mini" in imports(room) for room in ROOMS)
+def test_mini_is_not_imported_by_the_app():
+    assert not any("mini" in map(group, imports(path)) for path in FILES)

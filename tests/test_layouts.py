@@ -11,8 +11,7 @@ import pytest
 import torch
 from conftest import drain, song
 
-import checkpoints
-import pipeline
+from models import acestep, catalog
 
 STEPS = 3
 
@@ -33,7 +32,7 @@ def save(folder, turbo: bool) -> None:
     from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
 
     torch.manual_seed(4)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoints.MODELS["mini"].folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(catalog.MODELS["mini"].folder / "tokenizer")
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
     small = {"intermediate_size": 64, **heads}
     vae = AutoencoderOobleck(
@@ -86,13 +85,13 @@ def test_the_whole_way_to_the_sound_is_the_stock_pipelines(folder):
     """At 48 kHz nothing is resampled, so that the finished song can be compared bit for bit."""
     from diffusers import AceStepPipeline
 
-    import sampler
+    from models import sampler
 
     assert len(list((folder / "transformer").glob("*.safetensors"))) > 1
-    model = checkpoints.choose(str(folder))
+    model = catalog.choose(str(folder))
     turbo = folder.name == "turbo"
     assert (model.steps, model.guidance) == ((8, 1.0) if turbo else (27, 7.0))
-    engine = drain(pipeline.Engine.load(model, folder, "cpu", "float32"))
+    engine = drain(acestep.Engine.load(model, folder, "cpu", "float32"))
     asked = song(inference_steps=STEPS, guidance_scale=model.guidance, shift=model.shift)
     piece = drain(engine.text_to_music(asked, [7]))[0]
 
@@ -114,10 +113,10 @@ def test_the_whole_way_to_the_sound_is_the_stock_pipelines(folder):
 
 
 def test_bfloat16_is_the_same_song_to_its_eight_bits(folder):
-    model = checkpoints.choose(str(folder))
+    model = catalog.choose(str(folder))
     asked = song(inference_steps=STEPS, guidance_scale=1.0)
     wide, narrow = (
-        drain(drain(pipeline.Engine.load(model, folder, "cpu", dtype)).text_to_music(asked, [7]))[
+        drain(drain(acestep.Engine.load(model, folder, "cpu", dtype)).text_to_music(asked, [7]))[
             0
         ].sound
         for dtype in ("float32", "bfloat16")

@@ -16,15 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trained import forge, pair, write
 
-import loras
-from errors import StudioError
+from core.errors import StudioError
+from models import adapter_files
 
 MODULE = "layers.0.self_attn.q_proj"
 
 
 def refused(path, code: str, *words: str, config=None) -> StudioError:
     with pytest.raises(StudioError) as raised:
-        loras.inspect(path, config)
+        adapter_files.inspect(path, config)
     error = raised.value
     assert error.code == code, str(error)
     assert all(word in str(error) for word in words), str(error)
@@ -52,7 +52,7 @@ def test_an_adapter_is_named_hashed_and_measured(tmp_path):
             "layers.11.mlp.down_proj.alpha": torch.tensor(8),
         },
     )
-    adapter = loras.inspect(path)
+    adapter = adapter_files.inspect(path)
     assert adapter.name == "night bus.safetensors"
     assert adapter.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert {name: (d.shape, d.rank, d.scale) for name, d in adapter.deltas.items()} == {
@@ -69,7 +69,7 @@ def test_an_adapter_is_named_hashed_and_measured(tmp_path):
 )
 def test_an_alpha_of_any_kind_is_read(tmp_path, dtype, value):
     alpha = {f"{MODULE}.alpha": torch.tensor(value, dtype=dtype)}
-    adapter = loras.inspect(write(tmp_path / "a.safetensors", {**pair(rank=4), **alpha}))
+    adapter = adapter_files.inspect(write(tmp_path / "a.safetensors", {**pair(rank=4), **alpha}))
     assert adapter.deltas["layers.0.self_attn.to_q"].scale == 0.75
 
 
@@ -90,7 +90,7 @@ def test_peft_settings_say_how_strongly_it_plays(tmp_path, changes, scale):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     tensors = pair(f"base_model.model.{MODULE}")
     write(tmp_path / "adapter_model.safetensors", tensors)
-    assert loras.inspect(tmp_path).deltas["layers.0.self_attn.to_q"].scale == scale
+    assert adapter_files.inspect(tmp_path).deltas["layers.0.self_attn.to_q"].scale == scale
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_settings_beside_a_file_count_only_where_they_can_be_meant(tmp_path):
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     one = write(tmp_path / "one.safetensors", pair())
-    assert loras.inspect(one).config
+    assert adapter_files.inspect(one).config
     write(tmp_path / "two.safetensors", pair())
-    assert not loras.inspect(one).config
+    assert not adapter_files.inspect(one).config
     refused(tmp_path, "adapter-unreadable", "2 safetensors files")
     write(tmp_path / "adapter_model.safetensors", pair())
     assert (
-        loras.inspect(tmp_path).config
-        == loras.inspect(tmp_path / "adapter_model.safetensors").config
+        adapter_files.inspect(tmp_path).config
+        == adapter_files.inspect(tmp_path / "adapter_model.safetensors").config
     )
     refused(one, "adapter-missing", config=tmp_path / "elsewhere.json")
 
@@ -193,7 +193,7 @@ def test_the_rank_is_limited(tmp_path):
     for rank, fits in ((256, True), (257, False)):
         path = write(tmp_path / f"{rank}.safetensors", pair(rank=rank, into=300, out=300))
         if fits:
-            assert loras.inspect(path).rank == 256
+            assert adapter_files.inspect(path).rank == 256
         else:
             refused(path, "adapter-too-big", "rank 257", "rank 256")
 
@@ -213,7 +213,7 @@ def test_the_header_is_judged_before_anything_else_is_read(tmp_path, monkeypatch
         header[f"{MODULE}.{part}"] = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
     path = forge(tmp_path / "a.safetensors", header)
     os.truncate(path, path.stat().st_size + 2 * 248_000_000)
-    monkeypatch.setattr(loras.hashlib, "file_digest", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(adapter_files.hashlib, "file_digest", lambda *_: pytest.fail("read"))
     refused(path, "adapter-refused", "DoRA")
 
 
@@ -341,8 +341,8 @@ def test_whatever_is_done_to_a_file_it_is_read_or_refused(tmp_path, data):
         whole[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
     path.write_bytes(whole)
     try:
-        adapter = loras.inspect(path)
+        adapter = adapter_files.inspect(path)
     except StudioError as error:
         assert re.fullmatch("adapter-(unreadable|refused|too-big)", error.code)  # noqa: PT017
     else:
-        assert sum(len(raw) for *_, raw in loras.read(adapter)) < len(whole)
+        assert sum(len(raw) for *_, raw in adapter_files.read(adapter)) < len(whole)

@@ -20,12 +20,13 @@ from fake_hub import FakeHub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import checkpoints
 import lyrics
-import stanzas
-from errors import StudioError
-from lyrics import WRITERS, Songwriter, Written, pick
-from song import LANGUAGES, Lyrics, Progress
+from core.errors import StudioError
+from core.requests import LANGUAGES, Lyrics
+from core.results import Progress
+from lyrics import Songwriter, Written, pick
+from models import checkpoints, lyric_format
+from models.catalog import WRITERS
 
 SONG = """[verse]
 Streetlights hum a tune I know
@@ -61,22 +62,22 @@ def request(**changes):
     ],
 )
 def test_a_structure_names_its_sections_in_many_spellings(structure, sections):
-    assert stanzas.asked(structure) == tuple(sections.split())
+    assert lyric_format.asked(structure) == tuple(sections.split())
 
 
 def test_a_name_nobody_knows_is_a_section_too():
-    assert stanzas.asked("verse, Gospel choir") == ("verse", "gospel choir")
-    text = stanzas.normalise(
+    assert lyric_format.asked("verse, Gospel choir") == ("verse", "gospel choir")
+    text = lyric_format.normalise(
         "**Gospel Choir:**\nHallelujah\n\n(Verse 2)\nno more", ["gospel choir"]
     )
     assert text == "[gospel choir]\nHallelujah\n\n[verse]\nno more"
-    assert stanzas.sections(text, ["gospel choir"]) == ("gospel choir", "verse")
+    assert lyric_format.sections(text, ["gospel choir"]) == ("gospel choir", "verse")
 
 
 @pytest.mark.parametrize("structure", ["", " , ;", "verse x17", "chorus x999999999"])
 def test_no_sections_and_too_many_are_refused_in_words(structure):
     with pytest.raises(StudioError, match="1 to 16 fit") as caught:
-        stanzas.asked(structure)
+        lyric_format.asked(structure)
     assert caught.value.code == "value-out-of-range"
 
 
@@ -106,7 +107,7 @@ def test_no_sections_and_too_many_are_refused_in_words(structure):
 )
 def test_every_way_to_write_a_tag_becomes_one(tag):
     draft = f"Here you are:\n\n{tag}\n\nStreetlights hum\n\n\n{tag}\nCarry me"
-    assert stanzas.normalise(draft) == "[verse]\nStreetlights hum\n\n[verse]\nCarry me"
+    assert lyric_format.normalise(draft) == "[verse]\nStreetlights hum\n\n[verse]\nCarry me"
 
 
 @pytest.mark.parametrize(
@@ -125,13 +126,13 @@ def test_every_way_to_write_a_tag_becomes_one(tag):
     ],
 )
 def test_sections_have_one_name_each(words, name):
-    assert stanzas.section(words) == name
+    assert lyric_format.section(words) == name
 
 
 def test_words_on_the_line_of_a_tag_are_kept():
-    assert stanzas.normalise("[Verse 1] Rain again") == "[verse]\nRain again"
-    assert stanzas.normalise("Chorus: Carry me") == "[chorus]\nCarry me"
-    assert stanzas.normalise("[Chorus] (x2)\nCarry me") == "[chorus]\nCarry me"
+    assert lyric_format.normalise("[Verse 1] Rain again") == "[verse]\nRain again"
+    assert lyric_format.normalise("Chorus: Carry me") == "[chorus]\nCarry me"
+    assert lyric_format.normalise("[Chorus] (x2)\nCarry me") == "[chorus]\nCarry me"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_words_on_the_line_of_a_tag_are_kept():
 )
 def test_what_is_sung_stays(line):
     draft = f"[verse]\n{line}\nfar away\n\n{line}\n\n[outro]"
-    assert stanzas.normalise(draft) == draft
+    assert lyric_format.normalise(draft) == draft
 
 
 def test_markdown_and_talk_about_the_song_go():
@@ -162,14 +163,14 @@ def test_markdown_and_talk_about_the_song_go():
         "It has a couplet rhyme.\n\n"
     )
     wanted = "[verse]\nStreetlights hum a tune\nCarry me home\nslow\n\n[chorus]\nCarry me"
-    assert stanzas.normalise(draft) == wanted
+    assert lyric_format.normalise(draft) == wanted
     for talk in (
         "Note: the chorus repeats.",
         "Let me know if you want changes!",
         "I hope you like it.\n\nFeel free to ask.",
         "This song follows the AABB scheme.",
     ):
-        assert stanzas.normalise(f"{wanted}\n\n{talk}") == wanted
+        assert lyric_format.normalise(f"{wanted}\n\n{talk}") == wanted
 
 
 PIECES = [
@@ -207,38 +208,38 @@ PIECES += [
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join) | st.text(max_size=80))
 def test_form_is_reached_once_and_for_all(text):
-    once = stanzas.normalise(text)
-    assert stanzas.normalise(once) == once
+    once = lyric_format.normalise(text)
+    assert lyric_format.normalise(once) == once
     assert not set("\ufffd\r\x00") & set(once)
 
 
 def test_a_text_in_form_is_left_alone():
-    assert stanzas.normalise(SONG) == SONG
-    assert stanzas.sections(SONG) == ("verse", "chorus", "verse")
+    assert lyric_format.normalise(SONG) == SONG
+    assert lyric_format.sections(SONG) == ("verse", "chorus", "verse")
 
 
 def test_a_tag_counts_with_words_under_it_or_where_it_needs_none():
     text = "[intro]\n\n[verse]\n\n[chorus]\nla\n\n[solo]\n\n[fade out]\n\n[bridge]"
-    assert stanzas.sections(text) == ("intro", "chorus", "solo")
+    assert lyric_format.sections(text) == ("intro", "chorus", "solo")
 
 
 def test_what_is_wrong_is_told_in_sentences():
     asked = ("verse", "chorus", "chorus")
-    assert stanzas.faults(asked, asked) == []
-    assert stanzas.faults(asked, ("verse", "outro")) == [
+    assert lyric_format.faults(asked, asked) == []
+    assert lyric_format.faults(asked, ("verse", "outro")) == [
         "These sections are missing: chorus (2 times).",
         "Nobody asked for these sections: outro.",
     ]
-    assert stanzas.faults(asked, ("chorus", "verse", "chorus")) == [
+    assert lyric_format.faults(asked, ("chorus", "verse", "chorus")) == [
         "The sections are in another order: chorus, verse, chorus."
     ]
-    assert stanzas.uneven(SONG, 2) == ""
-    assert stanzas.uneven(SONG, 3).endswith("verse has 2, chorus has 2, verse has 2.")
+    assert lyric_format.uneven(SONG, 2) == ""
+    assert lyric_format.uneven(SONG, 3).endswith("verse has 2, chorus has 2, verse has 2.")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_language_can_be_asked_for(language):
-    asked = stanzas.turns(request(language=language))[1][1]
+    asked = lyric_format.turns(request(language=language))[1][1]
     assert "Language: " in asked
     assert (f"Language: {language}" in asked) is False
 
@@ -629,8 +630,9 @@ def test_without_weights_the_model_its_size_and_the_command_are_named(name):
 def test_a_songwriter_is_fetched_once_and_found_offline(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "hub" / "founders" / "writer")
     script = (
-        "import sys, dataclasses, checkpoints, lyrics\n"
-        "writer = dataclasses.replace(lyrics.WRITERS['qwen'], repo='founders/writer')\n"
+        "import sys, dataclasses, lyrics\n"
+        "from models import catalog, checkpoints\n"
+        "writer = dataclasses.replace(catalog.WRITERS['qwen'], repo='founders/writer')\n"
         "steps = list(checkpoints.fetch(writer)) if sys.argv[1:] else []\n"
         "print(len(steps), lyrics.find(writer))"
     )

@@ -10,8 +10,8 @@ from conftest import drain, song
 from meters import RATE, band, ebur128, noise, tone
 from scipy.signal import firwin, upfirdn
 
-import measure
-from song import KEYS
+from audio import analysis, loudness
+from core.requests import KEYS
 
 
 def silence(seconds):
@@ -47,8 +47,8 @@ PIECES = {
 def test_loudness_and_true_peak_are_those_of_another_meter(name, tmp_path):
     sound = PIECES[name]()
     lufs, peak = ebur128(sound, tmp_path)
-    assert measure.loudness(sound) == pytest.approx(lufs, abs=0.1)
-    assert measure.true_peak(sound) == pytest.approx(peak, abs=0.2)
+    assert loudness.loudness(sound) == pytest.approx(lufs, abs=0.1)
+    assert loudness.true_peak(sound) == pytest.approx(peak, abs=0.2)
 
 
 @pytest.mark.parametrize(
@@ -63,23 +63,23 @@ def test_loudness_and_true_peak_are_those_of_another_meter(name, tmp_path):
 def test_loudness_meets_the_broadcasters_own_cases(parts, expected):
     """EBU Tech 3341, cases 1 to 4, shortened: sines of 1 kHz of so many seconds and dBFS."""
     sound = joined(*(tone(seconds, 1000, 10 ** (level / 20)) for seconds, level in parts))
-    assert measure.loudness(sound) == pytest.approx(expected, abs=0.1)
+    assert loudness.loudness(sound) == pytest.approx(expected, abs=0.1)
 
 
 def test_silence_has_no_loudness_and_a_short_sound_has():
-    assert measure.loudness(silence(2)) is None
-    assert measure.loudness(noise(2, 10 ** (-90 / 20))) is None
-    assert measure.loudness(silence(0)) is None
-    assert measure.true_peak(silence(1)) is None
-    assert measure.true_peak(silence(0)) is None
-    assert measure.loudness(noise(0.2)) == pytest.approx(measure.loudness(noise(5)), abs=0.3)
-    assert measure.loudness(noise(1 / RATE)) is not None
+    assert loudness.loudness(silence(2)) is None
+    assert loudness.loudness(noise(2, 10 ** (-90 / 20))) is None
+    assert loudness.loudness(silence(0)) is None
+    assert loudness.true_peak(silence(1)) is None
+    assert loudness.true_peak(silence(0)) is None
+    assert loudness.loudness(noise(0.2)) == pytest.approx(loudness.loudness(noise(5)), abs=0.3)
+    assert loudness.loudness(noise(1 / RATE)) is not None
 
 
 def test_true_peak_sees_what_lies_between_the_samples():
     sound = tone(1, 12_000, 0.5, phase=np.pi / 4)
     assert np.abs(sound).max() == pytest.approx(0.5 * 2**-0.5, rel=1e-3)
-    assert measure.true_peak(sound) == pytest.approx(20 * np.log10(0.5), abs=0.2)
+    assert loudness.true_peak(sound) == pytest.approx(20 * np.log10(0.5), abs=0.2)
 
 
 @pytest.mark.parametrize("hertz", [100, 997, 6000, 11_900, 16_100, 19_990])
@@ -87,7 +87,7 @@ def test_true_peak_never_reads_high_and_at_most_half_a_decibel_low(hertz):
     """Faded in and out: a tone cut off hard really rises between its last samples."""
     for phase in (0, 0.4, 0.8):
         sound = tone(0.5, hertz, 1.0, phase) * np.hanning(RATE // 2).astype(np.float32) ** 0.1
-        assert -0.5 <= measure.true_peak(sound) <= 0.02
+        assert -0.5 <= loudness.true_peak(sound) <= 0.02
 
 
 @pytest.mark.parametrize("samples", [1, 63, 64, 65, 4096 * 64 - 1, 4096 * 64 + 70])
@@ -98,25 +98,27 @@ def test_the_envelope_is_an_interpolating_filters(samples):
     dense = np.abs(upfirdn(taps, sound.astype(np.float64), up=4))[:, 64 : 64 + 4 * samples]
     expected = dense.max(0).reshape(-1, 4).max(1)
     expected = np.maximum(expected, np.abs(sound).max(0))
-    assert np.allclose(measure.envelope(sound), expected, atol=2e-6)
+    assert np.allclose(loudness.envelope(sound), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("bpm", [60, 75, 90, 100, 110, 128, 140, 160, 174])
 def test_tempo_is_the_drummers_or_its_double_or_half(bpm):
-    found, sure = measure.tempo(band(16, bpm))
+    found, sure = analysis.tempo(band(16, bpm))
     assert sure
     assert min(abs(found / (bpm * ratio) - 1) for ratio in (0.5, 1, 2)) < 0.01
 
 
 def test_tempo_is_told_beside_the_one_asked_for():
     sound = band(12, 100)
-    told = {asked: measure.check(sound, song(bpm=asked)).tempo for asked in (100, 103, 50, 200, 80)}
+    told = {
+        asked: analysis.check(sound, song(bpm=asked)).tempo for asked in (100, 103, 50, 200, 80)
+    }
     assert [told[asked].verdict for asked in (100, 103, 50, 200, 80)] == [
         *("as asked", "as asked", "double", "half", "other")
     ]
     assert told[80].asked == 80
     assert told[80].measured == pytest.approx(100, abs=0.5)
-    nothing = measure.check(sound, song()).tempo
+    nothing = analysis.check(sound, song()).tempo
     assert (nothing.asked, nothing.verdict) == (None, "not asked")
     assert nothing.measured == pytest.approx(100, abs=0.5)
 
@@ -134,7 +136,7 @@ def hits(jitter_s, seed=3):
 
 
 def test_a_hand_that_wavers_still_has_a_tempo():
-    found, sure = measure.tempo(hits(0.01))
+    found, sure = analysis.tempo(hits(0.01))
     assert sure
     assert found == pytest.approx(120, rel=0.01)
 
@@ -153,14 +155,14 @@ BEATLESS = {
 
 @pytest.mark.parametrize("name", BEATLESS)
 def test_without_a_beat_the_tempo_is_not_sure(name):
-    told = measure.check(BEATLESS[name](), song(bpm=120)).tempo
-    assert told == measure.Tempo(asked=120, measured=None, verdict="not sure")
+    told = analysis.check(BEATLESS[name](), song(bpm=120)).tempo
+    assert told == analysis.Tempo(asked=120, measured=None, verdict="not sure")
 
 
 @pytest.mark.parametrize("mode", ["major", "minor"])
 def test_every_key_is_found_under_drums(mode):
-    for tonic, name in enumerate(measure.NAMES[mode]):
-        assert measure.key(band(8, 120, tonic, mode)) == (f"{name} {mode}", True)
+    for tonic, name in enumerate(analysis.NAMES[mode]):
+        assert analysis.key(band(8, 120, tonic, mode)) == (f"{name} {mode}", True)
         assert f"{name} {mode}" in KEYS
 
 
@@ -175,10 +177,10 @@ def test_key_is_told_beside_the_one_asked_for():
         "": ("A minor", "not asked"),
     }
     for asked, expected in cases.items():
-        told = measure.check(sound, song(keyscale=asked)).key
+        told = analysis.check(sound, song(keyscale=asked)).key
         assert (told.measured, told.verdict) == expected
         assert told.asked == (asked or None)
-    flat = measure.check(band(12, 120, 1, "major"), song(keyscale="C# major")).key
+    flat = analysis.check(band(12, 120, 1, "major"), song(keyscale="C# major")).key
     assert (flat.measured, flat.verdict) == ("C# major", "as asked"), "the asker's spelling is kept"
 
 
@@ -188,64 +190,64 @@ def test_key_is_told_beside_the_one_asked_for():
     ids=["noise", "drums", "silence", "nothing", "short"],
 )
 def test_without_tones_the_key_is_not_sure(sound):
-    told = measure.check(sound, song(keyscale="A minor")).key
-    assert told == measure.Key(asked="A minor", measured=None, verdict="not sure")
+    told = analysis.check(sound, song(keyscale="A minor")).key
+    assert told == analysis.Key(asked="A minor", measured=None, verdict="not sure")
 
 
 def test_holes_are_inside_longer_than_a_second_and_really_silent():
     music, hum = noise(2), noise(1.5, 10 ** (-70 / 20))
     sound = joined(silence(3), music, silence(1.5), music, silence(0.9), music, hum, music)
     sound = joined(sound, silence(3))
-    assert [(h.start_s, h.length_s) for h in measure.holes(sound)] == [
+    assert [(h.start_s, h.length_s) for h in analysis.holes(sound)] == [
         (5.0, 1.5),
         (11.4 - 0.0, 1.5),
     ]
     soft = noise(1.5, 10 ** (-50 / 20))
-    assert measure.holes(joined(music, soft, music)) == ()
-    assert measure.holes(silence(5)) == measure.holes(silence(0)) == ()
+    assert analysis.holes(joined(music, soft, music)) == ()
+    assert analysis.holes(silence(5)) == analysis.holes(silence(0)) == ()
 
 
 def test_flat_tops_are_counted_whatever_their_level():
     clean = tone(1, 997, 0.9)
-    assert measure.clipped(clean) == 0
+    assert analysis.clipped(clean) == 0
     cut = np.clip(clean, -0.5, 0.5)
     edges = np.abs(cut) == np.float32(0.5)
-    assert measure.clipped(cut) == edges.sum() > 1000
-    assert measure.clipped(cut * np.float32(0.37)) == edges.sum()
+    assert analysis.clipped(cut) == edges.sum() > 1000
+    assert analysis.clipped(cut * np.float32(0.37)) == edges.sum()
     one_side = clean.copy()
     one_side[0] = np.minimum(one_side[0], 0.8)
-    assert measure.clipped(one_side) == 0, "the left is cut below the sound's peak, on the right"
-    assert measure.clipped(silence(1)) == measure.clipped(silence(0)) == 0
+    assert analysis.clipped(one_side) == 0, "the left is cut below the sound's peak, on the right"
+    assert analysis.clipped(silence(1)) == analysis.clipped(silence(0)) == 0
 
 
 @pytest.mark.parametrize("hertz", [25, 30, 55, 440])
 def test_a_low_note_in_16_bit_is_not_clipped(hertz):
     coarse = np.round(tone(1, hertz, 0.9) * 32767) / 32767
-    assert measure.clipped(coarse.astype(np.float32)) <= 0.002 * RATE * hertz
+    assert analysis.clipped(coarse.astype(np.float32)) <= 0.002 * RATE * hertz
 
 
 def test_the_check_of_a_take_tells_all_of_it():
     sound = joined(band(6, 120), silence(1.5), np.clip(band(6, 120) * 9, -0.8, 0.8))
-    told = measure.check(sound, song(bpm=120, keyscale="A minor"))
-    assert told.loudness_lufs == pytest.approx(measure.loudness(sound), abs=0.01)
+    told = analysis.check(sound, song(bpm=120, keyscale="A minor"))
+    assert told.loudness_lufs == pytest.approx(loudness.loudness(sound), abs=0.01)
     assert told.true_peak_dbtp > 20 * np.log10(0.8)
     assert len(told.holes) == 1
     assert told.clipped > 100
-    assert measure.Check.model_validate_json(told.model_dump_json()) == told
+    assert analysis.Check.model_validate_json(told.model_dump_json()) == told
 
 
 def test_a_check_costs_little():
     """240 s in under 3 s of one core: a quarter of that is measured here."""
     sound = band(60)
-    measure.check(sound[:, :RATE], song())
+    analysis.check(sound[:, :RATE], song())
     before = time.process_time()
-    measure.check(sound, song(bpm=120, keyscale="A minor"))
+    analysis.check(sound, song(bpm=120, keyscale="A minor"))
     assert time.process_time() - before < 1.5
 
 
 def test_what_the_embedded_model_plays_can_be_checked(engine):
     piece = drain(engine.text_to_music(song(bpm=90, keyscale="C major"), [7]))[0]
-    told = measure.check(piece.sound, song(bpm=90, keyscale="C major"))
+    told = analysis.check(piece.sound, song(bpm=90, keyscale="C major"))
     assert -60 < told.loudness_lufs < 0
     assert told.tempo.verdict in ("as asked", "double", "half", "other", "not sure")
     assert told.key.verdict in ("as asked", "relative", "other", "not sure")

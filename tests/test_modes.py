@@ -18,10 +18,11 @@ from conftest import heard
 from trained import pair, write
 
 import backend
-import checkpoints
-import host
-import residents
-from song import HELPERS, MODES, SAMPLE_RATE, Failed, Idea, Take
+from core.files import private_folder
+from core.requests import HELPERS, MODES, SAMPLE_RATE
+from core.results import Failed, Idea, Take
+from models import catalog, checkpoints
+from runtime import device, model_cache
 
 STEADY = {
     "inference_steps": 3,
@@ -58,11 +59,11 @@ def files(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def planned(own_cache, tmp_path_factory):
     """A studio whose planner has as many codes as the embedded model, and random weights."""
-    model = checkpoints.choose("mini")
+    model = catalog.choose("mini")
     slots, tiny_planner.SLOTS = tiny_planner.SLOTS, checkpoints.codebook(model.folder)
     folder = tiny_planner.write(tmp_path_factory.mktemp("planner"))
     tiny_planner.SLOTS = slots
-    made = backend.Studio(model, host.find_place("cpu"), str(folder))
+    made = backend.Studio(model, device.find_place("cpu"), str(folder))
     yield made
     made.leave("v")
 
@@ -71,7 +72,7 @@ def planned(own_cache, tmp_path_factory):
 def far_wall(planned, files):
     """Runs a request; hands over its ending and one hash of all that the transformer received."""
     assert isinstance(run(planned, "generate", prompt="x", duration_s=10), Take)
-    (engine,) = [v for k, v in residents._resident.items() if k[0] == planned.model]
+    (engine,) = [v for k, v in model_cache._resident.items() if k[0] == planned.model]
 
     def listen(mode: str, **given):
         heard = hashlib.sha256()
@@ -276,7 +277,7 @@ def test_a_take_forgets_no_file_and_tells_no_path(planned, files, tmp_path):
     assert take.files == {"source": digest}
     told = json.loads(Path(take.path).with_suffix(".json").read_text())
     assert told["names"] == {"source": "my song.wav"}
-    assert str(host.private_folder()) not in json.dumps(told)
+    assert str(private_folder()) not in json.dumps(told)
     again = list(planned.run(take.again(), "v"))[-1]
     assert np.array_equal(heard(again.path), heard(take.path))
 
@@ -308,7 +309,7 @@ def test_the_planner_alone_answers_with_an_idea(planned, files):
 def test_what_cannot_be_done_has_a_name_and_leaves_nothing(planned, files, mode, given, code):
     if given["source"] == "song":
         given = {**given, "source": files["song"]}
-    before = set(host.private_folder().glob("*/"))
+    before = set(private_folder().glob("*/"))
     ending = run(planned, mode, **given)
     if code is None:
         assert isinstance(ending, Take), "a region of no sample but the last is still one"
@@ -316,11 +317,11 @@ def test_what_cannot_be_done_has_a_name_and_leaves_nothing(planned, files, mode,
     assert isinstance(ending, Failed)
     assert ending.code == code
     assert "/" not in f"{ending.message} {ending.action}".replace("Before or After", "")
-    assert set(host.private_folder().glob("*/")) == before
+    assert set(private_folder().glob("*/")) == before
 
 
 def test_without_a_planner_thinking_is_refused_and_the_card_says_why(own_cache):
-    studio = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"), "none")
+    studio = backend.Studio(catalog.choose("mini"), device.find_place("cpu"), "none")
     assert studio.card().planner == ""
     assert "--planner none" in studio.card().no_planner
     ending = run(studio, "generate", prompt="x")

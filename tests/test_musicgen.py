@@ -15,18 +15,13 @@ import pytest
 import tiny_musicgen
 from conftest import drain, song
 
-import audio
 import backend
-import checkpoints
-import host
-import musicgen
-import pipeline
-import replay
-import residents
-import settings
-import worker
-from errors import StudioError
-from song import SAMPLE_RATE, Cancelled, Failed, Musicgen, Take
+from audio import levels, settings, splice
+from core.errors import StudioError
+from core.requests import SAMPLE_RATE, Musicgen
+from core.results import Cancelled, Failed, Take
+from models import acestep, catalog, checkpoints, musicgen
+from runtime import device, model_cache, replay, runner
 
 LONG_FRAME = (10, 8, 8, 5)
 """Ratios of a codec with ten frames a second: 120 s of it are 1200 tokens."""
@@ -59,8 +54,8 @@ def patient(own_cache, patient_folder):
 @pytest.fixture
 def duo(own_cache, patient_folder):
     """A studio on the embedded model, with a tiny MusicGen beside it."""
-    place = host.find_place("cpu")
-    made = backend.Studio(checkpoints.choose("mini"), place, "none", patient_folder)
+    place = device.find_place("cpu")
+    made = backend.Studio(catalog.choose("mini"), place, "none", patient_folder)
     yield made
     for visitor in list(made._shelf):
         made.leave(visitor)
@@ -182,7 +177,7 @@ def test_a_piece_has_just_its_length_in_two_equal_channels(patient):
         assert piece.sound.shape == (2, round(seconds * SAMPLE_RATE))
         assert piece.sound.dtype == np.float32
         assert (piece.sound[0] == piece.sound[1]).all()
-        assert piece.peak_dbfs == audio.PEAK_DBFS
+        assert piece.peak_dbfs == levels.PEAK_DBFS
 
 
 def test_a_seed_is_a_piece_whoever_else_draws(folder, composer):
@@ -235,7 +230,7 @@ def seamless(sound: np.ndarray, edges, rate: int) -> bool:
         return max(jumps(heard, edges, rate)) <= max(elsewhere)
 
     def good(heard: np.ndarray) -> list[bool]:
-        return [audio.seam(heard, at, rate // 500, rate).good for at in edges]
+        return [splice.seam(heard, at, rate // 500, rate).good for at in edges]
 
     steps, holes, clicks = sound.copy(), sound.copy(), sound.copy()
     for at, end in zip(edges[::2], [*edges[1::2], None][: len(edges[::2])], strict=True):
@@ -263,7 +258,7 @@ def test_the_rate_is_changed_without_a_trace():
     at, to = np.arange(64_000) / 32_000, np.arange(96_000) / 48_000
     for hertz, least_db in ((1000, 100), (14_000, 80)):
         tone, wanted = (np.sin(2 * np.pi * hertz * t, dtype=np.float64) / 2 for t in (at, to))
-        made = audio.resample(tone[None].astype(np.float32), 32_000, 48_000, 96_000)
+        made = levels.resample(tone[None].astype(np.float32), 32_000, 48_000, 96_000)
         assert made.shape == (1, 96_000)
         inner = slice(4800, -4800)
         off = np.square(made[0, inner] - wanted[inner]).mean()
@@ -271,7 +266,7 @@ def test_the_rate_is_changed_without_a_trace():
 
 
 def test_on_a_mac_everything_computes_in_float32():
-    assert host._dtype("mps") == "float32"
+    assert device._dtype("mps") == "float32"
 
 
 def test_a_long_piece_oversees_no_more_than_its_window(patient, monkeypatch):
@@ -335,7 +330,7 @@ def test_stop_acts_before_the_next_token(duo, monkeypatch):
         return plain(*given)
 
     monkeypatch.setattr(musicgen.Composer, "_logits", logits)
-    *_, ending = worker.carry_out(job)
+    *_, ending = runner.carry_out(job)
     assert isinstance(ending, Cancelled)
     assert ending.stage == musicgen.COMPOSING
     assert len(read) == 7
@@ -345,7 +340,7 @@ def test_stop_acts_before_the_next_token(duo, monkeypatch):
 
 
 def test_changing_models_frees_the_one_before_the_other_is_loaded(duo, monkeypatch):
-    residents._resident.clear()
+    model_cache._resident.clear()
     alive, there = [], []
 
     def watched(kind):
@@ -360,7 +355,7 @@ def test_changing_models_frees_the_one_before_the_other_is_loaded(duo, monkeypat
 
         monkeypatch.setattr(kind, "load", classmethod(load))
 
-    watched(pipeline.Engine)
+    watched(acestep.Engine)
     watched(musicgen.Composer)
     short = song(duration_s=5, inference_steps=1)
     for request in (short, asked(), asked(seed=4), short):
@@ -371,7 +366,7 @@ def test_changing_models_frees_the_one_before_the_other_is_loaded(duo, monkeypat
 
 
 def test_where_it_is_not_on_disk_the_command_that_fetches_it_is_told(own_cache, monkeypatch):
-    studio = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"), "none")
+    studio = backend.Studio(catalog.choose("mini"), device.find_place("cpu"), "none")
     monkeypatch.setattr(checkpoints, "locate", lambda weights: weights.folder)
     ending = end(studio, asked())
     assert isinstance(ending, Failed)
@@ -384,7 +379,7 @@ def test_out_of_memory_and_nonsense_have_names(duo, monkeypatch):
     import torch
 
     assert isinstance(end(duo, asked()), Take)
-    (loaded,) = [v for v in residents._resident.values() if hasattr(v, "books")]
+    (loaded,) = [v for v in model_cache._resident.values() if hasattr(v, "books")]
     head = loaded.model.decoder.lm_heads[0].weight
     kept = head.clone()
     head.fill_(math.nan)
@@ -473,5 +468,5 @@ def test_weights_under_their_old_names_are_the_same_weights(folder, composer, tm
 
 
 def test_what_is_fetched_holds_no_pickle():
-    assert all(name.endswith((".json", ".safetensors")) for name in musicgen.MUSICGEN.files)
-    assert musicgen.MUSICGEN.may_sell is False
+    assert all(name.endswith((".json", ".safetensors")) for name in catalog.MUSICGEN.files)
+    assert catalog.MUSICGEN.may_sell is False

@@ -12,7 +12,7 @@ import pytest
 from browsing import GREY, at_widths, bring, fits, fits_all, state, wait
 
 import tooltips as words
-from song import Generate
+from core.requests import Generate
 
 if TYPE_CHECKING:
     from playwright.sync_api import FileChooser, Locator, Page

@@ -8,12 +8,11 @@ import pytest
 import torch
 from conftest import drain, song
 
-import audio
-import codec
-import pipeline
-import sampler
-from errors import StudioError
-from pipeline import prompt_text
+from audio import levels
+from core.errors import StudioError
+from models import acestep, sampler, vae
+from models.acestep import prompt_text
+from models.vae import TILE_OVERLAP, decode, encode, receptive_frames
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def test_prompt_is_the_one_the_encoder_was_trained_on(stock):
         ours = prompt_text("dusty drums", duration_s=12.9, **given)
         theirs, lyric = stock._format_prompt("dusty drums", "[Verse]\nla", "en", 12.9, **given)
         assert ours == theirs
-        assert pipeline.lyric_text("[Verse]\nla", "en") == lyric
+        assert acestep.lyric_text("[Verse]\nla", "en") == lyric
 
 
 STOCK = {
@@ -57,7 +56,7 @@ def test_with_every_extra_off_the_latents_are_the_stock_pipelines(engine, stock,
     turned = {"guidance_scale": guidance, "shift": shift}
     request = song(inference_steps=4, bpm=90, keyscale="C major", **turned)
     noise, _ = sampler.draw_noise(7, 250, 64)
-    plain = pipeline.Engine(stock, engine.model, "cpu")
+    plain = acestep.Engine(stock, engine.model, "cpu")
     with torch.inference_mode():
         conditions, _ = plain.conditions(request)
         latents = drain(plain.denoise(conditions, request, 7))
@@ -73,10 +72,10 @@ def test_the_samples_are_the_stock_pipelines(engine, stock):
     with torch.inference_mode():
         latents = stock(**asked, output_type="latent").audios
         theirs = stock(**asked).audios[0].numpy()
-        wave = drain(codec.decode(stock.vae, latents)).numpy()
-        assert np.array_equal(audio.level(wave)[0], theirs)
+        wave = drain(decode(stock.vae, latents)).numpy()
+        assert np.array_equal(levels.level(wave)[0], theirs)
         # As the studio loads it, zeros skipped: the same sound to rounding.
-        ours = audio.level(drain(codec.decode(engine.pipe.vae, latents)).numpy())[0]
+        ours = levels.level(drain(decode(engine.pipe.vae, latents)).numpy())[0]
         assert np.abs(ours - theirs).max() < 2e-6
 
 
@@ -92,13 +91,13 @@ def test_tiles_are_the_whole(engine, monkeypatch):
     latents, _ = sampler.draw_noise(2, 300, 64)
     with torch.inference_mode():
         whole = engine.pipe.vae.decoder(latents.transpose(1, 2))[0]
-        monkeypatch.setattr(codec, "TILE_FRAMES", 64)
-        tiled = drain(codec.decode(engine.pipe.vae, latents))
+        monkeypatch.setattr(vae, "TILE_FRAMES", 64)
+        tiled = drain(decode(engine.pipe.vae, latents))
         assert float((tiled - whole).abs().max() / whole.abs().max()) < 1e-6
         # The overlap is what makes it so: with a frame too few it must show.
-        monkeypatch.setattr(codec, "receptive_frames", lambda _: 0)
-        monkeypatch.setattr(codec, "TILE_OVERLAP", 8)
-        short = drain(codec.decode(engine.pipe.vae, latents))
+        monkeypatch.setattr(vae, "receptive_frames", lambda _: 0)
+        monkeypatch.setattr(vae, "TILE_OVERLAP", 8)
+        short = drain(decode(engine.pipe.vae, latents))
     assert float((short - whole).abs().max() / whole.abs().max()) > 1e-6
 
 
@@ -107,13 +106,13 @@ def test_encoding_is_repeatable_tiled_as_whole_and_comes_back_as_sound(engine, m
     t = torch.arange(int(13.3 * rate)) / rate
     sound = 0.3 * torch.stack([torch.sin(2 * torch.pi * f * t) for f in (220.0, 330.0)])
     with torch.inference_mode():
-        whole = drain(codec.encode(vae, sound))
+        whole = drain(encode(vae, sound))
         assert whole.shape == (1, 333, engine.channels)
-        assert torch.equal(whole, drain(codec.encode(vae, sound)))
-        monkeypatch.setattr(codec, "TILE_FRAMES", 64)
-        tiled = drain(codec.encode(vae, sound))
+        assert torch.equal(whole, drain(encode(vae, sound)))
+        monkeypatch.setattr(vae, "TILE_FRAMES", 64)
+        tiled = drain(encode(vae, sound))
         assert float((tiled - whole).abs().max() / whole.abs().max()) < 1e-5
-        back = drain(codec.decode(vae, whole))[:, : sound.shape[1]]
+        back = drain(decode(vae, whole))[:, : sound.shape[1]]
     left, right = (np.abs(np.fft.rfft(channel)) for channel in back.numpy())
     assert np.argmax(left) * rate / back.shape[1] == pytest.approx(220, abs=3)
     assert np.argmax(right) * rate / back.shape[1] == pytest.approx(330, abs=3)
@@ -131,8 +130,8 @@ def test_overlap_covers_what_a_decoder_sees():
         decoder_channels=8,
         decoder_input_channels=8,
     ).double()
-    reach = codec.receptive_frames(vae.config)
-    assert 8 < reach <= codec.TILE_OVERLAP
+    reach = receptive_frames(vae.config)
+    assert 8 < reach <= TILE_OVERLAP
     z = torch.randn(1, 8, 40, dtype=torch.float64)
     with torch.inference_mode():
         before = vae.decoder(z)
@@ -155,7 +154,7 @@ def test_four_minutes_decode_in_bounded_memory(engine):
     me = psutil.Process()
     with torch.inference_mode():
         before, most = me.memory_info().rss, 0
-        for _ in codec.decode(engine.pipe.vae, latents):
+        for _ in decode(engine.pipe.vae, latents):
             most = max(most, me.memory_info().rss)
     assert most - before < 1.5e9
 
@@ -174,7 +173,7 @@ def test_metadata_reaches_the_encoder_whatever_the_style(engine):
         _, short = engine.conditions(song(bpm=77))
     hook.remove()
     for ids in seen:
-        assert ids.shape[1] <= pipeline.TEXT_TOKENS
+        assert ids.shape[1] <= acestep.TEXT_TOKENS
         assert "- bpm: 77" in engine.pipe.tokenizer.decode(ids[0])
     read = engine.pipe.tokenizer.decode(seen[0][0])
     kept = read.split("# caption\n")[1].split("\n")[0].strip()
@@ -238,13 +237,13 @@ def test_running_out_of_memory_is_a_sentence(engine, monkeypatch):
 def test_level_brings_the_peak_to_minus_one_and_leaves_silence_alone():
     tone = np.sin(np.arange(4800, dtype=np.float32) * 0.1)[None].repeat(2, 0)
     for gain in (0.01, 1.0, 5.0):
-        sound, peak = audio.level(tone * np.float32(gain))
+        sound, peak = levels.level(tone * np.float32(gain))
         assert peak == -1.0
         assert abs(20 * np.log10(np.abs(sound).max()) + 1.0) < 1e-4
-    hiss, peak = audio.level(tone * np.float32(1e-5))
+    hiss, peak = levels.level(tone * np.float32(1e-5))
     assert np.abs(hiss).max() <= 1.01e-5
     assert peak == pytest.approx(-100, abs=0.1)
-    nothing, peak = audio.level(np.zeros((2, 100), np.float32))
+    nothing, peak = levels.level(np.zeros((2, 100), np.float32))
     assert peak is None
     assert not nothing.any()
 
@@ -261,11 +260,11 @@ def test_progress_counts_every_step_and_tile(engine):
 
 @pytest.mark.gpu
 def test_the_accelerator_makes_the_same_song_up_to_rounding(engine):
-    import checkpoints
+    from models import catalog
 
     device = "cuda" if torch.cuda.is_available() else "mps"
-    model = checkpoints.choose("mini")
-    other = drain(pipeline.Engine.load(model, model.folder, device, "float32"))
+    model = catalog.choose("mini")
+    other = drain(acestep.Engine.load(model, model.folder, device, "float32"))
     request = song(inference_steps=8)
     here, there = make(engine, request)[0].sound, make(other, request)[0].sound
     assert np.corrcoef(here.ravel(), there.ravel())[0, 1] > 0.99

@@ -15,13 +15,12 @@ from conftest import ROOT, drain, song
 from safetensors.torch import load_file, save_file
 from tiny_planner import CODEBOOK
 
-import grammar
-import planner
-import qwen
-from errors import StudioError
-from grammar import FIELDS, Plan, Thought, Words
-from planner import Dice, Planner, pick
-from song import KEYS, LANGUAGES, METRES, Progress
+from core.errors import StudioError
+from core.requests import KEYS, LANGUAGES, METRES
+from core.results import Progress
+from models import catalog, plan_grammar, planner, qwen3
+from models.plan_grammar import FIELDS, Plan, Thought, Words
+from models.planner import Dice, Planner, pick
 
 DICE = Dice(temperature=0.85, top_p=0.9, top_k=0)
 SURE = Dice(temperature=0.0, top_p=1.0, top_k=0)
@@ -54,33 +53,33 @@ def test_prompts_are_those_of_the_training_to_the_byte():
     system = "<|im_start|>system\n# Instruction\n{}\n\n<|im_end|>\n<|im_start|>user\n"
     made = system.format("Generate audio semantic tokens based on the given conditions:")
     asked = "# Caption\nlofi\n\n# Lyric\n[Verse]\nhi\n<|im_end|>\n<|im_start|>assistant\n"
-    assert grammar.plan_prompt("lofi", "[Verse]\nhi") == made + asked
+    assert plan_grammar.plan_prompt("lofi", "[Verse]\nhi") == made + asked
     thought = (
         "<think>\nbpm: 92\ncaption: A calm piano piece\nduration: 30\nkeyscale: F# minor\n"
         "language: en\ntimesignature: 4\n</think>\n\n"
     )
-    assert grammar.codes_prompt("lofi", "[Verse]\nhi", WHOLE) == made + asked + thought
+    assert plan_grammar.codes_prompt("lofi", "[Verse]\nhi", WHOLE) == made + asked + thought
     plain = made + "{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     for negative in ("", " \n", "NO USER INPUT"):
-        assert grammar.plain_prompt(negative) == plain.format("NO USER INPUT")
-    assert grammar.plain_prompt(" drums, noise") == plain.format(" drums, noise")
+        assert plan_grammar.plain_prompt(negative) == plain.format("NO USER INPUT")
+    assert plan_grammar.plain_prompt(" drums, noise") == plain.format(" drums, noise")
     heard = system.format(
         "Understand the given musical conditions and describe the audio semantics accordingly:"
     )
-    assert grammar.understand_prompt([12, 345]) == (
+    assert plan_grammar.understand_prompt([12, 345]) == (
         heard + "<|audio_code_12|><|audio_code_345|><|im_end|>\n<|im_start|>assistant\n"
     )
     inspire = system.format(
         "Expand the user's input into a more detailed and specific musical description:"
     )
     for query, shown in (("a storm", "a storm"), ("  ", "NO USER INPUT")):
-        assert grammar.inspire_prompt(query, True) == (
+        assert plan_grammar.inspire_prompt(query, True) == (
             f"{inspire}{shown}\n\ninstrumental: true<|im_end|>\n<|im_start|>assistant\n"
         )
     rewrite = system.format(
         "Format the user's input into a more detailed and specific musical description:"
     )
-    assert grammar.rewrite_prompt("", "") == (
+    assert plan_grammar.rewrite_prompt("", "") == (
         f"{rewrite}# Caption\nNO USER INPUT\n\n# Lyric\n[Instrumental]<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
@@ -98,7 +97,7 @@ def test_the_plan_is_written_by_pyyaml_as_in_training():
         "language: 'no'\n"
         "timesignature: 6"
     )
-    assert grammar.parse(f"<think>\n{text}\n</think>").caption == long.strip()
+    assert plan_grammar.parse(f"<think>\n{text}\n</think>").caption == long.strip()
     assert Plan(caption="träum \u266a").text() == "caption: träum \u266a"
     assert Plan().text() == ""
 
@@ -124,7 +123,7 @@ def test_the_plan_is_written_by_pyyaml_as_in_training():
     ],
 )
 def test_a_thought_is_read_line_by_line(line, field, value):
-    assert getattr(grammar.parse(f"<think>\n{line}\n</think>\n\nbpm: 77"), field) == value
+    assert getattr(plan_grammar.parse(f"<think>\n{line}\n</think>\n\nbpm: 77"), field) == value
 
 
 def test_lyrics_are_freed_of_their_headings():
@@ -135,17 +134,17 @@ def test_lyrics_are_freed_of_their_headings():
         "# Languages\nen\n\n# Lyrics\n[Verse]\nhi",
         "# Lyric\n[Verse]\nhi\n\n# Languages\nen\n",
     ):
-        assert grammar.parse_lyrics(tail.format(shown)) == "[Verse]\nhi"
-    assert grammar.parse_lyrics("<think>\nbpm: 90\n</think>") == ""
+        assert plan_grammar.parse_lyrics(tail.format(shown)) == "[Verse]\nhi"
+    assert plan_grammar.parse_lyrics("<think>\nbpm: 90\n</think>") == ""
 
 
 def test_captions_are_capped_at_a_hundred_words_and_a_styles_letters():
-    assert grammar.capped(" two\n  words\x00 ") == "two words"
-    assert grammar.capped("w " * 150) == " ".join("w" * 100)
-    assert len(grammar.capped("abcdefghi " * 90)) <= 512
-    assert grammar.capped("abcdefghi " * 90).endswith("abcdefghi")
-    assert grammar.capped("One two three. " * 40).endswith("three.")
-    assert len(grammar.capped("x" * 600)) == 512
+    assert plan_grammar.capped(" two\n  words\x00 ") == "two words"
+    assert plan_grammar.capped("w " * 150) == " ".join("w" * 100)
+    assert len(plan_grammar.capped("abcdefghi " * 90)) <= 512
+    assert plan_grammar.capped("abcdefghi " * 90).endswith("abcdefghi")
+    assert plan_grammar.capped("One two three. " * 40).endswith("three.")
+    assert len(plan_grammar.capped("x" * 600)) == 512
 
 
 # --- what the model may write
@@ -282,24 +281,26 @@ def test_free_text_follows_a_thought_only_where_asked_and_holds_no_codes(words):
 
 def test_what_the_person_set_stays_and_the_rest_is_filled():
     plan = Plan(92, "Warm piano", 30, "F# minor", "de", "3")
-    filled, used = grammar.fill(song(bpm=120, keyscale="C major"), plan)
+    filled, used = plan_grammar.fill(song(bpm=120, keyscale="C major"), plan)
     assert (filled.bpm, filled.keyscale) == (120, "C major")
     assert used == {"prompt": "Warm piano", "timesignature": "3", "vocal_language": "de"}
     assert {name: getattr(filled, name) for name in used} == used
-    same, used = grammar.fill(song(vocal_language="en", timesignature="4"), Plan(language="de"))
+    same, used = plan_grammar.fill(
+        song(vocal_language="en", timesignature="4"), Plan(language="de")
+    )
     assert (same, used) == (song(vocal_language="en", timesignature="4"), {})
 
 
 def test_a_request_gives_what_it_settles():
     asked = song(bpm=120, keyscale="C major", vocal_language="de", timesignature="3")
-    assert grammar.given_by(asked, 12.7) == {
+    assert plan_grammar.given_by(asked, 12.7) == {
         "bpm": 120, "duration": 12, "keyscale": "C major", "language": "de", "timesignature": "3",
     }  # fmt: skip
-    assert grammar.given_by(song(), 700) == {"duration": 600}
+    assert plan_grammar.given_by(song(), 700) == {"duration": 600}
 
 
 def test_the_planner_that_fits_the_memory():
-    named = {gb: (size := planner.fitting(gb)) and size.name for gb in (4, 6, 11.9, 12, 23, 24, 80)}
+    named = {gb: (size := catalog.fitting(gb)) and size.name for gb in (4, 6, 11.9, 12, 23, 24, 80)}
     assert named == {4: None, 6: "0.6B", 11.9: "0.6B", 12: "1.7B", 23: "1.7B", 24: "4B", 80: "4B"}
 
 
@@ -314,7 +315,7 @@ def test_the_original_layout_loads_with_nothing_missing(folder, tiny):
     by_hand = Qwen3ForCausalLM(tiny.model.config).eval()
     prefixed = {f"model.{name}": tensor for name, tensor in stored.items()}
     by_hand.load_state_dict({**prefixed, "lm_head.weight": stored["embed_tokens.weight"]})
-    ids = torch.tensor([tiny.words.ids(grammar.plan_prompt("piano", "la la"))])
+    ids = torch.tensor([tiny.words.ids(plan_grammar.plan_prompt("piano", "la la"))])
     with torch.inference_mode():
         assert torch.allclose(by_hand(ids).logits, tiny.model(ids).logits, atol=1e-5)
     assert tiny.table.data_ptr() == tiny.model.model.embed_tokens.weight.data_ptr()
@@ -390,10 +391,13 @@ def test_a_planner_that_does_not_fit_is_refused(tmp_path, folder):
 
 def test_reading_on_equals_transformers_reading_all(tiny):
     """A padded pair, read in pieces, against each text alone and whole."""
-    texts = [tiny.words.ids(grammar.plan_prompt("piano", "la la")), tiny.words.ids("bpm: 92\n")]
+    texts = [
+        tiny.words.ids(plan_grammar.plan_prompt("piano", "la la")),
+        tiny.words.ids("bpm: 92\n"),
+    ]
     more = torch.randint(0, 300, (2, 6), generator=torch.Generator().manual_seed(0))
     for rows in ([0, 1], [1, 0], [0]):
-        track = qwen.Track(tiny.qwen, [texts[row] for row in rows], 6)
+        track = qwen3.Track(tiny.qwen, [texts[row] for row in rows], 6)
         seen = [track.read(track.texts), *(track.read(more[rows, i : i + 1]) for i in range(3))]
         seen.append(track.read(more[rows, 3:]))
         for place, row in enumerate(rows):
@@ -407,7 +411,7 @@ def test_reading_on_equals_transformers_reading_all(tiny):
 
 def test_a_prompt_read_in_pieces_is_the_same(tiny):
     texts = [[*range(20)], [*range(7)]]
-    whole, pieces = (qwen.Track(tiny.qwen, texts, 0) for _ in range(2))
+    whole, pieces = (qwen3.Track(tiny.qwen, texts, 0) for _ in range(2))
     expected = whole.read(whole.texts)
     for piece in pieces.texts.split(3, 1):
         found = pieces.read(piece)
@@ -417,7 +421,7 @@ def test_a_prompt_read_in_pieces_is_the_same(tiny):
 def test_the_norm_by_hand_is_torchs():
     x, weight = torch.randn(2, 3, 16), torch.randn(16)
     assert torch.allclose(
-        qwen.norm(x, weight, 1e-6), torch.rms_norm(x, (16,), weight, 1e-6), atol=1e-6
+        qwen3.norm(x, weight, 1e-6), torch.rms_norm(x, (16,), weight, 1e-6), atol=1e-6
     )
 
 
@@ -486,8 +490,8 @@ def test_every_knob_changes_the_codes(tiny, change):
 
 @pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (2.5, ""), (2.5, "drums")])
 def test_codes_are_those_of_transformers_with_two_whole_passes(tiny, guidance, negative):
-    cond = tiny.words.ids(grammar.codes_prompt("piano", "[Instrumental]", WHOLE))
-    plain = tiny.words.ids(grammar.plain_prompt(negative))
+    cond = tiny.words.ids(plan_grammar.codes_prompt("piano", "[Instrumental]", WHOLE))
+    plain = tiny.words.ids(plan_grammar.plain_prompt(negative))
     first, expected = tiny.words.first_code, []
     for _ in range(20):
         with torch.inference_mode():
@@ -525,8 +529,8 @@ def test_progress_runs_up_to_the_end_and_closing_stops(tiny, monkeypatch):
         0,
         0,
     ]
-    reads, read = [], qwen.Track.read
-    monkeypatch.setattr(qwen.Track, "read", lambda *a: reads.append(1) or read(*a))
+    reads, read = [], qwen3.Track.read
+    monkeypatch.setattr(qwen3.Track, "read", lambda *a: reads.append(1) or read(*a))
     stopped = tiny.compose("piano", "la", WHOLE, 4, DICE, (1, 2))
     next(stopped), next(stopped)
     stopped.close()
@@ -570,7 +574,7 @@ def test_a_plan_is_legal_repeatable_and_leaves_what_is_given(tiny):
 
 def test_a_greedy_plan_is_the_likeliest_of_the_legal(tiny):
     """The first choices against transformers' own logits."""
-    prompt = grammar.plan_prompt("piano", "la") + "<think>\nkeyscale:"
+    prompt = plan_grammar.plan_prompt("piano", "la") + "<think>\nkeyscale:"
     tree, chosen = tiny.words.tree("keyscale", 600), []
     while tree:
         ids = torch.tensor([[*tiny.words.ids(prompt), *chosen]])
@@ -592,7 +596,7 @@ def test_large_sets_are_chosen_from_like_small_ones(tiny, monkeypatch):
 
 
 def test_a_plan_with_nothing_to_find_computes_nothing(tiny, monkeypatch):
-    monkeypatch.setattr(qwen.Track, "read", None)
+    monkeypatch.setattr(qwen3.Track, "read", None)
     given = {"bpm": 90, "duration": 30, "language": "no", "timesignature": "6"}
     assert drain(tiny.plan("piano", "la", ("bpm",), given, DICE, 1)) == Plan(
         bpm=90, duration_s=30, language="no", timesignature="6"
@@ -609,7 +613,7 @@ def spied(tiny, monkeypatch):
 def test_listening_hears_a_whole_plan(tiny, monkeypatch):
     texts = spied(tiny, monkeypatch)
     plan, lyrics = drain(tiny.understand([1, 2, 3], DICE, 1, lyrics=False))
-    assert texts[0] == grammar.understand_prompt([1, 2, 3])
+    assert texts[0] == plan_grammar.understand_prompt([1, 2, 3])
     assert None not in (plan.bpm, plan.duration_s, plan.keyscale, plan.language)
     assert lyrics == ""
     long = [*range(CODEBOOK)] * 120  # more than the model can count, and still it hears
@@ -621,15 +625,15 @@ def test_listening_hears_a_whole_plan(tiny, monkeypatch):
 
 
 def test_helpers_ask_in_their_own_words_and_keep_what_is_given(tiny, monkeypatch):
-    monkeypatch.setattr(grammar, "LYRIC_TOKENS", 20)
+    monkeypatch.setattr(plan_grammar, "LYRIC_TOKENS", 20)
     texts = spied(tiny, monkeypatch)
     plan, lyrics = drain(tiny.inspire("a storm", True, DICE, 1, language="de"))
-    assert texts[0] == grammar.inspire_prompt("a storm", True)
+    assert texts[0] == plan_grammar.inspire_prompt("a storm", True)
     assert plan.language == "de"
     assert lyrics
     texts.clear()
     plan, lyrics = drain(tiny.rewrite("storm", "la la", {"bpm": 77}, DICE, 1))
-    assert texts[0] == grammar.rewrite_prompt("storm", "la la")
+    assert texts[0] == plan_grammar.rewrite_prompt("storm", "la la")
     assert plan.bpm == 77
     assert isinstance(lyrics, str)
 

@@ -23,17 +23,16 @@ from fake_hub import FakeHub
 from meters import RATE, band, ebur128, noise, tone
 from safetensors.torch import save_file
 
-import audio
 import backend
-import checkpoints
-import host
-import measure
 import post_process
-import residents
-from errors import StudioError
-from finishing import Stems
-from post_process import HTDEMUCS, RESEARCH, STEMS
-from song import Cancelled, Generate, Progress
+from audio import levels, loudness
+from core.errors import StudioError
+from core.requests import Generate, Stems
+from core.results import Cancelled, Progress
+from models import catalog, demucs
+from models.catalog import HTDEMUCS
+from models.demucs import RESEARCH, STEMS
+from runtime import device, model_cache
 
 
 def mastered(sound, **asked):
@@ -65,9 +64,9 @@ def test_the_loudness_is_the_one_asked_for_and_no_peak_passes_the_ceiling(name, 
     assert done.shape == sound.shape
     assert done.dtype == np.float32
     assert told.reached
-    assert measure.loudness(done) == pytest.approx(-14, abs=0.2)
-    assert told.after_lufs == pytest.approx(measure.loudness(done), abs=0.01)
-    assert measure.true_peak(done) <= -1.0
+    assert loudness.loudness(done) == pytest.approx(-14, abs=0.2)
+    assert told.after_lufs == pytest.approx(loudness.loudness(done), abs=0.01)
+    assert loudness.true_peak(done) <= -1.0
     if name != "a fifth of a second":
         lufs, peak = ebur128(done, tmp_path)
         assert lufs == pytest.approx(-14, abs=0.2)
@@ -94,16 +93,16 @@ HARD = {
 @pytest.mark.parametrize("target", [-14, -6])
 def test_the_ceiling_holds_whatever_comes(name, target):
     done, told = mastered(HARD[name](), target_lufs=target)
-    assert measure.true_peak(done) <= -1.0
+    assert loudness.true_peak(done) <= -1.0
     assert told.true_peak_dbtp <= -1.0
     assert told.reduction_db >= -post_process.DEEPEST_DB - 0.5
-    assert told.reached == (abs(measure.loudness(done) - target) <= 0.2)
+    assert told.reached == (abs(loudness.loudness(done) - target) <= 0.2)
 
 
 def test_target_and_ceiling_are_the_callers(tmp_path):
     done, told = mastered(band(8), target_lufs=-18, ceiling_dbtp=-6)
-    assert measure.loudness(done) == pytest.approx(-18, abs=0.2)
-    assert measure.true_peak(done) <= -6
+    assert loudness.loudness(done) == pytest.approx(-18, abs=0.2)
+    assert loudness.true_peak(done) <= -6
     assert told.target_lufs == -18
 
 
@@ -121,7 +120,7 @@ def test_gain_is_bounded_and_a_miss_is_told():
     done, told = mastered(band(6) * np.float32(0.01))
     assert told.gain_db == post_process.LARGEST_GAIN_DB
     assert not told.reached
-    assert measure.loudness(done) < -20
+    assert loudness.loudness(done) < -20
     done, told = mastered(impulses(2).astype(np.float32))
     assert told.reduction_db == pytest.approx(-post_process.DEEPEST_DB, abs=0.5)
     assert not told.reached
@@ -130,8 +129,8 @@ def test_gain_is_bounded_and_a_miss_is_told():
 def test_the_search_for_the_gain_stays_in_its_bounds():
     """A target just within reach, and peaks that carry the loudness: limiting loses what is sought."""
     sound = impulses(3).astype(np.float32) + noise(4, 0.003)
-    most = -1 - measure.true_peak(sound) + post_process.DEEPEST_DB
-    _, told = mastered(sound, target_lufs=measure.loudness(sound) + most - 0.1)
+    most = -1 - loudness.true_peak(sound) + post_process.DEEPEST_DB
+    _, told = mastered(sound, target_lufs=loudness.loudness(sound) + most - 0.1)
     assert told.gain_db == pytest.approx(most, abs=0.01)
     assert not told.reached
 
@@ -222,7 +221,7 @@ def row(tensors, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def separator(row):
-    return drain(post_process.load(row))
+    return drain(demucs.load(row))
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +231,7 @@ def mix():
 
 @pytest.fixture(scope="module")
 def split(separator, mix):
-    return drain(post_process.separate(separator, mix))
+    return drain(demucs.separate(separator, mix))
 
 
 def test_the_loader_builds_the_authors_model(separator, tensors):
@@ -262,7 +261,7 @@ def test_the_row_is_the_published_file():
     assert len(HTDEMUCS.revision) == 40
     assert len(HTDEMUCS.sha256) == 64
     assert HTDEMUCS.licence == "research use"
-    assert "research" in post_process.RESEARCH
+    assert "research" in demucs.RESEARCH
 
 
 def test_stems_are_as_long_as_the_mix_and_sum_to_it(split, mix):
@@ -273,13 +272,13 @@ def test_stems_are_as_long_as_the_mix_and_sum_to_it(split, mix):
         assert np.isfinite(stem).all()
         assert np.abs(stem).max() > 1e-3
     error = sum(stem.astype(np.float64) for stem in split.values()) - mix
-    assert 20 * math.log10(np.abs(error).max()) <= post_process.SUM_ERROR_DBFS
+    assert 20 * math.log10(np.abs(error).max()) <= demucs.SUM_ERROR_DBFS
 
 
 @pytest.mark.parametrize("samples", [1, 100, 45_860, 46_803, 99_991])
 def test_any_length_is_kept(separator, samples):
     sound = noise(samples / RATE)
-    for stem in drain(post_process.separate(separator, sound)).values():
+    for stem in drain(demucs.separate(separator, sound)).values():
         assert stem.shape == (2, samples)
 
 
@@ -287,7 +286,7 @@ def test_windows_are_joined_as_the_authors_join_them(separator, mix):
     from demucs.apply import apply_model
 
     heard = torch.from_numpy(mix)
-    ours = drain(post_process._windows(separator, heard))
+    ours = drain(demucs._windows(separator, heard))
     theirs = apply_model(separator.model, heard[None], shifts=0, overlap=0.25)[0]
     assert torch.equal(ours, theirs)
 
@@ -296,36 +295,36 @@ def test_each_stem_is_what_the_model_said_in_its_own_place(separator, split, mix
     """By hand: down to 44.1 kHz, to unit deviation, through the model, back again."""
     from demucs.apply import apply_model
 
-    heard = audio.resample(mix, RATE, 44_100, math.ceil(mix.shape[1] * 0.91875))
+    heard = levels.resample(mix, RATE, 44_100, math.ceil(mix.shape[1] * 0.91875))
     mono = heard.mean(0)
     unit = torch.from_numpy((heard - mono.mean()) / mono.std())
     said = apply_model(separator.model, unit[None], shifts=0, overlap=0.25)[0].numpy()
     for name in ("vocals", "drums", "bass"):
         part = said[SETTINGS["sources"].index(name)] * mono.std() + mono.mean()
-        expected = audio.resample(part, 44_100, RATE, mix.shape[1])
+        expected = levels.resample(part, 44_100, RATE, mix.shape[1])
         assert np.allclose(split[name], expected, atol=1e-4)
 
 
 def test_the_level_of_the_mix_is_the_level_of_its_stems(separator, split, mix):
-    for name, stem in drain(post_process.separate(separator, mix * np.float32(0.01))).items():
+    for name, stem in drain(demucs.separate(separator, mix * np.float32(0.01))).items():
         assert np.allclose(stem * 100, split[name], atol=2e-4)
 
 
 def test_the_same_sound_gives_the_same_bits(separator, split, mix):
     random.seed(99)
     torch.manual_seed(99)
-    again = drain(post_process.separate(separator, mix))
+    again = drain(demucs.separate(separator, mix))
     assert all(np.array_equal(again[name], split[name]) for name in STEMS)
 
 
 def test_a_take_is_split_by_the_studio_which_makes_room_first(row, own_cache, monkeypatch):
-    monkeypatch.setattr(post_process, "HTDEMUCS", row)
-    residents._resident.clear()
-    made = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"), "none")
+    monkeypatch.setattr(catalog, "HTDEMUCS", row)
+    model_cache._resident.clear()
+    made = backend.Studio(catalog.choose("mini"), device.find_place("cpu"), "none")
     asked = Generate.of({"prompt": "x", "duration_s": 5, "inference_steps": 1, "seed": 1})
 
     def loaded():
-        return [weights.name for weights, *_ in residents._resident]
+        return [weights.name for weights, *_ in model_cache._resident]
 
     def stems(stop_at=None):
         for event in made.run(Stems.of({"source": take.path}), "v"):
@@ -343,9 +342,9 @@ def test_a_take_is_split_by_the_studio_which_makes_room_first(row, own_cache, mo
         assert np.abs(sound.T - heard(take.path)).max() < 1e-6
         assert isinstance(stems(stop_at=("Splitting into stems", 1)), Cancelled)
 
-        residents._resident.clear()
+        model_cache._resident.clear()
         list(made.run(asked, "v"))
-        monkeypatch.setattr(host, "memory_gb", lambda _: 4.0)
+        monkeypatch.setattr(device, "memory_gb", lambda _: 4.0)
         again = stems()
         assert loaded() == ["htdemucs"], "the song's model went before"
         assert Path(again.paths[0]).read_bytes() == Path(both.paths[0]).read_bytes()
@@ -354,12 +353,12 @@ def test_a_take_is_split_by_the_studio_which_makes_room_first(row, own_cache, mo
         assert np.array_equal(heard(song.path), heard(take.path))
     finally:
         made.leave("v")
-        residents._resident.clear()
+        model_cache._resident.clear()
 
 
 def test_silence_has_silent_stems(separator):
     for sound in (silence(1.5), silence(0)):
-        for stem in drain(post_process.separate(separator, sound)).values():
+        for stem in drain(demucs.separate(separator, sound)).values():
             assert stem.shape == sound.shape
             assert not stem.any()
 
@@ -368,12 +367,12 @@ def test_progress_counts_windows_and_closing_stops_at_the_next(separator, mix):
     heard = []
     hook = separator.model.register_forward_pre_hook(lambda *_: heard.append(1))
     try:
-        events = list(post_process.separate(separator, mix))
+        events = list(demucs.separate(separator, mix))
         windows = math.ceil(2.9 * 44_100 / int(0.75 * int(0.975 * 44_100)))
         assert [event.step for event in events] == list(range(windows + 1))
         assert {event.steps for event in events} == {windows} == {len(heard)}
         heard.clear()
-        running = post_process.separate(separator, mix)
+        running = demucs.separate(separator, mix)
         next(running), next(running)
         running.close()
         assert len(heard) == 1
@@ -387,13 +386,13 @@ def test_too_little_memory_is_a_sentence(separator, mix, monkeypatch):
 
     monkeypatch.setattr(separator.model, "forward", full)
     with pytest.raises(StudioError) as caught:
-        drain(post_process.separate(separator, mix))
+        drain(demucs.separate(separator, mix))
     assert caught.value.code == "stems-memory"
 
 
 def refused(row):
     with pytest.raises(StudioError) as caught:
-        drain(post_process.load(row))
+        drain(demucs.load(row))
     assert str(row.folder) not in str(caught.value)
     return caught.value
 
@@ -441,8 +440,8 @@ FETCH = """
 import sys
 sys.path.insert(0, {root!r})
 from dataclasses import replace
-import checkpoints, post_process
-row = replace(post_process.HTDEMUCS, revision={revision!r})
+from models import catalog, checkpoints
+row = replace(catalog.HTDEMUCS, revision={revision!r})
 list(checkpoints.fetch(row))
 print(checkpoints.locate(row) / row.proof)
 """

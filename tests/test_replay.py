@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-import replay
-from song import DeviceUsed, ModelUsed, Take
+from core.results import DeviceUsed, ModelUsed, Take
+from runtime import replay
 
 HISS = np.random.default_rng(0).standard_normal((48_000, 2)) * 0.1
 MODEL = ModelUsed(name="mini", source="x", revision="1", sha256="a", licence="MIT", may_sell=True)

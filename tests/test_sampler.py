@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import drain
 
-import sampler
-from sampler import Course, Velocity
+from models import sampler
+from models.sampler import Course, Velocity
 
 FRAMES, CHANNELS = 40, 6
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errors import KINDS, StudioError
-from knobs import DIFFUSION, MUSIC, SCHEDULE, Worn
-from song import KEYS, MODES, Cancelled, Failed, Generate, Progress
+from core.errors import KINDS, StudioError
+from core.params import DIFFUSION, MUSIC, SCHEDULE, Worn
+from core.requests import KEYS, MODES, Generate
+from core.results import Cancelled, Failed, Progress
 
 
 @pytest.mark.parametrize("mode", MODES.values())

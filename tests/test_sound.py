@@ -15,12 +15,12 @@ import torch
 from conftest import UNPLANNED, drain, heard
 
 import backend
-import checkpoints
-import edits
-import host
-from edits import Grip
+import pipeline
+from core.requests import SAMPLE_RATE, Extend, Generate
 from mini import gates, measure
-from song import SAMPLE_RATE, Extend, Generate
+from models import catalog
+from pipeline import Grip
+from runtime import device
 
 pytestmark = pytest.mark.long
 
@@ -53,7 +53,7 @@ def covers(engine, pieces):
     """Covers of every piece, by strength, with no tempo given that would line them up."""
     return {
         strength: [
-            drain(edits.cover(engine, ask(p, bpm=None), source, strength=strength)).sound
+            drain(pipeline.cover(engine, ask(p, bpm=None), source, strength=strength)).sound
             for p, source in pieces
         ]
         for strength in (1.0, 0.5, 0.0)
@@ -84,9 +84,9 @@ def test_a_timbre_reference_moves_the_sound_towards_it(engine, pieces):
     nearer = []
     for i, (piece, _) in enumerate(pieces):
         reference = pieces[(i + 1) % COUNT][1]
-        timbre = drain(edits.timbre_of(engine, reference))
+        timbre = drain(pipeline.timbre_of(engine, reference))
         plain, coloured = (
-            drain(edits.compose(engine, ask(piece), timbre=t)).sound for t in (None, timbre)
+            drain(pipeline.compose(engine, ask(piece), timbre=t)).sound for t in (None, timbre)
         )
         aim, was, became = (
             measure.descriptors(x, SAMPLE_RATE) for x in (reference, plain, coloured)
@@ -98,7 +98,7 @@ def test_a_timbre_reference_moves_the_sound_towards_it(engine, pieces):
 
 def test_a_continuation_that_was_told_nothing_keeps_the_tempo(own_cache, pieces, tmp_path):
     """The studio listens: within 4 % of the source's, twice or half of it, on most sources."""
-    studio = backend.Studio(checkpoints.choose("mini"), host.find_place("cpu"))
+    studio = backend.Studio(catalog.choose("mini"), device.find_place("cpu"))
     right = []
     for i, (piece, source) in enumerate(pieces):
         brought = tmp_path / f"{i}.wav"
@@ -118,7 +118,7 @@ def test_a_repaint_keeps_the_tempo(engine, pieces):
     for piece, source in pieces:
         region = (4 * SAMPLE_RATE, 9 * SAMPLE_RATE)
         grip = Grip.of("balanced", 0.5)
-        made = drain(edits.repaint(engine, ask(piece), source, [region], grip)).sound
+        made = drain(pipeline.repaint(engine, ask(piece), source, [region], grip)).sound
         inside = made[:, slice(*region)]
         right.append(measure.tempo_right(measure.tempo(inside, SAMPLE_RATE), piece.bpm))
     print(f"tempo inside a repaint: {np.mean(right):.2f} of {COUNT}")
@@ -130,16 +130,18 @@ def test_a_morph_goes_further_from_the_song_the_stronger_it_is(engine, pieces, s
     """Over five strengths the latents' distance from the source's grows, on every source."""
     for piece, source in pieces[:2]:
         with torch.inference_mode():
-            clean = drain(edits.encode(engine, source))
+            clean = drain(pipeline.encode(engine, source))
         told = ask(piece, seed=seed)
         aim = ask(piece, seed=seed, prompt="bright chiptune, square lead, fast arpeggio")
         away = []
         for n_max in (0.0, 0.4, 0.6, 0.8, 1.0):
             made = drain(
-                edits.morph(engine, aim, source, told, n_min=0.0, n_max=n_max, n_avg=1, clean=clean)
+                pipeline.morph(
+                    engine, aim, source, told, n_min=0.0, n_max=n_max, n_avg=1, clean=clean
+                )
             )
             with torch.inference_mode():
-                again = drain(edits.encode(engine, made.sound))
+                again = drain(pipeline.encode(engine, made.sound))
             away.append(
                 1 - float(torch.corrcoef(torch.stack([clean.ravel(), again.ravel()]))[0, 1])
             )

@@ -15,9 +15,9 @@ from peft import LoKrConfig, LoraConfig, get_peft_model
 from pydantic import ValidationError
 from trained import ATTENTION, first_names, hear, pair, saved, write
 
-import loras
-import stack
-from errors import StudioError
+from core import results
+from core.errors import StudioError
+from models import adapter_files, adapter_layers
 
 CLOSE = 1e-5
 """Of the loudest difference that the adapter makes. Sums in another order cost 4e-6."""
@@ -56,7 +56,7 @@ def plain(dit):
 
 @pytest.fixture
 def rack(dit):
-    made = stack.Stack(dit, "ACE-Step mini")
+    made = adapter_layers.Stack(dit, "ACE-Step mini")
     yield made
     made.clear()
 
@@ -85,7 +85,7 @@ def assert_like(ours, theirs, plain):
 @pytest.mark.parametrize("kind", TRAININGS)
 def test_what_peft_saved_sounds_as_in_peft(dit, plain, rack, tmp_path, kind):
     theirs = trained.train(dit, TRAININGS[kind], tmp_path)
-    adapter = loras.inspect(tmp_path)
+    adapter = adapter_files.inspect(tmp_path)
     (used,) = drain(rack.play([(adapter, 1.0)]))
     assert_like(hear(dit), theirs, plain)
     modules = {name.rsplit(".", 1)[0] for name in saved(tmp_path)[0]}
@@ -155,7 +155,7 @@ LAYOUTS = {
 def test_every_layout_is_the_same_adapter(dit, plain, rack, official, tmp_path, layout):
     folder, theirs = official
     tensors, config = saved(folder)
-    adapter = loras.inspect(LAYOUTS[layout](tensors, config, tmp_path))
+    adapter = adapter_files.inspect(LAYOUTS[layout](tensors, config, tmp_path))
     (used,) = drain(rack.play([(adapter, 1.0)]))
     assert_like(hear(dit), theirs, plain)
     assert used.modules == len(tensors) // 2 == 48
@@ -180,7 +180,7 @@ def test_an_adapter_that_diffusers_saved(engine, dit, plain, rack, official, tmp
         for name, tensor in get_peft_model_state_dict(wrapped).items()
     }
     type(engine.pipe).save_lora_weights(tmp_path, layers, transformer_lora_adapter_metadata=told)
-    drain(rack.play([(loras.inspect(tmp_path), 1.0)]))
+    drain(rack.play([(adapter_files.inspect(tmp_path), 1.0)]))
     assert_like(hear(dit), theirs, plain)
 
 
@@ -190,10 +190,10 @@ def test_settings_from_elsewhere_count_and_without_them_the_file_says_so(
     folder, theirs = official
     alone = tmp_path / "upload.safetensors"
     shutil.copy(folder / "adapter_model.safetensors", alone)
-    told = loras.inspect(alone, folder / "adapter_config.json")
+    told = adapter_files.inspect(alone, folder / "adapter_config.json")
     drain(rack.play([(told, 1.0)]))
     assert_like(hear(dit), theirs, plain)
-    bare = loras.inspect(alone)
+    bare = adapter_files.inspect(alone)
     assert "adapter_config.json" in bare.notes[0]
     assert bare.sha256 == hashlib.sha256(alone.read_bytes()).hexdigest() != told.sha256
     drain(rack.play([(bare, 1.0)]))
@@ -207,7 +207,7 @@ def test_dora_as_peft_saves_it_is_refused_by_name(dit, tmp_path):
     trained.train(dit, config, tmp_path)
     (tmp_path / "adapter_config.json").unlink()
     with pytest.raises(StudioError, match="DoRA"):
-        loras.inspect(tmp_path)
+        adapter_files.inspect(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["LoKr", "LoKr, both sides in two"])
@@ -220,7 +220,7 @@ def test_lycoris_names_are_the_same_lokr(dit, plain, rack, tmp_path, kind):
         module = "lycoris_" + module.replace(".", "_")
         found |= {f"{module}.{part}": tensor, f"{module}.alpha": torch.tensor(config["alpha"])}
     path = write(tmp_path / "lycoris" / "lokr_weights.safetensors", found, {"lokr_config": "{}"})
-    drain(rack.play([(loras.inspect(path), 1.0)]))
+    drain(rack.play([(adapter_files.inspect(path), 1.0)]))
     assert_like(hear(dit), theirs, plain)
 
 
@@ -246,7 +246,7 @@ def test_whole_matrices_of_lycoris_are_played_at_one_whatever_alpha_says(
     merged = copy.deepcopy(dit)
     merged.layers[2].self_attn.to_q.weight.data += torch.kron(w1, w2)
     merged.proj_in_conv.weight.data += torch.kron(patches[:, :, None], patch)
-    drain(rack.play([(loras.inspect(path), 1.0)]))
+    drain(rack.play([(adapter_files.inspect(path), 1.0)]))
     assert_like(hear(dit), hear(merged), plain)
 
 
@@ -257,7 +257,7 @@ def test_a_full_delta_is_added_as_it_is(dit, plain, rack, tmp_path):
     )
     merged = copy.deepcopy(dit)
     merged.layers[3].mlp.up_proj.weight.data += delta
-    drain(rack.play([(loras.inspect(path), 1.0)]))
+    drain(rack.play([(adapter_files.inspect(path), 1.0)]))
     assert_like(hear(dit), hear(merged), plain)
 
 
@@ -268,14 +268,14 @@ def test_every_layer_can_be_adapted_and_each_of_them_is_heard(dit, plain, rack, 
         for name, module in dit.named_modules()
         if isinstance(module, kinds)
     }
-    assert stack.shapes(dit.config) == real
+    assert adapter_layers.shapes(dit.config) == real
     for i, (name, (out, into)) in enumerate(real.items()):
         draw = torch.Generator().manual_seed(i)
         tensors = {
             f"{name}.lora_A.weight": torch.randn(2, into, generator=draw),
             f"{name}.lora_B.weight": torch.randn(out, 2, generator=draw),
         }
-        adapter = loras.inspect(write(tmp_path / f"{i}.safetensors", tensors))
+        adapter = adapter_files.inspect(write(tmp_path / f"{i}.safetensors", tensors))
         assert set(adapter.deltas) == {name}
         drain(rack.play([(adapter, 1.0)]))
         assert rack.unheard == (name,)
@@ -289,7 +289,7 @@ def three(dit, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("three")
     for i, kind in enumerate(("the official trainer's", "LoKr", "every layer, ranks of their own")):
         trained.train(dit, TRAININGS[kind], tmp_path / str(i), seed=i)
-    return [loras.inspect(tmp_path / str(i)) for i in range(3)]
+    return [adapter_files.inspect(tmp_path / str(i)) for i in range(3)]
 
 
 def test_three_come_and_go_and_the_weights_never_change(dit, plain, rack, three):
@@ -324,7 +324,7 @@ def test_two_at_once_are_what_peft_makes_of_two(dit, plain, rack, tmp_path):
             weight.data = 0.1 * torch.randn(weight.shape, generator=draw)
     wrapped.save_pretrained(tmp_path)
     theirs = hear(wrapped)
-    drain(rack.play([(loras.inspect(tmp_path / name), 1.0) for name in ("one", "two")]))
+    drain(rack.play([(adapter_files.inspect(tmp_path / name), 1.0) for name in ("one", "two")]))
     assert_like(hear(dit), theirs, plain)
 
 
@@ -340,17 +340,17 @@ def test_their_order_makes_no_difference(dit, rack, three):
 def test_strength_is_a_factor_of_the_delta(dit, rack, official, tmp_path):
     folder, _ = official
     tensors, config = saved(folder)
-    half = loras.inspect(_peft(tensors, {**config, "lora_alpha": 8}, tmp_path))
+    half = adapter_files.inspect(_peft(tensors, {**config, "lora_alpha": 8}, tmp_path))
     drain(rack.play([(half, 1.0)]))
     softly = hear(dit)
-    drain(rack.play([(loras.inspect(folder), 0.5)]))
+    drain(rack.play([(adapter_files.inspect(folder), 0.5)]))
     assert torch.allclose(hear(dit), softly, atol=CLOSE)
 
 
 def test_the_same_file_twice_is_one(dit, rack, official, tmp_path):
     folder, theirs = official
     shutil.copytree(folder, tmp_path / "copy")
-    one, other = loras.inspect(folder), loras.inspect(tmp_path / "copy")
+    one, other = adapter_files.inspect(folder), adapter_files.inspect(tmp_path / "copy")
     used = drain(rack.play([(one, 0.5), (other, 1.0)]))
     assert [(u.sha256, u.strength) for u in used] == [(one.sha256, 1.0)]
     assert torch.allclose(hear(dit), theirs, atol=CLOSE)
@@ -359,9 +359,9 @@ def test_the_same_file_twice_is_one(dit, rack, official, tmp_path):
 def test_what_fails_or_is_stopped_changes_nothing(dit, rack, official, three, tmp_path):
     drain(rack.play([(three[0], 1.0)]))
     playing, used = hear(dit), rack.used
-    wide = loras.inspect(write(tmp_path / "wide.safetensors", pair(into=2048, out=2048)))
+    wide = adapter_files.inspect(write(tmp_path / "wide.safetensors", pair(into=2048, out=2048)))
     shutil.copytree(three[1].path.parent, tmp_path / "gone")
-    gone = loras.inspect(tmp_path / "gone")
+    gone = adapter_files.inspect(tmp_path / "gone")
     shutil.rmtree(tmp_path / "gone")
     for chosen, code in (
         ([(three[2], 1.0), (wide, 1.0)], "adapter-wrong-base"),
@@ -383,14 +383,14 @@ def test_what_fails_or_is_stopped_changes_nothing(dit, rack, official, three, tm
 
 def test_strengths_change_without_reading_the_file_again(dit, rack, three, monkeypatch):
     drain(rack.play([(three[0], 1.0), (three[1], 1.0)]))
-    monkeypatch.setattr(loras, "read", lambda adapter: pytest.fail("read again"))
+    monkeypatch.setattr(adapter_files, "read", lambda adapter: pytest.fail("read again"))
     drain(rack.play([(three[0], 0.2)]))
 
 
 @pytest.mark.parametrize("spoil", ["change", "cut"])
 def test_a_file_that_changed_after_it_was_chosen_is_refused(rack, tmp_path, spoil):
     path = write(tmp_path / "mine.safetensors", pair())
-    adapter, whole = loras.inspect(path), path.read_bytes()
+    adapter, whole = adapter_files.inspect(path), path.read_bytes()
     path.write_bytes(whole[:-1] + b"\1" if spoil == "change" else whole[: len(whole) // 2])
     with pytest.raises(StudioError, match="changed after it was chosen"):
         drain(rack.play([(adapter, 1.0)]))
@@ -410,7 +410,7 @@ def test_numbers_that_are_none_and_an_adapter_that_does_nothing_are_refused(rack
             (untrained, "adapter-refused"),
         ]
     ):
-        adapter = loras.inspect(write(tmp_path / f"{i}.safetensors", tensors))
+        adapter = adapter_files.inspect(write(tmp_path / f"{i}.safetensors", tensors))
         with pytest.raises(StudioError) as raised:
             drain(rack.play([(adapter, 1.0)]))
         assert raised.value.code == code
@@ -449,9 +449,9 @@ XL = {
     ],
 )
 def test_an_adapter_for_another_base_is_told_what_was_expected(tmp_path, tensors, problem):
-    adapter = loras.inspect(write(tmp_path / "theirs.safetensors", tensors))
+    adapter = adapter_files.inspect(write(tmp_path / "theirs.safetensors", tensors))
     with pytest.raises(StudioError) as raised:
-        stack.check_fit(adapter, stack.shapes(XL), "ACE-Step 1.5 XL SFT")
+        adapter_layers.check_fit(adapter, adapter_layers.shapes(XL), "ACE-Step 1.5 XL SFT")
     assert raised.value.code == "adapter-wrong-base"
     assert problem in raised.value.message
     assert str(raised.value).startswith("theirs.safetensors does not fit ACE-Step 1.5 XL SFT: ")
@@ -460,8 +460,8 @@ def test_an_adapter_for_another_base_is_told_what_was_expected(tmp_path, tensors
 def test_an_adapter_for_xl_fits_xl(tmp_path):
     tensors = pair("diffusion_model.layers.31.self_attn.q_proj", into=2560, out=4096)
     tensors |= pair("diffusion_model.condition_embedder", into=2048, out=2560)
-    adapter = loras.inspect(write(tmp_path / "xl.safetensors", tensors))
-    stack.check_fit(adapter, stack.shapes(XL), "ACE-Step 1.5 XL SFT")
+    adapter = adapter_files.inspect(write(tmp_path / "xl.safetensors", tensors))
+    adapter_layers.check_fit(adapter, adapter_layers.shapes(XL), "ACE-Step 1.5 XL SFT")
 
 
 def test_in_bfloat16_it_is_the_same_adapter_to_eight_bits(dit, plain, official):
@@ -469,8 +469,8 @@ def test_in_bfloat16_it_is_the_same_adapter_to_eight_bits(dit, plain, official):
     narrow = copy.deepcopy(dit).to(torch.bfloat16)
     before = weights_hash(narrow)
     bare = hear(narrow, torch.bfloat16).float()
-    rack = stack.Stack(narrow, "mini")
-    drain(rack.play([(loras.inspect(folder), 1.0)]))
+    rack = adapter_layers.Stack(narrow, "mini")
+    drain(rack.play([(adapter_files.inspect(folder), 1.0)]))
     ours = hear(narrow, torch.bfloat16).float()
     far = torch.stack([(ours - bare).flatten(), (theirs - plain).flatten()])
     assert torch.corrcoef(far)[0, 1] > 0.995
@@ -482,8 +482,8 @@ def test_in_bfloat16_it_is_the_same_adapter_to_eight_bits(dit, plain, official):
 def test_adapters_move_with_the_model(dit, official):
     folder, theirs = official
     moved = copy.deepcopy(dit)
-    rack = stack.Stack(moved, "mini")
-    drain(rack.play([(loras.inspect(folder), 1.0)]))
+    rack = adapter_layers.Stack(moved, "mini")
+    drain(rack.play([(adapter_files.inspect(folder), 1.0)]))
     moved.to(torch.float64)
     assert torch.allclose(hear(moved, torch.float64).float(), theirs, atol=1e-4)
 
@@ -493,13 +493,13 @@ def test_a_song_with_an_adapter_is_another_and_without_it_the_first_again(engine
         return drain(engine.text_to_music(song(inference_steps=2), [7]))[0].sound
 
     first = render()
-    (used,) = drain(rack.play([(loras.inspect(official[0]), 1.2)]))
+    (used,) = drain(rack.play([(adapter_files.inspect(official[0]), 1.2)]))
     adapted = render()
     assert rack.unheard == ()
-    drain(rack.play([(loras.inspect(official[0]), 0.0)]))
+    drain(rack.play([(adapter_files.inspect(official[0]), 0.0)]))
     assert (render() == first).all()
     assert (adapted != first).mean() > 0.9
-    assert stack.AdapterUsed.model_validate_json(used.model_dump_json()) == used
+    assert results.AdapterUsed.model_validate_json(used.model_dump_json()) == used
     assert (used.rank, used.modules, used.strength) == (8, 48, 1.2)
 
 
@@ -509,6 +509,6 @@ def test_a_song_with_an_adapter_is_another_and_without_it_the_first_again(engine
 )
 def test_a_record_from_a_file_is_not_believed(lie):
     honest = {"name": "a", "sha256": "0" * 64, "strength": 1.0, "rank": 8, "modules": 48}
-    stack.AdapterUsed.model_validate(honest)
+    results.AdapterUsed.model_validate(honest)
     with pytest.raises(ValidationError):
-        stack.AdapterUsed.model_validate({**honest, **lie})
+        results.AdapterUsed.model_validate({**honest, **lie})

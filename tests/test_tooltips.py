@@ -9,11 +9,11 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-import jobs
 import tooltips as words
-from finishing import FINISHES
-from knobs import Knob
-from song import HELPERS, LANGUAGES, METRES, MODES, SONGS, Generate, Lyrics, Progress
+from core.params import Knob
+from core.requests import FINISHES, HELPERS, LANGUAGES, METRES, MODES, SONGS, Generate, Lyrics
+from core.results import Progress
+from runtime import job
 
 REQUESTS = SONGS | HELPERS | FINISHES | {Lyrics.mode: Lyrics}
 KNOBS = {(mode, k.name): k for mode, request in REQUESTS.items() for k in request.knobs()}
@@ -66,7 +66,7 @@ def test_every_metre_is_written_as_one():
 
 
 def test_every_stage_of_a_song_has_a_name():
-    assert set(jobs.STAGES) <= words.STAGES.keys()
+    assert set(job.STAGES) <= words.STAGES.keys()
 
 
 def test_a_tip_carries_the_range_of_its_knob():

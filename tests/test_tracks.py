@@ -13,9 +13,9 @@ import time
 import pytest
 from conftest import ROOT
 
-import tracks
-from errors import StudioError
-from tracks import Tracks, track_id
+from core.errors import StudioError
+from lofi import track_cache
+from lofi.track_cache import Tracks, track_id
 
 FACTS = {
     "backend": "ace_step",
@@ -144,7 +144,7 @@ def test_a_disk_that_takes_nothing_is_named_and_nothing_of_the_track_stays(tmp_p
         Tracks(tmp_path / "file" / "tracks", MANY).stage(name(1), b"x")
     kept = Tracks(tmp_path, MANY)
     staged = kept.stage(name(1), b"x")
-    monkeypatch.setattr(tracks, "_put", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(track_cache, "_put", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(StudioError):
         kept.publish(name(1), staged, FACTS)
     assert {p.name for p in tmp_path.iterdir()} == {".lock", "file"}
@@ -153,7 +153,7 @@ def test_a_disk_that_takes_nothing_is_named_and_nothing_of_the_track_stays(tmp_p
 def test_a_lock_that_nobody_gives_up_keeps_nobody_waiting(tmp_path, monkeypatch):
     from filelock import FileLock
 
-    monkeypatch.setattr(tracks, "LOCK_S", 0.2)
+    monkeypatch.setattr(track_cache, "LOCK_S", 0.2)
     kept = Tracks(tmp_path, MANY)
     put(kept, 1)
     with FileLock(tmp_path / ".lock"):
@@ -165,7 +165,7 @@ def test_a_lock_that_nobody_gives_up_keeps_nobody_waiting(tmp_path, monkeypatch)
 WRITER = """
 import json, os, random, sys
 from pathlib import Path
-from tracks import Tracks
+from lofi.track_cache import Tracks
 kept, facts = Tracks(Path(sys.argv[1]), 4_000_000), json.loads(sys.argv[2])
 print("writes", flush=True)
 while True:

@@ -14,24 +14,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import httpx
 import pytest
 from conftest import ROOT
 from fake_studio import CARD, IDEA, FakeStudio, write_tone
-
-import theme  # first: it sets what Gradio reads at import  # isort: skip
-
-import gradio as gr
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-import board
-import forms
 import tooltips as words
-import ui
-from finishing import FINISHES
-from knobs import PLANNER, Knob, Request, Worn
-from song import HELPERS, MODES, Generate, Idea
+from core.params import PLANNER, Knob, Request, Worn
+from core.requests import FINISHES, HELPERS, MODES, Generate
+from core.results import Idea
+from web import job_controls
+from web.form import COMPOSING, GUIDANCE, REGION, starting_value
+from web.page import build, launch_options
 
 KNOBS = {k.name: k for k in Generate.knobs()}
 LISTENERS = tuple(mode for mode in MODES if mode != "generate")
@@ -46,7 +43,7 @@ class Page:
 
     def __init__(self, studio: FakeStudio) -> None:
         self.studio = studio
-        self.demo = ui.build(studio)
+        self.demo = build(studio)
         self.blocks = {
             b.elem_id: b for b in self.demo.blocks.values() if getattr(b, "elem_id", None)
         }
@@ -163,7 +160,7 @@ def another(knob: Knob) -> Any:
     if knob.type is str:
         return "something else"
     assert knob.type is not Worn, "rows are brought, not typed"
-    if forms.starting_value(knob, CARD) is None:
+    if starting_value(knob, CARD) is None:
         return str(int(knob.low) + 5)  # a box of digits sends text
     return {"cfg_interval_end": 0.5}.get(knob.name, knob.low + knob.step)
 
@@ -176,8 +173,8 @@ ALSO = {("edit", "kind"): {"start_s", "end_s"}}
 def test_every_knob_is_on_the_page(page: Page, mode: str):
     knobs = {k.name: k for k in MODES[mode].knobs()}
     there = {name for name in knobs if f"{mode}-{name}" in page.blocks}
-    assert knobs.keys() - there == set(forms.REGION) & knobs.keys()
-    mute = set(forms.COMPOSING) if mode in LISTENERS else set()
+    assert knobs.keys() - there == set(REGION) & knobs.keys()
+    mute = set(COMPOSING) if mode in LISTENERS else set()
     asked = [name for name in knobs if name in there - mute]
     assert list(page.inputs(mode)) == [*asked, *(["region"] if mode == "edit" else [])]
 
@@ -199,9 +196,9 @@ def test_a_knob_turned_arrives_in_the_request_and_nothing_else_does(
             turned = {knob.name: brought("other.wav")}
         elif knob.type is Worn:
             turned = {knob.name: [{"file": brought("warm.safetensors")["path"], "strength": 0.5}]}
-        elif knob.name in forms.REGION:
+        elif knob.name in REGION:
             turned = {"region": [1.5, 2.0] if knob.name == "start_s" else [1.0, 2.5]}
-        elif knob.name in forms.COMPOSING and mode in LISTENERS:
+        elif knob.name in COMPOSING and mode in LISTENERS:
             continue
         before = page.ask(mode, **base).model_dump()
         after = page.ask(mode, **{**base, **turned}).model_dump()
@@ -577,7 +574,7 @@ def test_without_a_planner_the_page_says_why_and_offers_nothing(tmp_path: Path):
 
 def test_where_the_planner_listens_there_is_nothing_to_guide(page: Page):
     for mode in MODES:
-        for name in forms.COMPOSING:
+        for name in COMPOSING:
             block = page.blocks[f"{mode}-{name}"]
             assert block.interactive is (mode == "generate")
             assert (block.info == words.LISTENS) is (mode != "generate")
@@ -626,7 +623,7 @@ def test_a_model_with_a_shorter_longest_song_shortens_the_slider(tmp_path: Path)
 def test_guidance_is_disabled_with_the_reason_where_it_steers_nothing(tmp_path: Path):
     deaf = CARD.model_copy(update={"takes_guidance": False, "guidance": 1.0})
     page = Page(FakeStudio(deaf, tmp_path))
-    for name in forms.GUIDANCE:
+    for name in GUIDANCE:
         block = page.blocks[f"generate-{name}"]
         assert not block.interactive
         assert block.info == words.NO_GUIDANCE.format(model=deaf.title)
@@ -653,7 +650,7 @@ def test_a_run_locks_generate_and_frees_stop_then_the_other_way_round(page: Page
 def test_the_status_counts_steps_and_time_and_the_reader_hears_stages_only(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(board, "REFRESH_S", 0)
+    monkeypatch.setattr(job_controls, "REFRESH_S", 0)
     updates = page.generate()
     status = [u["generate-status"] for u in updates if "generate-status" in u]
     assert any("step 3 of 20" in s and "about 3 to 8 s left" in s for s in status)
@@ -821,7 +818,7 @@ def test_a_closed_tab_closes_the_job_and_leaves(page: Page):
 
 def test_the_page_brings_no_torch_in_and_gradio_reports_nothing_to_anyone():
     code = (
-        "import ui, sys, gradio.analytics as a;"
+        "import web.page, sys, gradio.analytics as a;"
         "sys.exit('torch' in sys.modules or a.analytics_enabled())"
     )
     env = {"PATH": "/usr/bin", "GRADIO_ANALYTICS_ENABLED": "True"}
@@ -831,7 +828,7 @@ def test_the_page_brings_no_torch_in_and_gradio_reports_nothing_to_anyone():
 def test_words_are_read_while_they_are_written_then_mended_and_sung(
     page: Page, monkeypatch: pytest.MonkeyPatch, toasts: list[str]
 ):
-    monkeypatch.setattr(board, "REFRESH_S", 0)
+    monkeypatch.setattr(job_controls, "REFRESH_S", 0)
     form = page.form("lyrics", brief="rain", lines=3, seed="7")
     updates = page.press("lyrics-run", *form.values())
     asked = page.studio.asked[-1]
@@ -877,8 +874,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeStudi
     patch.setenv("NO_PROXY", "127.0.0.1,localhost")
     patch.setenv("no_proxy", "127.0.0.1,localhost")
     studio = FakeStudio(folder=tmp_path_factory.mktemp("takes"))
-    studio.demo = demo = ui.build(studio)
-    options = {**theme.launch_options(), "allowed_paths": [str(studio.folder)]}
+    studio.demo = demo = build(studio)
+    options = {**launch_options(), "allowed_paths": [str(studio.folder)]}
     _, url, _ = demo.queue(max_size=64).launch(
         server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **options
     )

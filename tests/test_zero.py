@@ -55,13 +55,18 @@ def scheduler():
 CHILD = """
 import os, sys, time
 sys.modules["torch"] = None
-import backend, checkpoints, host, measure, residents, turns
+import backend
+from audio import analysis
+from core import files
+from models import catalog
+from runtime import device, device_queue, model_cache
 import numpy as np
-from pipeline import Rendered
-from song import Generate, Progress
+from core.requests import Generate
+from core.results import Progress
+from models.acestep import Rendered
 
-MAIN, MARK, MINI = os.getpid(), {mark!r}, checkpoints.MODELS["mini"]
-assert host.ON_ZERO
+MAIN, MARK, MINI = os.getpid(), {mark!r}, catalog.MODELS["mini"]
+assert device.ON_ZERO
 
 class Engine:
     "The far wall: steps that take time, in the forked worker."
@@ -83,12 +88,12 @@ class Nothing:
     "What scipy measures; it would look for torch."
     model_dump = lambda self, **_: {{}}
 
-measure.check = lambda *_: Nothing()
-host.version = lambda _: "hidden"
-host.free = lambda _: None
-residents._resident[MINI, MINI.folder, host.find_place()] = Engine()
-residents._fingerprints[MINI.folder] = "0" * 64
-studio = backend.Studio(MINI, host.find_place(), planner="none")
+analysis.check = lambda *_: Nothing()
+device.version = lambda _: "hidden"
+device.free = lambda _: None
+model_cache._resident[MINI, MINI.folder, device.find_place()] = Engine()
+model_cache._fingerprints[MINI.folder] = "0" * 64
+studio = backend.Studio(MINI, device.find_place(), planner="none")
 
 def ask(**given):
     return Generate.of({{"prompt": "x", "duration_s": 10, **given}})
@@ -155,9 +160,9 @@ def test_stop_crosses_the_process_and_while_waiting_spends_no_quota(scheduler, t
         for event in studio.run(ask(inference_steps=90, seed=1), "v"):
             if event.kind == "progress" and event.stage == "Denoising" and event.step == 3:
                 studio.stop("v"); began = time.monotonic()
-        print(event.kind, round(time.monotonic() - began, 2), len(os.listdir(host.private_folder())))
-        wait = turns.Turns.wait
-        turns.Turns.wait = lambda *given: (studio.stop("v"), wait(*given))[1]
+        print(event.kind, round(time.monotonic() - began, 2), len(os.listdir(files.private_folder())))
+        wait = device_queue.Turns.wait
+        device_queue.Turns.wait = lambda *given: (studio.stop("v"), wait(*given))[1]
         print(list(studio.run(ask(inference_steps=2, seed=1), "v"))[-1].kind)
         """,
     )

@@ -1,0 +1,1 @@
+"""Sound as arrays and files: levels, splicing, decoding, encoding, tags, loudness, analysis."""

@@ -1,0 +1,1 @@
+"""Requests, results, errors and files: what every other package uses."""

@@ -1,0 +1,350 @@
+"""What can be requested of the studio: one frozen model for each mode, with its parameters."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, field_validator, model_validator
+
+from core.errors import StudioError
+from core.params import (
+    ADAPTERS,
+    DIFFUSION,
+    MUSIC,
+    PLANNER,
+    SCHEDULE,
+    File,
+    Real,
+    Request,
+    Whole,
+    Worn,
+    knob,
+)
+
+WRITING = "Writing"
+"""The group of knobs of the songwriter."""
+
+
+SAMPLE_RATE = 48_000
+"""Hz. What leaves the studio is always 48 kHz stereo."""
+
+
+MAX_SEED = 2**31 - 1
+
+
+NOTES = ("C", "D", "E", "F", "G", "A", "B")
+
+
+KEYS = tuple(
+    f"{note}{sign} {mode}"
+    for mode in ("major", "minor")
+    for note in NOTES
+    for sign in ("", "#", "b")
+)
+
+
+METRES = ("2", "3", "4", "6")
+"""Beats a bar: 2/4, 3/4, 4/4 and 6/8."""
+
+
+INSTRUMENTAL = "[Instrumental]"
+"""Lyrics that mean: nobody sings. The spelling the models were trained on."""
+
+
+LANGUAGE_NAMES = {
+    "ar": "Arabic",
+    "az": "Azerbaijani",
+    "bg": "Bulgarian",
+    "bn": "Bengali",
+    "ca": "Catalan",
+    "cs": "Czech",
+    "da": "Danish",
+    "de": "German",
+    "el": "Greek",
+    "en": "English",
+    "es": "Spanish",
+    "fa": "Persian",
+    "fi": "Finnish",
+    "fr": "French",
+    "he": "Hebrew",
+    "hi": "Hindi",
+    "hr": "Croatian",
+    "ht": "Haitian Creole",
+    "hu": "Hungarian",
+    "id": "Indonesian",
+    "is": "Icelandic",
+    "it": "Italian",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "la": "Latin",
+    "lt": "Lithuanian",
+    "ms": "Malay",
+    "ne": "Nepali",
+    "nl": "Dutch",
+    "no": "Norwegian",
+    "pa": "Punjabi",
+    "pl": "Polish",
+    "pt": "Portuguese",
+    "ro": "Romanian",
+    "ru": "Russian",
+    "sa": "Sanskrit",
+    "sk": "Slovak",
+    "sr": "Serbian",
+    "sv": "Swedish",
+    "sw": "Swahili",
+    "ta": "Tamil",
+    "te": "Telugu",
+    "th": "Thai",
+    "tl": "Tagalog",
+    "tr": "Turkish",
+    "uk": "Ukrainian",
+    "ur": "Urdu",
+    "vi": "Vietnamese",
+    "yue": "Cantonese",
+    "zh": "Chinese",
+}
+"""Languages of lyrics by ISO 639 code, named in English as the songwriter's prompt names them."""
+
+LANGUAGES = tuple(
+    "ar az bg bn ca cs da de el en es fa fi fr he hi hr ht hu id is it ja ko la lt ms ne nl no pa pl"
+    " pt ro ru sa sk sr sv sw ta te th tl tr uk ur vi yue zh unknown".split()
+)
+
+
+def _plain_key(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.strip().replace("\u266f", "#").replace("\u266d", "b")
+    return value
+
+
+Key = Annotated[Literal[("", *KEYS)], BeforeValidator(_plain_key)]
+
+
+class Sound(Request):
+    """The words and the knobs that every song mode has."""
+
+    prompt: str = knob("", "Style", lines=3, max_length=1000)
+    lyrics: str = knob("", "Lyrics", lines=8, max_length=4096)
+    instrumental: bool = knob(False, "Instrumental")
+    inference_steps: Whole | None = knob(None, "Steps", 1, 200, 1, group=DIFFUSION)
+    guidance_scale: Real | None = knob(None, "Guidance", 1, 30, 0.5, group=DIFFUSION)
+    infer_method: Literal["ode", "sde", "heun"] = knob("ode", "Method", group=DIFFUSION)
+    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1, group=DIFFUSION)
+    cfg_interval_start: Real = knob(0.0, "Guidance ends at", 0, 1, 0.05, group=SCHEDULE)
+    cfg_interval_end: Real = knob(1.0, "Guidance begins at", 0, 1, 0.05, group=SCHEDULE)
+    shift: Real | None = knob(None, "Shift", 0.5, 5, 0.1, group=SCHEDULE)
+    use_adg: bool = knob(False, "Angle guidance (ADG)", group=SCHEDULE)
+    thinking: bool | None = knob(None, "Think first", group=PLANNER)
+    use_cot_caption: bool = knob(True, "Find the style", group=PLANNER)
+    use_cot_metas: bool = knob(True, "Find tempo, key and metre", group=PLANNER)
+    use_cot_language: bool = knob(True, "Find the language", group=PLANNER)
+    lm_temperature: Real = knob(0.85, "Temperature", 0, 2, 0.05, group=PLANNER)
+    lm_top_p: Real = knob(0.9, "Top-p", 0.05, 1, 0.05, group=PLANNER)
+    lm_top_k: Whole = knob(0, "Top-k", 0, 200, 1, group=PLANNER)
+    lm_cfg_scale: Real = knob(2.0, "Planner guidance", 1, 5, 0.1, group=PLANNER)
+    lm_negative_prompt: str = knob("", "Away from", lines=2, max_length=512, group=PLANNER)
+    bpm: Whole | None = knob(None, "Tempo", 30, 300, 1, group=MUSIC, unit="bpm")
+    keyscale: Key = knob("", "Key", group=MUSIC)
+    timesignature: Literal[("", *METRES)] = knob("", "Beats per bar", group=MUSIC)
+    vocal_language: Literal[LANGUAGES] = knob("unknown", "Sung in", group=MUSIC)
+    adapters: tuple[Worn, ...] = knob((), "Adapters", group=ADAPTERS)
+
+    @field_validator("cfg_interval_end")
+    @classmethod
+    def _interval_runs_upwards(cls, end: float, info: Any) -> float:
+        start = info.data.get("cfg_interval_start", 0.0)
+        if end < start:
+            raise ValueError(f"is {end:g}, below Guidance ends at ({start:g})")
+        return end
+
+
+def _says_something(prompt: str) -> str:
+    if not prompt.strip():
+        raise StudioError("prompt-empty")
+    return prompt
+
+
+class Generate(Sound):
+    """A song from words."""
+
+    mode: ClassVar[str] = "generate"
+    prompt: str = knob(..., "Style", lines=3, max_length=1000)
+    duration_s: Real = knob(30.0, "Length", 5, 240, 1, unit="s")
+    reference: File | None = knob(None, "Sound like")
+    use_cot_caption: bool = knob(False, "Rewrite the style", group=PLANNER)
+
+    _prompt_says_something = field_validator("prompt")(_says_something)
+
+
+class Cover(Sound):
+    """A song of yours in another style, or a new one in the sound of a reference."""
+
+    mode: ClassVar[str] = "cover"
+    source: File | None = knob(None, "Song")
+    reference: File | None = knob(None, "Sound like")
+    strength: Real = knob(1.0, "Likeness", 0, 1, 0.05)
+    noise: Real = knob(0.0, "Start from the song", 0, 1, 0.05)
+    duration_s: Real = knob(30.0, "Length without a song", 5, 240, 1, unit="s")
+
+    @model_validator(mode="after")
+    def _has_something_to_go_by(self) -> Self:
+        if self.source is None and self.reference is None:
+            raise StudioError("source-needed", label="Song")
+        if self.source is None and self.noise > 0:
+            raise StudioError("noise-needs-source")
+        return self
+
+
+class Extend(Sound):
+    """A song of yours, gone on with: before its beginning, after its end, or both."""
+
+    mode: ClassVar[str] = "extend"
+    source: File = knob(..., "Song")
+    before_s: Real = knob(0.0, "Before", 0, 235, 1, unit="s")
+    after_s: Real = knob(20.0, "After", 0, 235, 1, unit="s")
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if not self.before_s and not self.after_s:
+            raise StudioError("nothing-to-add")
+        return self
+
+
+class Edit(Sound):
+    """A song of yours with one region made anew, or all of it carried to another description."""
+
+    mode: ClassVar[str] = "edit"
+    source: File = knob(..., "Song")
+    kind: Literal["repaint", "morph"] = knob("repaint", "Edit")
+    start_s: Real = knob(0.0, "From", 0, 240, 0.1, unit="s")
+    end_s: Real | None = knob(None, "To", 0, 240, 0.1, unit="s")
+    repaint_mode: Literal["conservative", "balanced", "aggressive"] = knob("balanced", "Manner")
+    repaint_strength: Real = knob(0.5, "Freedom", 0, 1, 0.05)
+    source_prompt: str = knob("", "Style of the song", lines=2, max_length=512)
+    source_lyrics: str = knob("", "Lyrics of the song", lines=4, max_length=4096)
+    n_min: Real = knob(0.0, "Let go at", 0, 1, 0.05)
+    n_max: Real = knob(1.0, "How far", 0, 1, 0.05)
+    n_avg: Whole = knob(1, "Tries averaged", 1, 8, 1)
+
+    @model_validator(mode="after")
+    def _spans_run_upwards(self) -> Self:
+        if self.kind == "repaint" and self.end_s is not None and self.end_s <= self.start_s:
+            raise StudioError("region-empty", start=self.start_s, end=self.end_s)
+        if self.kind == "morph" and not self.prompt.strip():
+            raise StudioError("prompt-empty")
+        if self.kind == "morph" and self.n_max < self.n_min:
+            raise StudioError("morph-backwards", low=self.n_min, high=self.n_max)
+        return self
+
+
+class Musicgen(Request):
+    """A piece without words by MusicGen, whose weights are not for commercial use."""
+
+    mode: ClassVar[str] = "musicgen"
+    prompt: str = knob(..., "Style", lines=3, max_length=1000)
+    duration_s: Real = knob(30.0, "Length", 5, 120, 1, unit="s")
+    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1)
+    guidance_scale: Real = knob(3.0, "Guidance", 1, 10, 0.5)
+    temperature: Real = knob(1.0, "Temperature", 0.1, 2, 0.05)
+    top_k: Whole = knob(250, "Top-k", 1, 2048, 1)
+
+    _prompt_says_something = field_validator("prompt")(_says_something)
+
+
+class Lyrics(Request):
+    """Words for a song, written to a brief."""
+
+    mode: ClassVar[str] = "lyrics"
+    brief: str = knob(..., "What it is about", lines=4, max_length=1000)
+    structure: str = knob(
+        "verse, chorus, verse, chorus, bridge, chorus", "Sections", max_length=200
+    )
+    language: Literal[LANGUAGES] = knob("en", "Language")
+    tone: str = knob("", "Tone", max_length=100)
+    rhyme: Literal["free", "couplets", "alternate", "enclosed"] = knob("couplets", "Rhyme")
+    lines: Whole = knob(4, "Lines a section", 2, 12, 1)
+    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1, group=WRITING)
+    temperature: Real = knob(0.8, "Temperature", 0, 2, 0.05, group=WRITING)
+    top_p: Real = knob(0.9, "Top-p", 0.05, 1, 0.05, group=WRITING)
+    top_k: Whole = knob(40, "Top-k", 0, 200, 1, group=WRITING)
+    repetition_penalty: Real = knob(1.05, "Repetition penalty", 1, 2, 0.05, group=WRITING)
+    repair: str = knob("", "Draft to repair", lines=8, max_length=8000, group=WRITING)
+
+    @field_validator("brief")
+    @classmethod
+    def _brief_says_something(cls, brief: str) -> str:
+        if not brief.strip():
+            raise StudioError("brief-empty")
+        return brief
+
+
+class Inspire(Request):
+    """A whole song thought up from one idea, or from none."""
+
+    mode: ClassVar[str] = "inspire"
+    idea: str = knob("", "Idea", max_length=512)
+    instrumental: bool = knob(False, "Instrumental")
+    vocal_language: Literal[LANGUAGES] = knob("unknown", "Sung in")
+    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1)
+
+
+class Rewrite(Request):
+    """Style and lyrics brought into the form the model likes."""
+
+    mode: ClassVar[str] = "rewrite"
+    prompt: str = knob("", "Style", lines=3, max_length=512)
+    lyrics: str = knob("", "Lyrics", lines=8, max_length=4096)
+    vocal_language: Literal[LANGUAGES] = knob("unknown", "Sung in")
+    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1)
+
+
+class Listen(Request):
+    """What is heard in a song: style, tempo, key, metre, language."""
+
+    mode: ClassVar[str] = "listen"
+    source: File = knob(..., "Song")
+    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1)
+
+
+MODES: dict[str, type[Sound]] = {
+    request.mode: request for request in (Generate, Cover, Extend, Edit)
+}
+"""The song modes of the page. `Lyrics` makes a draft."""
+
+
+SONGS: dict[str, type[Request]] = {**MODES, Musicgen.mode: Musicgen}
+"""All that makes a take."""
+
+
+HELPERS: dict[str, type[Request]] = {
+    request.mode: request for request in (Inspire, Rewrite, Listen)
+}
+"""What the planner alone answers, with an `Idea`."""
+
+
+class Export(Request):
+    """A take as a file of another kind."""
+
+    mode: ClassVar[str] = "export"
+    source: File = knob(..., "Take")
+    format: Literal["wav", "flac", "mp3"] = knob("mp3", "Format")
+    settings: bool = knob(True, "Settings inside")
+    ai_generated: bool = knob(True, "Tagged as AI-generated")
+
+
+class Master(Export):
+    """A take brought to a loudness, under a true-peak ceiling, as a file."""
+
+    mode: ClassVar[str] = "master"
+    target_lufs: Real = knob(-14.0, "Loudness", -30, -8, 0.5, unit="LUFS")
+    ceiling_dbtp: Real = knob(-1.0, "Ceiling", -6, 0, 0.1, unit="dBTP")
+
+
+class Stems(Request):
+    """A take taken apart: vocals, drums, bass and the rest."""
+
+    mode: ClassVar[str] = "stems"
+    source: File = knob(..., "Take")
+
+
+FINISHES: dict[str, type[Request]] = {request.mode: request for request in (Export, Master, Stems)}

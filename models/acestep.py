@@ -1,0 +1,400 @@
+"""ACE-Step itself: load a checkpoint, build conditions, make latents, decode them to sound.
+
+Stands on diffusers' components; the loop is our own. Everything long is a generator that yields
+`Progress` and returns its result; closing it stops the work there and frees what it held.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import re
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from audio import levels
+from core.errors import StudioError
+from core.requests import INSTRUMENTAL, SAMPLE_RATE, Generate
+from core.results import Progress
+from models import catalog, checkpoints, sampler, weights
+from models.loading import _prove_whole, memory
+from models.vae import FRAME_RATE, decode, skip_zeros
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from diffusers import AceStepPipeline
+
+
+TEXT_TO_MUSIC = "Fill the audio semantic mask based on the given conditions:"
+
+
+TEXT_TOKENS, LYRIC_TOKENS = 256, 2048
+"""What the text encoder reads of the prompt and of the lyrics. Source: the authors' handler."""
+
+
+TIMBRE_FRAMES = 30 * FRAME_RATE
+"""Length of the timbre reference; without one, this much of the silence latent stands for it."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the transformer hears besides the noise.
+
+    `cond` and `null` are [1, tokens, width], `context` is [1, frames, channels + mask].
+    """
+
+    cond: torch.Tensor
+    null: torch.Tensor
+    context: torch.Tensor
+
+
+@dataclass
+class Rendered:
+    """One piece of sound, float32 [2, samples] at 48 kHz, and how it came about.
+
+    Where part of a source was kept, `edges` are the middle and half the width of each crossfade in
+    samples, and `changed_outside` counts the samples that differ from the source outside of the
+    regions and their crossfades.
+    """
+
+    sound: np.ndarray
+    peak_dbfs: float | None
+    seed: int
+    timings_s: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    edges: list[tuple[int, int]] = field(default_factory=list)
+    changed_outside: int | None = None
+
+
+class Laps:
+    """Seconds spent in each stage, told at its end."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def __call__(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage] = now - self._since
+        self._since = now
+
+
+def prompt_text(
+    caption: str,
+    *,
+    bpm: int | None,
+    timesignature: str,
+    keyscale: str,
+    duration_s: float,
+    instruction: str = TEXT_TO_MUSIC,
+) -> str:
+    """The prompt as the text encoder was trained on it, to the byte.
+
+    Source: the authors' handler (`SFT_GEN_PROMPT` and its metadata string).
+    """
+    return (
+        f"# Instruction\n{instruction}\n\n# Caption\n{caption}\n\n# Metas\n"
+        f"- bpm: {bpm or 'N/A'}\n- timesignature: {timesignature or 'N/A'}\n"
+        f"- keyscale: {keyscale or 'N/A'}\n- duration: {int(duration_s)} seconds\n<|endoftext|>\n"
+    )
+
+
+def lyric_text(lyrics: str, language: str) -> str:
+    """The lyrics as the lyric encoder was trained on them, to the byte. Source: as above."""
+    return f"# Languages\n{language}\n\n# Lyric\n{lyrics}<|endoftext|>"
+
+
+def frames_for(duration_s: float) -> int:
+    """Latent frames that hold `duration_s`, rounded up to the transformer's patch of two."""
+    frames = math.ceil(round(duration_s * FRAME_RATE, 6))
+    return frames + frames % 2
+
+
+class Engine:
+    """One loaded checkpoint on one device. Not thread-safe: one song at a time."""
+
+    def __init__(self, pipe: AceStepPipeline, model: catalog.Model, device: str) -> None:
+        self.pipe = pipe
+        self.model = model
+        self.device = device
+        self.dtype = pipe.transformer.dtype
+        self.rate = pipe.vae.config.sampling_rate
+        self.channels = pipe.transformer.config.audio_acoustic_hidden_dim
+
+    @classmethod
+    def load(
+        cls, model: catalog.Model, folder: Path, device: str, dtype: str
+    ) -> Iterator[Progress]:
+        """Load `model` from `folder`, and prove that it is whole.
+
+        Args:
+            device: "cpu", "cuda" or "mps".
+            dtype: of the transformer, "float32" or "bfloat16". On an accelerator everything
+                follows it; on a CPU the small parts stay float32.
+
+        Returns:
+            The engine (as the generator's return value).
+
+        Raises:
+            StudioError: `model-broken`, `model-mismatch`, `out-of-memory`.
+        """
+        import torch
+        from diffusers import AceStepPipeline
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        gc.freeze()  # the libraries stay: `host.free` need not look through them after every job
+        yield Progress(stage="Loading", step=0, steps=3)
+        announced = checkpoints.inspect(model, folder)
+        yield Progress(stage="Loading", step=1, steps=3)
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+        wide = getattr(torch, dtype)
+        rest = torch.float32 if device == "cpu" else wide
+        with memory(device, model, 0.0):
+            try:
+                warnings.filterwarnings("ignore", ".*weight_norm.* is deprecated", FutureWarning)
+                pipe = AceStepPipeline.from_pretrained(
+                    folder,
+                    dtype={"transformer": wide, "default": rest},
+                    local_files_only=True,
+                    use_safetensors=True,
+                )
+            except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise weights.broken(
+                    model, folder.name, f"does not load ({type(error).__name__})"
+                ) from error
+            yield Progress(stage="Loading", step=2, steps=3)
+            _prove_whole(model, pipe, announced)
+            skip_zeros(pipe.vae)
+            pipe.to(device)
+        yield Progress(stage="Loading", step=3, steps=3)
+        return cls(pipe, model, device)
+
+    def text_to_music(
+        self, song: Generate, seeds: Sequence[int], **shown: Any
+    ) -> Iterator[Progress]:
+        """Make one piece for each seed, each bit for bit what it would be if made alone.
+
+        Args:
+            song: a request whose steps, guidance and shift are numbers by now.
+            shown: what else the model is to go by; see `conditions`.
+
+        Returns:
+            A list of `Rendered` (as the generator's return value).
+        """
+        import torch
+
+        with torch.inference_mode(), memory(self.device, self.model, song.duration_s):
+            yield Progress(stage="Reading the words", step=0, steps=1)
+            reading = Laps()
+            conditions, notes = self.conditions(song, **shown)
+            reading("Reading the words")
+            pieces = []
+            for seed in seeds:
+                lap = Laps()
+                latents = yield from self.denoise(conditions, song, seed)
+                lap("Denoising")
+                wave = yield from decode(self.pipe.vae, latents)
+                piece = self.finish(wave, round(song.duration_s * SAMPLE_RATE), seed)
+                lap("Decoding")
+                piece.timings_s = reading.seconds | lap.seconds
+                piece.notes[:0] = notes
+                pieces.append(piece)
+            return pieces
+
+    def conditions(
+        self,
+        song: Generate,
+        instruction: str = TEXT_TO_MUSIC,
+        *,
+        context: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        timbre: torch.Tensor | None = None,
+    ) -> tuple[Conditions, list[str]]:
+        """Encode words and metadata. Also says what had to be changed for them to fit.
+
+        Args:
+            context: latents [1, frames, channels] the model is shown; silence of the song's length
+                where there are none.
+            mask: float [frames], 1 where something new is wanted; everywhere if None.
+            timbre: latents [1, frames, channels] whose sound is borrowed; silence for none.
+
+        Raises:
+            StudioError: `lyrics-too-long`.
+        """
+        import torch
+
+        pipe, notes = self.pipe, []
+        caption, cut = self._fit_caption(song, instruction)
+        if cut:
+            notes.append(
+                f"The style was cut to its first {len(caption.split())} words: more would have "
+                "pushed tempo, key and length out of what the model reads."
+            )
+        lyrics = song.lyrics
+        if song.instrumental:
+            if lyrics.strip():
+                notes.append("Instrumental: the lyrics were left out.")
+            lyrics = INSTRUMENTAL
+        text_ids = self._tokens(_prompt_of(song, caption, instruction))
+        lyric_ids = self._tokens(lyric_text(lyrics, song.vocal_language))
+        if lyric_ids.shape[1] > LYRIC_TOKENS:
+            raise StudioError(
+                "lyrics-too-long",
+                tokens=lyric_ids.shape[1],
+                limit=LYRIC_TOKENS,
+                words=int(len(lyrics.split()) * 0.95 * LYRIC_TOKENS / lyric_ids.shape[1]),
+            )
+        encoder = pipe.condition_encoder
+        if context is None:
+            context = self.silence(frames_for(song.duration_s))
+        if mask is None:
+            mask = torch.ones(context.shape[1])
+        mask = mask.to(context)[None, :, None].expand(-1, -1, self.channels)
+        cond, _ = encoder(
+            text_hidden_states=pipe.text_encoder(input_ids=text_ids).last_hidden_state,
+            text_attention_mask=torch.ones_like(text_ids, dtype=torch.bool),
+            lyric_hidden_states=pipe.text_encoder.get_input_embeddings()(lyric_ids),
+            lyric_attention_mask=torch.ones_like(lyric_ids, dtype=torch.bool),
+            refer_audio_acoustic_hidden_states_packed=(
+                self.silence(TIMBRE_FRAMES) if timbre is None else timbre
+            ),
+            refer_audio_order_mask=torch.zeros(1, dtype=torch.long, device=self.device),
+        )
+        return (
+            Conditions(
+                cond=cond.to(self.dtype),
+                null=encoder.null_condition_emb.expand_as(cond).to(self.dtype),
+                context=torch.cat([context, mask], -1).to(self.dtype),
+            ),
+            notes,
+        )
+
+    def denoise(
+        self,
+        conditions: Conditions,
+        song: Generate,
+        seed: int,
+        *,
+        later: Conditions | None = None,
+        switch: int = 0,
+        hold: sampler.Hold | None = None,
+        start: tuple[torch.Tensor, float] | None = None,
+    ) -> Iterator[Progress]:
+        """From the seed's noise to latents, float32 [1, frames, channels] (returned).
+
+        Args:
+            later, switch: conditions that take over after `switch` steps.
+            hold: puts known latents back after each step; see `sampler.sample`.
+            start: clean latents and the share of noise to begin with, instead of noise alone.
+
+        Raises:
+            StudioError: `sound-not-finite`.
+        """
+        course = sampler.Course.of(song)
+        noise, generator = sampler.draw_noise(seed, conditions.context.shape[1], self.channels)
+        x, first = noise.to(self.device), 0
+        times = sampler.schedule(course.steps, course.shift)
+        if start is not None:
+            first = sampler.step_at(course, start[1])
+            x = times[first] * x + (1 - times[first]) * start[0]
+        model = self.model_under(conditions)
+        if later is not None:
+            before, after, until = model, self.model_under(later), float(times[switch])
+
+            def model(x: torch.Tensor, t: float, guided: bool) -> sampler.Velocity:
+                return (before if t > until else after)(x, t, guided)
+
+        steps = sampler.sample(model, x, course, generator, first=first, hold=hold)
+        latents = yield from staged(steps, "Denoising", course.steps)
+        if not sampler.is_finite(latents):
+            raise StudioError("sound-not-finite", model=self.model.title)
+        return latents
+
+    def model_under(self, conditions: Conditions) -> sampler.Model:
+        """The transformer under `conditions`, as the sampler wants it."""
+        import torch
+
+        def ask(x: torch.Tensor, t: float, guided: bool) -> sampler.Velocity:
+            rows = 2 if guided else 1
+            cond = conditions.cond
+            stamp = torch.full((rows,), t, device=self.device, dtype=self.dtype)
+            (out,) = self.pipe.transformer(
+                hidden_states=x.to(self.dtype).expand(rows, -1, -1),
+                timestep=stamp,
+                timestep_r=stamp,
+                encoder_hidden_states=torch.cat([cond, conditions.null]) if guided else cond,
+                context_latents=conditions.context.expand(rows, -1, -1),
+                return_dict=False,
+            )
+            out = out.float()
+            return sampler.Velocity(out[:1], out[1:] if guided else None)
+
+        return ask
+
+    def finish(self, wave: torch.Tensor, samples: int, seed: int) -> Rendered:
+        """Bring to 48 kHz, cut to `samples`, set the level."""
+        sound = levels.resample(wave.numpy(), self.rate, SAMPLE_RATE, samples)
+        sound, peak = levels.level(sound)
+        piece = Rendered(sound=sound, peak_dbfs=peak, seed=seed)
+        if peak is None or peak < levels.SILENCE_DBFS:
+            piece.notes.append("This take is almost silent; try another seed.")
+        return piece
+
+    def silence(self, frames: int) -> torch.Tensor:
+        """The silence latent [1, frames, channels], tiled if the song outlasts it."""
+        silence = self.pipe.condition_encoder.silence_latent
+        if frames > silence.shape[1]:
+            silence = silence.repeat(1, math.ceil(frames / silence.shape[1]), 1)
+        return silence[:, :frames]
+
+    def _tokens(self, text: str) -> torch.Tensor:
+        return self.pipe.tokenizer([text], return_tensors="pt").input_ids.to(self.device)
+
+    def _fit_caption(self, song: Generate, instruction: str) -> tuple[str, bool]:
+        """The longest beginning of the style, ending at a word, that leaves room for the metas."""
+
+        def fits(caption: str) -> bool:
+            return self._tokens(_prompt_of(song, caption, instruction)).shape[1] <= TEXT_TOKENS
+
+        caption = song.prompt.strip()
+        if fits(caption):
+            return caption, False
+        low, high = 0, len(caption)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(caption[:middle]) else (low, middle - 1)
+        kept = caption[:low]
+        if not caption[low].isspace():
+            words = re.match(r".*\s", kept, re.DOTALL)
+            kept = words.group() if words else kept
+        return kept.strip(), True
+
+
+def _prompt_of(song: Generate, caption: str, instruction: str) -> str:
+    return prompt_text(
+        caption,
+        instruction=instruction,
+        bpm=song.bpm,
+        timesignature=song.timesignature,
+        keyscale=song.keyscale,
+        duration_s=song.duration_s,
+    )
+
+
+def staged(steps: Iterator[int], stage: str, total: int) -> Iterator[Progress]:
+    """Turn step numbers into progress, and hand on what the steps return."""
+    while True:
+        try:
+            done = next(steps)
+        except StopIteration as end:
+            return end.value
+        yield Progress(stage=stage, step=done, steps=total)

@@ -1,0 +1,75 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from core.errors import StudioError
+from models import catalog, weights
+from models.vae import FRAME_RATE
+
+if TYPE_CHECKING:
+    from diffusers import AceStepPipeline
+
+
+def _prove_whole(
+    model: catalog.Model, pipe: AceStepPipeline, announced: dict[str, set[str]]
+) -> None:
+    """Refuse a checkpoint with tensors missing, not finite, silent or not fitting together."""
+    import torch
+
+    for part, names in announced.items():
+        module = getattr(pipe, part, None)  # a planner may lie beside the pipeline's parts
+        if module is None:
+            continue
+        if lacking := sorted(set(module.state_dict()) - names):
+            raise weights.broken(model, f"{part}/", f"lacks the tensor {lacking[0]}")
+        for name, tensor in module.state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise weights.broken(model, f"{part}/", f"has no finite numbers in {name}")
+    if not bool(pipe.condition_encoder.silence_latent.abs().sum() > 0):
+        raise weights.broken(model, "condition_encoder/", "has an empty silence latent")
+    dit, cond, vae = pipe.transformer.config, pipe.condition_encoder.config, pipe.vae.config
+    text = pipe.text_encoder.config
+    must_equal = {
+        "latent channels": (dit.audio_acoustic_hidden_dim, vae.decoder_input_channels),
+        "timbre channels": (cond.timbre_hidden_dim, vae.decoder_input_channels),
+        "transformer input": (dit.in_channels, 3 * vae.decoder_input_channels),
+        "condition width": (dit.encoder_hidden_size or dit.hidden_size, cond.hidden_size),
+        "text width": (text.hidden_size, cond.text_hidden_dim),
+        "latent frames a second": (
+            vae.sampling_rate / math.prod(vae.downsampling_ratios),
+            FRAME_RATE,
+        ),
+    }
+    for what, (one, other) in must_equal.items():
+        if one != other:
+            raise weights.mismatch(model, f"{what} {one:g} against {other:g}")
+    if len(pipe.tokenizer) > text.vocab_size:
+        raise weights.mismatch(
+            model, f"{len(pipe.tokenizer)} words for {text.vocab_size} embeddings"
+        )
+
+
+@contextmanager
+def memory(device: str, model: catalog.Model, seconds: float) -> Iterator[None]:
+    """Turn running out of memory into a sentence."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        short = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not short and not re.search("not enough memory|out of memory", str(error)):
+            raise
+        raise StudioError(
+            "out-of-memory",
+            device=device,
+            seconds=seconds,
+            model=model.title,
+            shorter=max(10, int(seconds / 2)),
+        ) from error

@@ -1,0 +1,1 @@
+"""Running jobs on a device: queue, model cache, estimates, uploads."""

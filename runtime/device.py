@@ -1,0 +1,215 @@
+"""Where we run: device, number format, threads, private files, ZeroGPU, and how long things take.
+
+The only room that knows `spaces`. Importing it first keeps ZeroGPU able to defer CUDA.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import spaces
+
+from core.errors import StudioError
+from core.results import DeviceUsed
+
+# Read when torch brings OpenMP in: threads that wait asleep. Spinning ones stall each other as soon
+# as another program wants a core; the embedded model then sampled eight times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+# Loading a model from a folder would otherwise tell the hub what is running here.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+ON_ZERO = spaces.config.Config.zero_gpu
+"""Whether this process is a ZeroGPU Space, where GPU work happens in a forked worker."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device as the engine uses it. Picklable, and decided once at the start."""
+
+    device: str
+    dtype: str
+    threads: int
+
+    @property
+    def speed_class(self) -> str:
+        """Machines of one class take about equally long for the same work."""
+        return f"{self.device}:{device_name(self.device)}:{self.dtype}:{self.threads}"
+
+    def used(self) -> DeviceUsed:
+        """This place as a take records it."""
+        return DeviceUsed(
+            kind=self.device,
+            name=device_name(self.device),
+            dtype=self.dtype,
+            threads=self.threads,
+            torch=version("torch"),
+        )
+
+
+def find_place(device: str | None = None) -> Place:
+    """The place to work at: `device` if given, else the best this machine has.
+
+    Raises:
+        StudioError: `device-missing`.
+    """
+    have = _devices()
+    if device and device not in have:
+        raise StudioError("device-missing", device=device)
+    device = device or have[0]
+    threads = int(os.environ.get("ACE_THREADS") or _physical_cores())
+    return Place(device, _dtype(device), threads)
+
+
+def settle(place: Place) -> None:
+    """Fix the number of threads, so that a seed keeps its bits. Call before any computing."""
+    import torch
+
+    torch.set_num_threads(place.threads)
+
+
+@cache
+def device_name(device: str) -> str:
+    """The device as its maker calls it."""
+    if device == "cuda" and not ON_ZERO:
+        import torch
+
+        return torch.cuda.get_device_name()
+    if device == "cuda":
+        return "ZeroGPU"
+    return _processor_name()
+
+
+def memory_gb(device: str) -> float:
+    """What `device` has in all, in GB; on Apple's chips and bare CPUs that is the machine's own."""
+    if ON_ZERO:
+        return 48.0  # a "large" slice, as its documentation says
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(0).total_memory / 1e9
+    import psutil
+
+    return psutil.virtual_memory().total / 1e9
+
+
+def free(device: str, everything: bool = False) -> None:
+    """Give memory that nothing holds any more back to the device, and to the machine.
+
+    Args:
+        everything: look through what `gc.freeze` set aside, too. Libraries alone are half a
+            million objects, and while they are looked through nobody gets an answer.
+    """
+    import gc
+
+    if everything:
+        gc.unfreeze()
+    gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)  # every job has a thread of its own, and glibc keeps what each of them freed
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+    elif device == "mps":
+        import torch
+
+        torch.mps.empty_cache()
+
+
+def gpu(seconds: Callable[..., float]) -> Callable[[Any], Any]:
+    """Decorate a generator function that needs the GPU; `seconds` gets its arguments.
+
+    On ZeroGPU it runs in a forked process that is granted for that long. Elsewhere nothing
+    changes.
+    """
+    return spaces.GPU(duration=seconds)
+
+
+def gpu_trouble(error: BaseException) -> str | None:
+    """What ZeroGPU's exception means: "aborted", or why it refused; None if it is not one.
+
+    `spaces` raises `gr.Error`, told apart here by its title so that this room needs no Gradio.
+    """
+    title = str(getattr(error, "title", ""))
+    if "ZeroGPU" not in title:
+        return None
+    reason = re.sub(r"<[^>]*>", "", str(getattr(error, "message", error))).strip().rstrip(".")
+    return "aborted" if "aborted" in reason.lower() else reason or "no reason given"
+
+
+def reach_loopback() -> None:
+    """Keep proxies in the environment from being asked for this very machine."""
+    for name in ("NO_PROXY", "no_proxy"):
+        have = [h for h in os.environ.get(name, "").split(",") if h]
+        ours = [h for h in ("127.0.0.1", "localhost", "0.0.0.0", "::1") if h not in have]
+        os.environ[name] = ",".join(have + ours)
+
+
+def _devices() -> list[str]:
+    """What this machine can compute on, best first; asks torch only where it could say CUDA."""
+    if ON_ZERO:
+        return ["cuda", "cpu"]
+    if sys.platform == "darwin":
+        return ["mps", "cpu"] if os.uname().machine == "arm64" else ["cpu"]
+    if "+cpu" in version("torch") or not _has_nvidia():
+        return ["cpu"]
+    import torch
+
+    return ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+
+
+def _has_nvidia() -> bool:
+    return sys.platform == "win32" or any(
+        Path(p).exists() for p in ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/version")
+    )
+
+
+def _dtype(device: str) -> str:
+    """bfloat16 where the hardware computes it, else float32; never float16, which overflows.
+
+    On a CPU it pays with AMX or AVX512-BF16: 1.9 times at the embedded model's width of 256, 4.3
+    times at XL's 2560 (see `bench.py`). On Apple's GPUs it is not reliable.
+    """
+    if device == "cuda":
+        if ON_ZERO:
+            return "bfloat16"
+        import torch
+
+        return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
+    if device == "cpu" and re.search(r"\b(amx_bf16|avx512_bf16)\b", _cpuinfo()):
+        return "bfloat16"
+    return "float32"
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+@cache
+def _processor_name() -> str:
+    import platform
+
+    found = re.search(r"model name\s*:\s*(.+)", _cpuinfo())
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def _physical_cores() -> int:
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))

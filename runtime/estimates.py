@@ -1,0 +1,232 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.files import cache_folder
+from core.requests import FINISHES, HELPERS, Generate, Lyrics, Musicgen
+from core.results import Progress
+from models import catalog, musicgen, plan_grammar
+from runtime.job import FINISHING, Job
+from runtime.planning import wanted
+
+if TYPE_CHECKING:
+    pass
+
+
+ZERO_SECONDS = (60, 300)
+"""What is asked of ZeroGPU while nothing was measured, and the most that is ever asked."""
+
+
+MARGIN = 1.2
+"""How much more GPU time than the median need is asked for."""
+
+
+class Rates:
+    """What work has cost on one class of device: seconds for one unit of each stage.
+
+    Kept on disk, the last `KEEP` measurements of each. A unit is whatever makes a stage's cost
+    proportional: see `backend.work_of`.
+    """
+
+    KEEP = 16
+
+    def __init__(self, key: str, path: Path | None = None) -> None:
+        self._key = key
+        self._path = path or cache_folder() / "rates.json"
+        self._lock = threading.Lock()
+        self._seen: dict[str, list[float]] = defaultdict(list, self._read().get(key, {}))
+
+    def learn(self, seconds: dict[str, float], work: dict[str, float]) -> None:
+        """Remember that `work` units of each stage took `seconds`."""
+        with self._lock:
+            for stage in seconds.keys() & work.keys():
+                if work[stage] > 0:
+                    self._seen[stage] = [*self._seen[stage], seconds[stage] / work[stage]]
+                    self._seen[stage] = self._seen[stage][-self.KEEP :]
+            everyone = {**self._read(), self._key: dict(self._seen)}
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            half = self._path.with_suffix(f".{os.getpid()}.part")
+            half.write_text(json.dumps(everyone))
+            os.replace(half, self._path)
+        except OSError:
+            return  # a read-only home only means that estimates start afresh next time
+
+    def predict(self, stage: str, work: float) -> tuple[float, float] | None:
+        """Seconds that `work` units of `stage` will take, (least, most); None if unknown.
+
+        Of many measurements the middle half counts: one song made beside a video call is no reason
+        to expect that of the next sixteen.
+        """
+        seen = sorted(self._seen.get(stage, ()))
+        aside = len(seen) // 4
+        return (seen[aside] * work, seen[-1 - aside] * work) if seen else None
+
+    def usual(self, work: dict[str, float]) -> float | None:
+        """The median seconds for all of `work`, or None while any stage is unknown."""
+        if any(not self._seen.get(stage) for stage in work):
+            return None
+        return sum(statistics.median(self._seen[stage]) * units for stage, units in work.items())
+
+    def _read(self) -> dict[str, dict[str, list[float]]]:
+        try:
+            found = json.loads(self._path.read_text())
+            return found if isinstance(found, dict) else {}
+        except (OSError, ValueError):
+            return {}
+
+
+def gpu_seconds(usual: float | None, guess: float, attempt: int = 1) -> int:
+    """How many seconds to ask of ZeroGPU.
+
+    Args:
+        usual: the median need, if it was ever measured here.
+        guess: a cautious estimate for when it was not.
+        attempt: 2 after the first was aborted: twice as much is asked.
+    """
+    low, high = ZERO_SECONDS
+    wanted = usual * MARGIN if usual is not None else min(max(guess, low), high)
+    return min(math.ceil(wanted * attempt), high)
+
+
+class Clock:
+    """Says how long a job will still take, from what it has shown and what others have cost.
+
+    Args:
+        rates: the costs known so far.
+        work: units of every stage that lies ahead, in order.
+    """
+
+    def __init__(self, rates: Rates, work: dict[str, float], now: Callable[[], float]) -> None:
+        self._rates, self._work, self._now = rates, work, now
+        self._began = now()
+        self._stage, self._since = "", self._began
+        self._first = self._newest = (0, self._began)
+        self._last = Progress(stage="Waiting")
+
+    def expect(self, work: dict[str, float]) -> None:
+        """What lies ahead has become clearer: the units of every stage, in order."""
+        self._work = work
+
+    def tick(self, event: Progress | None = None) -> Progress:
+        """`event` (or the last one again) with the time gone and the range of time left."""
+        now = self._now()
+        if event is not None:
+            if event.stage != self._stage:
+                self._stage, self._since, self._first = event.stage, now, (event.step, now)
+            elif event.step and not self._first[0]:
+                self._first = (event.step, now)  # the first step also pays for warming up
+            self._newest, self._last = (event.step, now), event
+        return self._last.model_copy(
+            update={"elapsed_s": now - self._began, "left_s": self._left(now)}
+        )
+
+    def _left(self, now: float) -> tuple[float, float] | None:
+        event, stages = self._last, list(self._work)
+        if event.stage not in stages:
+            return None
+        here = self._left_here(now)
+        ahead = [
+            self._rates.predict(stage, self._work[stage])
+            for stage in stages[stages.index(event.stage) + 1 :]
+        ]
+        if here is None or None in ahead:
+            return None
+        low, high = (here[i] + sum(span[i] for span in ahead) for i in (0, 1))
+        return max(0.0, low * 0.9), max(0.0, high * 1.15)
+
+    def _left_here(self, now: float) -> tuple[float, float] | None:
+        event, (first, first_at), (newest, newest_at) = self._last, self._first, self._newest
+        if first and newest > first:
+            each = (newest_at - first_at) / (newest - first)
+            left = max(0.0, each * (event.steps - newest) - (now - newest_at))
+            return left, left
+        span = self._rates.predict(event.stage, self._work[event.stage])
+        gone = now - self._since
+        return span and (max(0.0, span[0] - gone), max(0.0, span[1] - gone))
+
+
+def work_of(job: Job, loaded: bool = False, planned: bool = False) -> dict[str, float]:
+    """How many units each stage of a job costs, in order: what `host.Rates` multiplies.
+
+    Loading, planning and reading count once; denoising by rows times seconds of sound; the rest by
+    seconds. `loaded` and `planned` say whether the engine and the planner are in memory already.
+    """
+    from models import sampler
+
+    planned = planned or job.planner is None
+    if isinstance(job.request, Lyrics):
+        return {"Loading the songwriter": 1.0, "Writing the words": 1.0}
+    if job.request.mode in FINISHES:
+        return {FINISHING[job.request.mode]: job.seconds["source"]}
+    if isinstance(job.request, Musicgen):
+        return _told(
+            {
+                musicgen.LOADING: float(not loaded),
+                musicgen.COMPOSING: job.duration_s,
+                musicgen.RENDERING: job.duration_s,
+                "Writing": job.duration_s,
+            }
+        )
+    if job.request.mode in HELPERS:
+        heard = job.seconds.get("source", 0.0)
+        return _told(
+            {
+                "Loading": float(bool(heard) and not loaded),
+                "Encoding": heard,
+                "Loading the planner": float(not planned),
+                {"inspire": "Thinking of a song", "rewrite": "Rewriting"}.get(
+                    job.request.mode, "Listening"
+                ): 1.0 + heard,
+            }
+        )
+    seconds, heard = job.duration_s, sum(job.seconds.values())
+    listens = job.planner is not None and bool(job.sounds) and job.request.mode != "generate"
+    plans = job.planner is not None and not listens
+    composes = plans and isinstance(job.request, Generate) and bool(job.request.thinking)
+    course = sampler.Course.of(job.request)
+    rows = sampler.evaluations(course)
+    return _told(
+        {
+            "Loading": float(not loaded),
+            "Encoding": heard,
+            "Loading the planner": float(not planned),
+            "Listening": heard * listens,
+            "Planning": float(plans and bool(wanted(job.request))),
+            "Composing codes": seconds * composes,
+            "Reading adapters": float(len(job.adapters)),
+            "Reading the words": 1.0,
+            "Denoising": rows * seconds,
+            "Decoding": seconds,
+            "Writing": seconds,
+        }
+    )
+
+
+def _told(work: dict[str, float]) -> dict[str, float]:
+    return {stage: units for stage, units in work.items() if units}
+
+
+def cautious(work: dict[str, float], model: catalog.Model) -> float:
+    """Seconds a job may need on a GPU nobody has measured: 20 s to get going, then by arithmetic.
+
+    XL computes 0.13 TFLOP a row and second of sound (27 guided steps of 240 s: 1.6 PFLOP), taken
+    at 42 TFLOP/s, far below what such a card reaches; other models by their size. A planner says
+    at least 30 codes a second there, and a plan of 200 tokens; MusicGen, 25 tokens a second.
+    """
+    share = model.size_bytes / catalog.MODELS["xl-sft"].size_bytes or 1.0
+    thought = 10 * sum(stage in work for stage in ("Planning", "Listening", "Rewriting"))
+    composed = work.get("Composing codes", 0.0) * plan_grammar.CODE_RATE / 30
+    composed += 2 * work.get(musicgen.COMPOSING, 0.0)
+    sound = 0.003 * share * work.get("Denoising", 0.0) + 0.05 * work.get("Decoding", 0.0)
+    return 20 + sound + thought + composed

@@ -1,0 +1,250 @@
+"""The planner's share of a job: to plan and compose a new piece, or to listen to what came in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from audio import analysis
+from core.errors import StudioError
+from core.params import Request
+from core.requests import HELPERS, INSTRUMENTAL, Edit, Generate, Sound
+from core.results import Event, Idea, Progress
+from models import catalog, checkpoints, plan_grammar
+from models.planner import Dice
+from runtime import device, model_cache
+from runtime.job import Job
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def wanted(request: Request) -> set[str]:
+    """The fields of a plan that a request leaves to the planner; empty where it is not asked.
+
+    In Generate the planner also composes codes if it thinks; elsewhere thinking is listening.
+    """
+    if request.mode in HELPERS:
+        return set(plan_grammar.FIELDS)
+    new = isinstance(request, Generate)
+    if not new and not request.thinking:
+        return set()
+    found = {"bpm", "keyscale", "timesignature"} if request.use_cot_metas else set()
+    if request.use_cot_caption and (new or not request.prompt.strip()):
+        found.add("caption")
+    if (
+        request.use_cot_language
+        and request.vocal_language == "unknown"
+        and not request.instrumental
+    ):
+        found.add("language")
+    if isinstance(request, Edit) and request.kind == "morph" and not request.source_prompt.strip():
+        found.add("caption")
+    return found - plan_grammar.given_by(request, 0.0).keys()
+
+
+def lyrics_of(request: Sound) -> str:
+    """The lyrics as the planner reads them: a piece without words says so."""
+    return INSTRUMENTAL if request.instrumental or not request.lyrics.strip() else request.lyrics
+
+
+def sung(request: Sound, duration_s: float) -> Generate:
+    """The request as the engine reads it: words and knobs, and how long the piece is.
+
+    Not checked again: the style of an edit may be empty, its length is what it comes to.
+    """
+    shared = {name: getattr(request, name) for name in Sound.model_fields}
+    return Generate.model_construct(**shared, duration_s=duration_s, reference=None)
+
+
+def thinks(request: Request) -> bool:
+    """Whether the planner has anything to do for `request`."""
+    if not isinstance(request, Sound):
+        return request.mode in HELPERS
+    composes = isinstance(request, Generate) and bool(request.thinking)
+    return composes or bool(wanted(request))
+
+
+TEMPERATURE = 0.85
+"""At which the planner talks where no knob says otherwise. Source: the authors' default."""
+
+
+@dataclass
+class Thoughts:
+    """What a piece is to be once everything is known.
+
+    `song` is what the engine reads; `told` describes the source of a morph.
+    """
+
+    song: Generate
+    told: Generate
+    plan: plan_grammar.Plan = field(default_factory=plan_grammar.Plan)
+    codes: list[int] = field(default_factory=list)
+
+
+def think(job: Job, sounds: dict[str, np.ndarray]) -> Iterator[Progress]:
+    """Let the planner write or listen, and fill in what the request left open (returns `Thoughts`).
+
+    What a person set stays. A style that was given is only rewritten where the piece is new.
+    """
+    request = job.request
+    song = sung(request, job.duration_s)
+    thoughts = Thoughts(song, song)
+    if isinstance(request, Edit):
+        thoughts.told = song.model_copy(
+            update={"prompt": request.source_prompt, "lyrics": request.source_lyrics}
+        )
+    if job.planner is None:
+        return thoughts
+    if isinstance(request, Generate):
+        yield from _plan(job, thoughts)
+        return thoughts
+    from models.planner import Dice
+
+    plan = yield from _listen(job, sounds, Dice.of(request))
+    thoughts.plan = kept = plan
+    if song.prompt.strip() or not request.use_cot_caption:
+        kept = replace(kept, caption=None)
+    thoughts.song, _ = plan_grammar.fill(song, kept)
+    if isinstance(request, Edit):
+        style = thoughts.told.prompt.strip() or thoughts.plan.caption or ""
+        filled, _ = plan_grammar.fill(thoughts.told, replace(thoughts.plan, caption=None))
+        thoughts.told = filled.model_copy(update={"prompt": style})
+    return thoughts
+
+
+def _plan(job: Job, thoughts: Thoughts) -> Iterator[Progress]:
+    """Plan a new piece, and compose its codes if the request wants them."""
+    from models.planner import Dice
+
+    request, song = job.request, thoughts.song
+    lyrics, dice = lyrics_of(request), Dice.of(request)
+    planner = yield from model_cache.planner(job)
+    given = plan_grammar.given_by(request, job.duration_s)
+    plan = yield from planner.plan(
+        request.prompt, lyrics, wanted(request), given, dice, request.seed
+    )
+    thoughts.plan = plan
+    thoughts.song, _ = plan_grammar.fill(song, plan)
+    if request.thinking:
+        (thoughts.codes,) = yield from planner.compose(
+            request.prompt,
+            lyrics,
+            plan,
+            job.duration_s,
+            dice,
+            [request.seed],
+            request.lm_cfg_scale,
+            request.lm_negative_prompt,
+        )
+
+
+def _listen(job: Job, sounds: dict[str, np.ndarray], dice: Dice) -> Iterator[Progress]:
+    """Hear what the source is, or the reference where there is no source; returns its `Plan`."""
+    import pipeline
+
+    name = "source" if "source" in sounds else "reference"
+    engine = yield from model_cache.engine(job)
+    clean = yield from model_cache.encoded(job, engine, name, sounds, pipeline.encode)
+    codes = pipeline.codes_of(engine, clean)
+    del engine, clean
+    planner = yield from model_cache.planner(job)
+    plan, _ = yield from planner.understand(
+        codes, dice, job.request.seed, lyrics=False, wanted=wanted(job.request)
+    )
+    return replace(plan, bpm=_steadied(plan.bpm, *analysis.tempo(sounds[name])))
+
+
+def _steadied(heard: int | None, measured: float | None, sure: bool) -> int | None:
+    """The tempo heard, corrected by the one measured where the measuring is sure of itself.
+
+    What is heard decides between a tempo, its double and its half: those measure alike.
+    """
+    if heard is None or measured is None or not sure:
+        return heard
+    alike = [bpm for bpm in (measured, 2 * measured, measured / 2) if abs(heard / bpm - 1) < 0.04]
+    found = round((alike or [measured])[0])
+    return found if 30 <= found <= 300 else heard
+
+
+def answer(job: Job) -> Iterator[Event]:
+    """What the planner alone can tell: an idea for a song, fuller words, or what it hears."""
+    from models.planner import Dice
+
+    request, lyrics, dice = job.request, "", Dice(TEMPERATURE, 1.0, 0)
+    if request.mode == "listen":
+        plan = yield from _listen(job, {"source": job.sound("source")}, dice)
+    else:
+        planner = yield from model_cache.planner(job)
+        if request.mode == "inspire":
+            plan, lyrics = yield from planner.inspire(
+                request.idea,
+                request.instrumental,
+                dice,
+                request.seed,
+                request.vocal_language,
+                int(job.model.longest_s),
+            )
+        else:
+            spoken = request.vocal_language
+            given = {} if spoken == "unknown" else {"language": spoken}
+            plan, lyrics = yield from planner.rewrite(
+                request.prompt, request.lyrics, given, dice, request.seed, int(job.model.longest_s)
+            )
+    yield Idea(
+        prompt=plan.caption or "",
+        lyrics=lyrics,
+        bpm=plan.bpm,
+        keyscale=plan.keyscale or "",
+        timesignature=plan.timesignature or "",
+        vocal_language=plan.language or "unknown",
+        duration_s=plan.duration_s,
+    )
+
+
+def find_planner(
+    model: catalog.Model, place: device.Place, name: str = ""
+) -> tuple[catalog.Size | None, str]:
+    """The planner that goes with `model` at `place`, or None and the reason in a clause.
+
+    Args:
+        name: one of `planner.SIZES`, a folder in the original layout, "none", or empty: then the
+            model's own, or the largest that the device has room for (on a bare CPU the smallest).
+
+    Raises:
+        StudioError: `model-unknown`.
+    """
+    if name == "none":
+        return None, "it was turned off with --planner none"
+    sizes = {size.name: size for size in catalog.SIZES}
+    own = Path(name).expanduser() if name else (model.folder or Path()) / "planner"
+    if name in sizes:
+        return sizes[name], ""
+    if (own / "config.json").is_file():
+        whole = sum(f.stat().st_size for f in own.glob("*.safetensors"))
+        title = f"{model.title} planner" if not name else own.resolve().name
+        return catalog.Size(
+            name=own.resolve().name,
+            title=title,
+            repo=name if name else f"{model.repo}/planner",
+            folder=own.resolve(),
+            size_bytes=whole,
+        ), ""
+    if name:
+        raise StudioError("model-unknown", name=name[:80], known=", ".join([*sizes, "none"]))
+    if model.name == "mini":
+        return None, "the embedded model has none"
+    here = checkpoints.locate(model)
+    if here is not None and not checkpoints.codebook(here):
+        return None, f"{model.title} was published without audio codes"
+    memory = device.memory_gb(place.device)
+    best = catalog.fitting(memory)
+    if best is None:
+        least = catalog.SIZES[0].from_gb
+        return None, f"the smallest needs {least:g} GB of memory and there are {memory:.1f}"
+    chosen = catalog.SIZES[0] if place.device == "cpu" else best
+    if model.name not in catalog.MODELS and checkpoints.locate(chosen) is None:
+        return None, f"{chosen.title} is not on this computer; fetch it with: {chosen.command}"
+    return chosen, ""
