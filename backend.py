@@ -21,9 +21,9 @@ from pathlib import Path
 import lyrics
 from core.errors import StudioError
 from core.files import cache_folder, no_room, private_folder
-from core.params import Request, Worn
+from core.params import AdapterRef, Request
 from core.requests import (
-    FINISHES,
+    EXPORTS,
     HELPERS,
     MAX_SEED,
     Edit,
@@ -33,15 +33,25 @@ from core.requests import (
     Musicgen,
     Sound,
 )
-from core.results import AdapterSeen, Cancelled, Card, Event, Failed, Look, Made, Progress, Take
+from core.results import (
+    AdapterInfo,
+    AudioInfo,
+    Cancelled,
+    Event,
+    ExportedFiles,
+    Failed,
+    ModelInfo,
+    Progress,
+    Take,
+)
 from models import catalog, checkpoints, demucs, musicgen
 from pipeline import region_of
 from runtime import device, estimates, job_adapters, model_cache, planning, runner
-from runtime.device_queue import Turns
+from runtime.device_queue import DeviceQueue
 from runtime.estimates import cautious, work_of
 from runtime.job import Job
 from runtime.planning import thinks
-from runtime.uploads import Sources
+from runtime.uploads import Uploads
 
 SHELF = 10
 """Takes kept for each visitor."""
@@ -52,7 +62,7 @@ HEARTBEAT_S = 1.0
 SOURCES = ("source", "reference")
 """Fields of requests that are files."""
 
-Tell = Callable[[Event], None]
+OnEvent = Callable[[Event], None]
 
 
 class Studio:
@@ -61,14 +71,14 @@ class Studio:
     def __init__(
         self,
         model: catalog.Model,
-        place: device.Place,
+        place: device.Device,
         planner: str = "",
         musicgen_folder: str | Path = "",
     ) -> None:
         """One model, and MusicGen beside it.
 
         Args:
-            planner: one of `planner.SIZES`, a folder, or "none"; empty for the best.
+            planner: one of `planner.PLANNERS`, a folder, or "none"; empty for the best.
             musicgen_folder: a copy of MusicGen; empty for that in the hub's cache.
         """
         self.model = model
@@ -77,18 +87,18 @@ class Studio:
         self.writer = lyrics.choose(place.device)
         self.musicgen = musicgen.choose(musicgen_folder)
         self._rates = estimates.Rates(f"{place.speed_class}|{model.name}")
-        self._turn = Turns()
-        self._sources = Sources()
+        self._turn = DeviceQueue()
+        self._sources = Uploads()
         self._shelf: dict[str, deque[Take]] = defaultdict(deque)
-        self._made: dict[str, deque[Made]] = defaultdict(deque)
+        self._made: dict[str, deque[ExportedFiles]] = defaultdict(deque)
         self._running: dict[str, set[Path]] = defaultdict(set)
         self._orphans: set[Path] = set()
         self._guard = threading.Lock()
 
-    def card(self) -> Card:
+    def card(self) -> ModelInfo:
         """What is playing, for the page's badge and its defaults."""
         place, model = self.place, self.model
-        return Card(
+        return ModelInfo(
             name=model.name,
             title=model.title,
             licence=model.licence,
@@ -108,7 +118,7 @@ class Studio:
             no_stems=_why_not(demucs.find),
         )
 
-    def look(self, path: Path) -> Look:
+    def look(self, path: Path) -> AudioInfo:
         """How long the file at `path` is and how it looks; what is read here is not read again.
 
         Raises:
@@ -117,7 +127,7 @@ class Studio:
         """
         return self._sources.read(Path(path)).look
 
-    def fit(self, worn: Worn) -> AdapterSeen:
+    def fit(self, worn: AdapterRef) -> AdapterInfo:
         """Judge an adapter before anything is made with it.
 
         Raises:
@@ -140,7 +150,7 @@ class Studio:
         except OSError as error:
             yield Failed.by(no_room(cache_folder(), error, 1 << 20))
             return
-        clock = estimates.Clock(self._rates, {}, time.monotonic)
+        clock = estimates.TimeLeft(self._rates, {}, time.monotonic)
         with self._guard:
             self._running[visitor].add(job.flag)
         threading.Thread(
@@ -219,7 +229,7 @@ class Studio:
             notes.append(f"{model.title} has its guidance built in; Guidance was set to 1.")
             guidance = 1.0
         if not isinstance(request, Generate) and self.planner:
-            deaf = [k for k in request.knobs() if k.name in ("lm_cfg_scale", "lm_negative_prompt")]
+            deaf = [k for k in request.params() if k.name in ("lm_cfg_scale", "lm_negative_prompt")]
             notes += [
                 f"{k.label} was left out: listening follows the song."
                 for k in deaf
@@ -262,7 +272,7 @@ class Studio:
         """The job with the files of its request read, and kept as its own.
 
         Raises:
-            StudioError: those of `Sources.lend`; `source-too-long`, `extended-too-long`,
+            StudioError: those of `Uploads.lend`; `source-too-long`, `extended-too-long`,
                 `region-outside`, `region-empty`.
         """
         changes, sounds, seconds, files, notes = {}, {}, {}, {}, list(job.notes)
@@ -300,7 +310,7 @@ class Studio:
 
     def _ready(self, job: Job) -> Iterator[Progress]:
         """Bring what is missing to disk; returns the job with the folders of its weights."""
-        if job.request.mode in FINISHES:
+        if job.request.mode in EXPORTS:
             return job
         needed = (job.writer,) if job.writer else (job.model, job.planner)
         found = {}
@@ -326,7 +336,7 @@ class Studio:
         """The stages this job will go through on the device, with the units each will cost."""
         return work_of(job, model_cache.is_loaded(job.model), model_cache.is_loaded(job.planner))
 
-    def _serve(self, job: Job, visitor: str, clock: estimates.Clock, tell: Tell) -> None:
+    def _serve(self, job: Job, visitor: str, clock: estimates.TimeLeft, tell: OnEvent) -> None:
         """The job's own thread: read the files, wait, fetch, perform, put on the shelf."""
         ending: Event
         try:
@@ -340,7 +350,7 @@ class Studio:
             self._running[visitor].discard(job.flag)
             if not self._running[visitor]:
                 del self._running[visitor]
-            if job.flag in self._orphans or not isinstance(ending, Take | Made):
+            if job.flag in self._orphans or not isinstance(ending, Take | ExportedFiles):
                 self._orphans.discard(job.flag)
                 shutil.rmtree(job.folder, ignore_errors=True)
             else:
@@ -353,7 +363,7 @@ class Studio:
                     _discard(shelf.pop())
         tell(ending)
 
-    def _perform(self, job: Job, clock: estimates.Clock, tell: Tell) -> Event:
+    def _perform(self, job: Job, clock: estimates.TimeLeft, tell: OnEvent) -> Event:
         began = time.monotonic()
 
         def stopped_at(stage: str) -> Cancelled:
@@ -370,7 +380,7 @@ class Studio:
                     return stopped_at("Reading the file")
                 raise
         clock.expect(self._work(job))
-        if job.request.mode in FINISHES and job.request.mode != "stems":
+        if job.request.mode in EXPORTS and job.request.mode != "stems":
             return self._listen(runner.carry_out(job), tell)
         with self._turn.wait(job.stopped, tell) as mine:
             if not mine:
@@ -402,7 +412,7 @@ class Studio:
                 return ending
             raise StudioError("gpu-aborted")
 
-    def _listen(self, events: Iterator[Event], tell: Tell) -> Event:
+    def _listen(self, events: Iterator[Event], tell: OnEvent) -> Event:
         for event in events:
             if not isinstance(event, Progress):
                 return event
@@ -437,12 +447,12 @@ def _given(value, default):
     return default if value is None else value
 
 
-def _discard(kept: Take | Made) -> None:
+def _discard(kept: Take | ExportedFiles) -> None:
     path = kept.path if isinstance(kept, Take) else kept.paths[0]
     shutil.rmtree(Path(path).parent, ignore_errors=True)
 
 
-def _hint(model: catalog.Model, place: device.Place) -> str | None:
+def _hint(model: catalog.Model, place: device.Device) -> str | None:
     """The one sentence a person on a small machine should read."""
     big = catalog.MODELS["xl-sft"]
     if model.name == "mini":

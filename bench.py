@@ -53,7 +53,7 @@ def engine_against_stock(seconds: float, times: int) -> list[tuple[str, str]]:
     import torch
     from diffusers import AceStepPipeline
 
-    place = device.find_place("cpu")
+    place = device.find_device("cpu")
     device.settle(place)
     model = catalog.choose("mini")
     engine = drain(acestep.Engine.load(model, model.folder, "cpu", "float32"))
@@ -266,7 +266,7 @@ def planner_against_generate(times: int) -> list[tuple[str, str]]:
     from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor as Guide
 
     from models import plan_grammar
-    from models.planner import Dice, Planner
+    from models.planner import Planner, SamplingParams
 
     folder = catalog.choose("mini").folder
     ours = drain(Planner.load(folder / "planner", checkpoints.codebook(folder), "cpu", "float32"))
@@ -277,7 +277,13 @@ def planner_against_generate(times: int) -> list[tuple[str, str]]:
     def mine() -> None:
         drain(
             ours.compose(
-                "warm lofi piano", INSTRUMENTAL, plan, codes / 5, Dice(0.85, 0.9, 0), [1], 2.0
+                "warm lofi piano",
+                INSTRUMENTAL,
+                plan,
+                codes / 5,
+                SamplingParams(0.85, 0.9, 0),
+                [1],
+                2.0,
             )
         )
 

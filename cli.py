@@ -17,15 +17,15 @@ from audio import encode, settings
 from audio.tags import Tags
 from core import files
 from core.errors import StudioError
-from core.params import Knob, Request, Worn
-from core.requests import FINISHES, SONGS, Lyrics, Master
-from core.results import Cancelled, Draft, Failed, Made, Progress, Take
+from core.params import AdapterRef, Param, Request
+from core.requests import EXPORTS, SONGS, Lyrics, Master
+from core.results import Cancelled, Draft, ExportedFiles, Failed, Progress, Take
 from models import catalog, hub
 from models.weights import Weights
 from runtime import device
 from runtime.replay import compare, faithful, sound_of, worn_again
 
-COMMANDS: dict[str, type[Request]] = {**SONGS, Lyrics.mode: Lyrics, **FINISHES}
+COMMANDS: dict[str, type[Request]] = {**SONGS, Lyrics.mode: Lyrics, **EXPORTS}
 
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
@@ -38,8 +38,8 @@ SUFFIXES = (".wav", ".flac", ".mp3")
 FETCHED: dict[str, Weights] = {
     weights.name: weights
     for weights in (
-        *catalog.SIZES,
-        *catalog.WRITERS.values(),
+        *catalog.PLANNERS,
+        *catalog.SONGWRITERS.values(),
         catalog.HTDEMUCS,
         catalog.MUSICGEN,
         *catalog.MODELS.values(),
@@ -48,7 +48,7 @@ FETCHED: dict[str, Weights] = {
 """All that `fetch` knows by name."""
 
 
-Ending = Take | Draft | Made | Cancelled | Failed
+Ending = Take | Draft | ExportedFiles | Cancelled | Failed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,8 +77,8 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             mode, help=request.__doc__, parents=[common], allow_abbrev=False
         )
-        for knob in request.knobs():
-            _flag(command, mode, knob)
+        for param in request.params():
+            _flag(command, mode, param)
         if mode == "generate":
             command.add_argument(
                 "--backend",
@@ -121,19 +121,21 @@ def _out(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _flag(command: argparse.ArgumentParser, mode: str, knob: Knob) -> None:
+def _flag(command: argparse.ArgumentParser, mode: str, param: Param) -> None:
     """One knob as a flag. Values stay text: the request checks them and says what is wrong."""
-    if knob.type is Worn:
-        _adapters(command, tooltips.tip(mode, knob))
+    if param.type is AdapterRef:
+        _adapters(command, tooltips.tip(mode, param))
         return
-    name = "--" + knob.name.replace("_", "-")
-    help_ = tooltips.tip(mode, knob).replace("%", "%%")
-    if knob.type is bool:
+    name = "--" + param.name.replace("_", "-")
+    help_ = tooltips.tip(mode, param).replace("%", "%%")
+    if param.type is bool:
         command.add_argument(
-            name, dest=knob.name, action=argparse.BooleanOptionalAction, help=help_
+            name, dest=param.name, action=argparse.BooleanOptionalAction, help=help_
         )
     else:
-        command.add_argument(name, dest=knob.name, help=help_, metavar=knob.unit.upper() or "VALUE")
+        command.add_argument(
+            name, dest=param.name, help=help_, metavar=param.unit.upper() or "VALUE"
+        )
 
 
 def _adapters(command: argparse.ArgumentParser, told: str) -> None:
@@ -172,15 +174,15 @@ def open_studio(args: argparse.Namespace) -> backend.Studio:
     )
 
 
-def _chosen(args: argparse.Namespace) -> tuple[catalog.Model, device.Place]:
-    place = device.find_place(args.device)
+def _chosen(args: argparse.Namespace) -> tuple[catalog.Model, device.Device]:
+    place = device.find_device(args.device)
     name = args.model or os.environ.get("ACE_MODEL") or catalog.default_name(place.device)
     return catalog.choose(name), place
 
 
 def _make(studio: backend.Studio, mode: type[Request], args: argparse.Namespace) -> int:
     """Do one thing without a page."""
-    names = {knob.name for knob in mode.knobs()}
+    names = {param.name for param in mode.params()}
     given = {k: v for k, v in vars(args).items() if k in names and v is not None}
     if "format" in names and (kind := _kind(args.out)):
         given.setdefault("format", kind)
@@ -196,16 +198,16 @@ def _replay(studio: backend.Studio, args: argparse.Namespace) -> int:
     if args.without_adapters:
         given["adapters"] = ()
     elif args.adapters:
-        given["adapters"] = worn_again(told, [Worn.of(text) for text in args.adapters])
+        given["adapters"] = worn_again(told, [AdapterRef.of(text) for text in args.adapters])
     ending = _to_the_end(studio, settings.request_of(told, **given), args)
     said = faithful(told, ending) if isinstance(ending, Take) else []
     for left, done in zip(range(len(told["mastered"]) - 1, -1, -1), told["mastered"], strict=True):
-        if isinstance(ending, Take | Made):
+        if isinstance(ending, Take | ExportedFiles):
             kept = {"format": "wav" if left else _kind(args.out) or "wav"}
             kept["settings"] = bool(left) or not args.without_settings
             request = Master.of({**done, **kept, "source": sound_of(ending)})
             ending = _to_the_end(studio, request, args)
-    if isinstance(ending, Take | Made):
+    if isinstance(ending, Take | ExportedFiles):
         for line in (*said, compare(args.file, ending)):
             print(line, file=sys.stderr)
     return _done(ending, args)
@@ -248,7 +250,7 @@ def _done(ending: Ending, args: argparse.Namespace) -> int:
         _hand_over(ending, out, not args.without_settings)
         told = {**ending.told().model_dump(mode="json"), "path": str(out)}
         print(f"{out}: {ending.duration_s:g} s, seed {seed}", file=sys.stderr)
-    elif isinstance(ending, Made):
+    elif isinstance(ending, ExportedFiles):
         outs = _places(ending, args.out)
         for path, out in zip(ending.paths, outs, strict=True):
             files.hand_over(Path(path), out)
@@ -284,7 +286,7 @@ def _kind(out: Path | None) -> str:
     return suffix.removeprefix(".") if suffix in SUFFIXES else ""
 
 
-def _places(made: Made, out: Path | None) -> list[Path]:
+def _places(made: ExportedFiles, out: Path | None) -> list[Path]:
     """Where files made of a take go: one at `out`, several into the folder `out`."""
     names = [Path(path).name for path in made.paths]
     if len(names) == 1:

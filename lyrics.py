@@ -16,7 +16,7 @@ from core.errors import StudioError
 from core.requests import Lyrics
 from core.results import Progress
 from models import checkpoints, llm, lyric_format, weights
-from models.catalog import WRITERS, Writer
+from models.catalog import SONGWRITERS, SongwriterModel
 from models.llm import END, EOS, TURN
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ LINE_TOKENS, TAG_TOKENS = 40, 8
 LOADING, WRITING = "Loading the songwriter", "Writing the words"
 
 
-def choose(device: str) -> Writer:
+def choose(device: str) -> SongwriterModel:
     """The songwriter of a device ("cpu", "cuda" or "mps"): Qwen, on Apple's GPUs through MLX."""
-    return WRITERS["qwen-mlx" if device == "mps" else "qwen"]
+    return SONGWRITERS["qwen-mlx" if device == "mps" else "qwen"]
 
 
-def find(writer: Writer) -> Path:
+def find(writer: SongwriterModel) -> Path:
     """The folder of `writer` on this computer. Never goes online; `checkpoints.fetch` does.
 
     Raises:
@@ -79,7 +79,7 @@ class Written:
 class Songwriter:
     """One loaded songwriter. Not thread-safe: one song at a time, from any thread."""
 
-    def __init__(self, writer: Writer, tokenizer: Tokenizer, model: llm.Reader) -> None:
+    def __init__(self, writer: SongwriterModel, tokenizer: Tokenizer, model: llm.Reader) -> None:
         self.writer = writer
         self.tokenizer = tokenizer
         self.model = model
@@ -87,7 +87,7 @@ class Songwriter:
         tokenizer.encode_special_tokens = True  # a mark in somebody's brief is only text
 
     @classmethod
-    def load(cls, writer: Writer, folder: Path, device: str) -> Iterator[Progress]:
+    def load(cls, writer: SongwriterModel, folder: Path, device: str) -> Iterator[Progress]:
         """Load the songwriter in `folder`, and prove that it is whole.
 
         Args:

@@ -31,7 +31,7 @@ FROM_CODES = "Generate audio semantic tokens based on the given conditions:"
 
 
 @dataclass(frozen=True)
-class Grip:
+class RepaintSettings:
     """How tightly a repaint holds on to what lies outside the region.
 
     Attributes:
@@ -45,7 +45,7 @@ class Grip:
     fade_s: float
 
     @classmethod
-    def of(cls, mode: str, strength: float) -> Grip:
+    def of(cls, mode: str, strength: float) -> RepaintSettings:
         """The authors' numbers for "conservative", "balanced" and "aggressive".
 
         `strength` in 0..1 loosens "balanced" from conservative to aggressive. A crossfade of
@@ -105,7 +105,7 @@ def extend(
         song,
         padded,
         [(a, b) for a, b in regions if b > a],
-        Grip.of("conservative", 0.0),
+        RepaintSettings.of("conservative", 0.0),
     )
 
 
@@ -114,7 +114,7 @@ def repaint(
     song: Generate,
     source: np.ndarray,
     regions: list[tuple[int, int]],
-    grip: Grip,
+    grip: RepaintSettings,
     clean: torch.Tensor | None = None,
 ) -> Iterator[Progress]:
     """Make what lies inside `regions` (start and end in samples) anew.
@@ -227,7 +227,7 @@ def morph(
         becomes, notes = engine.conditions(song, context=silence)
         lap("Reading the words")
         generator = torch.Generator("cpu").manual_seed(song.seed)
-        course = sampler.Course.of(song)
+        course = sampler.SamplerConfig.of(song)
         steps = sampler.morph(
             engine.model_under(was),
             engine.model_under(becomes),

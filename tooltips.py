@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from core.requests import LANGUAGE_NAMES
 
 if TYPE_CHECKING:
-    from core.params import Knob
-    from core.results import AdapterSeen, Look, Progress
+    from core.params import Param
+    from core.results import AdapterInfo, AudioInfo, Progress
 
 TIPS: dict[str, str] = {
     "prompt": "Genre, instruments, mood, tempo, voice: whatever you would tell a band.",
@@ -210,7 +210,7 @@ NO_GUIDANCE = "{model} has its guidance built in, so this has nothing to steer."
 MAY_SELL = {True: "free to sell", False: "not for sale", None: "ask before selling"}
 
 FINISH = "Export, loudness, stems"
-FINISHES = {"export": "Export", "master": "Master", "stems": "Split into stems"}
+EXPORTS = {"export": "Export", "master": "Master", "stems": "Split into stems"}
 FINISHED_AS = {
     "export": "The take as a file of your choice.",
     "master": "As loud as you say, no peak above the ceiling, in the format chosen above.",
@@ -328,35 +328,35 @@ MADE_WITH = "Made with"
 ADAPTED = "{name} at {strength:g} (rank {rank}, {modules} layers, sha256 {short})"
 
 
-def tip(mode: str, knob: Knob) -> str:
+def tip(mode: str, param: Param) -> str:
     """What a knob does, with its range and its default read from the knob itself."""
-    return f"{does(mode, knob)} {span(knob)}".rstrip()
+    return f"{does(mode, param)} {span(param)}".rstrip()
 
 
-def does(mode: str, knob: Knob) -> str:
+def does(mode: str, param: Param) -> str:
     """What a knob does, in a sentence or two."""
-    return TIPS.get(f"{mode}.{knob.name}") or TIPS[knob.name]
+    return TIPS.get(f"{mode}.{param.name}") or TIPS[param.name]
 
 
-def span(knob: Knob) -> str:
+def span(param: Param) -> str:
     """The values a knob takes, such as "From 10 to 240 s, normally 30." Empty for choices."""
-    unit = f" {knob.unit}" if knob.unit else ""
-    if knob.max_length:
-        return f"Up to {knob.max_length:,} characters."
-    if knob.low is None:
+    unit = f" {param.unit}" if param.unit else ""
+    if param.max_length:
+        return f"Up to {param.max_length:,} characters."
+    if param.low is None:
         return ""
-    usual = "automatic unless set" if knob.default is None else f"normally {knob.default:g}"
-    return f"From {knob.low:,.10g} to {knob.high:,.10g}{unit}, {usual}."
+    usual = "automatic unless set" if param.default is None else f"normally {param.default:g}"
+    return f"From {param.low:,.10g} to {param.high:,.10g}{unit}, {usual}."
 
 
-def called(knob: Knob) -> str:
+def called(param: Param) -> str:
     """What a knob is called."""
-    return LABELS.get(knob.name, knob.label)
+    return LABELS.get(param.name, param.label)
 
 
-def label(knob: Knob) -> str:
+def label(param: Param) -> str:
     """A knob's label with its unit."""
-    return f"{called(knob)} ({knob.unit})" if knob.unit else called(knob)
+    return f"{called(param)} ({param.unit})" if param.unit else called(param)
 
 
 def choice(name: str, value: Any) -> str:
@@ -410,28 +410,28 @@ def progress_line(event: Progress) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def shown(knob: Knob, value: Any) -> str:
+def shown(param: Param, value: Any) -> str:
     """A knob's value as a person would write it."""
-    if knob.choices or knob.name in CHOICES:
-        return choice(knob.name, value)
+    if param.choices or param.name in CHOICES:
+        return choice(param.name, value)
     if isinstance(value, bool):
         return ON if value else OFF
-    if knob.type is Path:
+    if param.type is Path:
         return Path(value).name
-    if knob.name == "adapters":
+    if param.name == "adapters":
         return ", ".join(f"{Path(worn['file']).name} {worn['strength']:g}" for worn in value)
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{text} {knob.unit}" if knob.unit else text
+    return f"{text} {param.unit}" if param.unit else text
 
 
-def seen(look: Look) -> str:
+def seen(look: AudioInfo) -> str:
     """What a file holds, such as "0:42.5 · 44.1 kHz · stereo"."""
     minutes, seconds = divmod(look.seconds, 60)
     wide = {1: "mono", 2: "stereo"}.get(look.channels, f"{look.channels} channels")
     return f"{minutes:.0f}:{seconds:04.1f} · {look.rate / 1000:g} kHz · {wide}"
 
 
-def fitted(seen: AdapterSeen) -> str:
+def fitted(seen: AdapterInfo) -> str:
     """What an adapter is, such as "rank 16 · 192 layers · 12.3 MB"."""
     layers = "1 layer" if seen.modules == 1 else f"{seen.modules} layers"
     size = (

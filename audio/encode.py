@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audio.settings import as_text
-from audio.tags import WRITERS, Kind, Tags, _plain, _wav
+from audio.tags import SONGWRITERS, Kind, Tags, _plain, _wav
 from core import files
 from core.errors import StudioError
 from core.requests import SAMPLE_RATE
@@ -72,7 +72,11 @@ def save(
             yield Progress(stage="Writing", step=step, steps=steps)
             block = sound[:, step * length : (step + 1) * length]
             encoder.write((np.clip(block, -1.0, 1.0) if kind == "mp3" else _whole(block)).T)
-    _put(path, WRITERS[kind](encoded.getbuffer(), told, tags), len(encoded.getbuffer()) + len(told))
+    _put(
+        path,
+        SONGWRITERS[kind](encoded.getbuffer(), told, tags),
+        len(encoded.getbuffer()) + len(told),
+    )
 
 
 def convert(

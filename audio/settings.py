@@ -15,7 +15,7 @@ from typing import Any
 from audio import decode
 from audio.tags import SCHEMA, SETTINGS_LIMIT, VERSION, _found, _Refused
 from core.errors import StudioError
-from core.params import Worn
+from core.params import AdapterRef
 from core.requests import SONGS, Master, Request
 from core.results import AdapterUsed, Take
 
@@ -35,7 +35,7 @@ def settings_of(take: Take) -> dict[str, Any]:
     the take's sound before it came into its file.
     """
     told = take.model_dump(mode="json", exclude={"path"})
-    for field in _fields(take.mode, Worn):
+    for field in _fields(take.mode, AdapterRef):
         told["request"].pop(field, None)
     names = {}
     for field in _fields(take.mode, Path):
@@ -86,10 +86,10 @@ def request_of(settings: dict[str, Any], **given: Any) -> Request:
     if settings["adapters"] and "adapters" not in given:
         names = ", ".join(adapter["name"] for adapter in settings["adapters"])
         raise StudioError("settings-need-adapter", names=names)
-    for knob in mode.knobs():
-        if knob.name in settings["names"] and knob.name not in given:
-            name = settings["names"][knob.name]
-            raise StudioError("settings-need-file", name=name, label=knob.label)
+    for param in mode.params():
+        if param.name in settings["names"] and param.name not in given:
+            name = settings["names"][param.name]
+            raise StudioError("settings-need-file", name=name, label=param.label)
     return mode.of({**settings["request"], **given})
 
 
@@ -116,7 +116,7 @@ def _place_on_the_hub(source: str) -> str:
 
 
 def _fields(mode: str, kind: type) -> list[str]:
-    return [knob.name for knob in SONGS[mode].knobs() if knob.type is kind]
+    return [param.name for param in SONGS[mode].params() if param.type is kind]
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
@@ -160,7 +160,9 @@ def _checked(told: dict[str, Any]) -> dict[str, Any]:
         raise _Refused("they are no settings of this studio")
     fields = _fields(mode, Path)
     names = {field: _file_name(names[field]) for field in fields if field in names}
-    given = {k: v for k, v in take.request.items() if k not in (*fields, *_fields(mode, Worn))}
+    given = {
+        k: v for k, v in take.request.items() if k not in (*fields, *_fields(mode, AdapterRef))
+    }
     try:
         request = SONGS[mode].of({**given, **dict.fromkeys(names, "a file")})
     except StudioError as error:

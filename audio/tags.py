@@ -120,7 +120,7 @@ def _frame(name: bytes, body: bytes) -> bytes:
     return name + len(body).to_bytes(4, "big") + b"\0\0" + body
 
 
-WRITERS = dict(zip(get_args(Kind), (_wav, _flac, _mp3), strict=True))
+SONGWRITERS = dict(zip(get_args(Kind), (_wav, _flac, _mp3), strict=True))
 
 
 SCHEMA, VERSION = "ace-music-studio", 1

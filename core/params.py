@@ -1,7 +1,7 @@
 """Knobs and requests: a value a musician may turn is declared once, and checked in words.
 
 A request is a frozen pydantic model. Each field declares its label, range, step, group and unit
-with `knob`; widgets, checks, API names, command-line flags and the metadata in a take are made
+with `param`; widgets, checks, API names, command-line flags and the metadata in a take are made
 from that declaration.
 """
 
@@ -56,7 +56,7 @@ File = Annotated[Path, BeforeValidator(_a_name)]
 """A file somebody brought: a path on this machine. Whether it holds music is seen when it is read."""
 
 
-def knob(
+def param(
     default: Any,
     label: str,
     low: float | None = None,
@@ -88,10 +88,10 @@ def knob(
 
 
 @dataclass(frozen=True)
-class Knob:
+class Param:
     """A field of a request with everything that was declared about it.
 
-    Where `type` is `Worn`, the value is any number of them, as a tuple.
+    Where `type` is `AdapterRef`, the value is any number of them, as a tuple.
     """
 
     name: str
@@ -125,7 +125,7 @@ class Request(BaseModel):
             raise _as_studio_error(cls, error) from error
 
     @classmethod
-    def knobs(cls) -> tuple[Knob, ...]:
+    def params(cls) -> tuple[Param, ...]:
         """The fields as knobs: required first, then the mode's own, then what it shares."""
         own = inspect.get_annotations(cls)
         found = [_knob(name, info) for name, info in cls.model_fields.items()]
@@ -136,12 +136,12 @@ class Request(BaseModel):
         """Only the values that differ from their defaults: a take's caption."""
         return {
             k.name: getattr(self, k.name)
-            for k in self.knobs()
+            for k in self.params()
             if k.required or getattr(self, k.name) != k.default
         }
 
 
-class Worn(Request):
+class AdapterRef(Request):
     """An adapter and how strongly it plays; also read from "FILE", "FILE:0.8" or a path.
 
     A colon parts the two only where a number follows it to the end. `config` is the
@@ -149,9 +149,9 @@ class Worn(Request):
     """
 
     mode: ClassVar[str] = "adapters"
-    file: File = knob(..., "Adapter")
-    strength: Real = knob(1.0, "Strength", 0, STRONGEST, 0.05)
-    config: File | None = knob(None, "Settings of the adapter")
+    file: File = param(..., "Adapter")
+    strength: Real = param(1.0, "Strength", 0, STRONGEST, 0.05)
+    config: File | None = param(None, "Settings of the adapter")
 
     @model_validator(mode="before")
     @classmethod
@@ -167,15 +167,15 @@ class Worn(Request):
 def nameable(request: type[Request], given: Mapping[str, Any]) -> dict[str, Any]:
     """The values of `request` as JSON has them, with names of files in place of where they lie."""
     told = dict(given)
-    for knob in request.knobs():
-        if knob.type is Path and told.get(knob.name):
-            told[knob.name] = Path(told[knob.name]).name
-        elif knob.type is Worn and knob.name in told:
-            told[knob.name] = [nameable(Worn, worn) for worn in told[knob.name]]
+    for param in request.params():
+        if param.type is Path and told.get(param.name):
+            told[param.name] = Path(told[param.name]).name
+        elif param.type is AdapterRef and param.name in told:
+            told[param.name] = [nameable(AdapterRef, worn) for worn in told[param.name]]
     return told
 
 
-def _knob(name: str, info: FieldInfo) -> Knob:
+def _knob(name: str, info: FieldInfo) -> Param:
     base, optional, choices = _plain_type(info.annotation)
     extra = info.json_schema_extra
     limits = {}
@@ -183,7 +183,7 @@ def _knob(name: str, info: FieldInfo) -> Knob:
         for limit in ("ge", "le", "max_length"):
             if hasattr(rule, limit):
                 limits[limit] = getattr(rule, limit)
-    return Knob(
+    return Param(
         name=name,
         label=info.title or name,
         type=base,
@@ -219,18 +219,18 @@ def _plain_type(annotation: Any) -> tuple[type, bool, tuple[Any, ...]]:
 def _as_studio_error(request: type[Request], error: ValidationError) -> StudioError:
     """Turn pydantic's first complaint into one sentence and one action."""
     first = error.errors()[0]
-    if request is not Worn and len(first["loc"]) > 2:  # adapters, which of them, what of it
-        request, first = Worn, {**first, "loc": first["loc"][2:]}
+    if request is not AdapterRef and len(first["loc"]) > 2:  # adapters, which of them, what of it
+        request, first = AdapterRef, {**first, "loc": first["loc"][2:]}
     if isinstance(cause := first.get("ctx", {}).get("error"), StudioError):
         return cause
     name = str(first["loc"][0]) if first["loc"] else request.mode
-    known = {k.name: k for k in request.knobs()}
+    known = {k.name: k for k in request.params()}
     if first["type"] == "extra_forbidden" or name not in known:
         return StudioError(
             "unknown-field", name=name[:80], mode=request.mode, known=", ".join(known)
         )
     k = known[name]
-    missing = first["type"] == "missing" and request is not Worn
+    missing = first["type"] == "missing" and request is not AdapterRef
     if missing and known[name].type is Path:
         return StudioError("source-needed", label=known[name].label)
     if missing:
@@ -239,7 +239,7 @@ def _as_studio_error(request: type[Request], error: ValidationError) -> StudioEr
     return StudioError("value-out-of-range", label=k.label, problem=problem, fix=fix)
 
 
-def _in_words(k: Knob, complaint: dict[str, Any]) -> tuple[str, str]:
+def _in_words(k: Param, complaint: dict[str, Any]) -> tuple[str, str]:
     """What is wrong with a knob's value, and what to do: two clauses without a full stop."""
     given = complaint["input"]
     unit = f" {k.unit}" if k.unit else ""
@@ -249,7 +249,7 @@ def _in_words(k: Knob, complaint: dict[str, Any]) -> tuple[str, str]:
             f"Shorten {k.label} by {len(given) - k.max_length:,} characters",
         )
     switched = isinstance(given, bool) and k.type is not bool
-    if k.type is Worn:
+    if k.type is AdapterRef:
         return "holds what is not a file", f"Choose files for {k.label}"
     if k.type is Path:
         return "is not a file", f"Choose a file for {k.label}"

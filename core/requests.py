@@ -13,12 +13,12 @@ from core.params import (
     MUSIC,
     PLANNER,
     SCHEDULE,
+    AdapterRef,
     File,
     Real,
     Request,
     Whole,
-    Worn,
-    knob,
+    param,
 )
 
 WRITING = "Writing"
@@ -123,31 +123,31 @@ Key = Annotated[Literal[("", *KEYS)], BeforeValidator(_plain_key)]
 class Sound(Request):
     """The words and the knobs that every song mode has."""
 
-    prompt: str = knob("", "Style", lines=3, max_length=1000)
-    lyrics: str = knob("", "Lyrics", lines=8, max_length=4096)
-    instrumental: bool = knob(False, "Instrumental")
-    inference_steps: Whole | None = knob(None, "Steps", 1, 200, 1, group=DIFFUSION)
-    guidance_scale: Real | None = knob(None, "Guidance", 1, 30, 0.5, group=DIFFUSION)
-    infer_method: Literal["ode", "sde", "heun"] = knob("ode", "Method", group=DIFFUSION)
-    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1, group=DIFFUSION)
-    cfg_interval_start: Real = knob(0.0, "Guidance ends at", 0, 1, 0.05, group=SCHEDULE)
-    cfg_interval_end: Real = knob(1.0, "Guidance begins at", 0, 1, 0.05, group=SCHEDULE)
-    shift: Real | None = knob(None, "Shift", 0.5, 5, 0.1, group=SCHEDULE)
-    use_adg: bool = knob(False, "Angle guidance (ADG)", group=SCHEDULE)
-    thinking: bool | None = knob(None, "Think first", group=PLANNER)
-    use_cot_caption: bool = knob(True, "Find the style", group=PLANNER)
-    use_cot_metas: bool = knob(True, "Find tempo, key and metre", group=PLANNER)
-    use_cot_language: bool = knob(True, "Find the language", group=PLANNER)
-    lm_temperature: Real = knob(0.85, "Temperature", 0, 2, 0.05, group=PLANNER)
-    lm_top_p: Real = knob(0.9, "Top-p", 0.05, 1, 0.05, group=PLANNER)
-    lm_top_k: Whole = knob(0, "Top-k", 0, 200, 1, group=PLANNER)
-    lm_cfg_scale: Real = knob(2.0, "Planner guidance", 1, 5, 0.1, group=PLANNER)
-    lm_negative_prompt: str = knob("", "Away from", lines=2, max_length=512, group=PLANNER)
-    bpm: Whole | None = knob(None, "Tempo", 30, 300, 1, group=MUSIC, unit="bpm")
-    keyscale: Key = knob("", "Key", group=MUSIC)
-    timesignature: Literal[("", *METRES)] = knob("", "Beats per bar", group=MUSIC)
-    vocal_language: Literal[LANGUAGES] = knob("unknown", "Sung in", group=MUSIC)
-    adapters: tuple[Worn, ...] = knob((), "Adapters", group=ADAPTERS)
+    prompt: str = param("", "Style", lines=3, max_length=1000)
+    lyrics: str = param("", "Lyrics", lines=8, max_length=4096)
+    instrumental: bool = param(False, "Instrumental")
+    inference_steps: Whole | None = param(None, "Steps", 1, 200, 1, group=DIFFUSION)
+    guidance_scale: Real | None = param(None, "Guidance", 1, 30, 0.5, group=DIFFUSION)
+    infer_method: Literal["ode", "sde", "heun"] = param("ode", "Method", group=DIFFUSION)
+    seed: Whole | None = param(None, "Seed", 0, MAX_SEED, 1, group=DIFFUSION)
+    cfg_interval_start: Real = param(0.0, "Guidance ends at", 0, 1, 0.05, group=SCHEDULE)
+    cfg_interval_end: Real = param(1.0, "Guidance begins at", 0, 1, 0.05, group=SCHEDULE)
+    shift: Real | None = param(None, "Shift", 0.5, 5, 0.1, group=SCHEDULE)
+    use_adg: bool = param(False, "Angle guidance (ADG)", group=SCHEDULE)
+    thinking: bool | None = param(None, "Think first", group=PLANNER)
+    use_cot_caption: bool = param(True, "Find the style", group=PLANNER)
+    use_cot_metas: bool = param(True, "Find tempo, key and metre", group=PLANNER)
+    use_cot_language: bool = param(True, "Find the language", group=PLANNER)
+    lm_temperature: Real = param(0.85, "Temperature", 0, 2, 0.05, group=PLANNER)
+    lm_top_p: Real = param(0.9, "Top-p", 0.05, 1, 0.05, group=PLANNER)
+    lm_top_k: Whole = param(0, "Top-k", 0, 200, 1, group=PLANNER)
+    lm_cfg_scale: Real = param(2.0, "Planner guidance", 1, 5, 0.1, group=PLANNER)
+    lm_negative_prompt: str = param("", "Away from", lines=2, max_length=512, group=PLANNER)
+    bpm: Whole | None = param(None, "Tempo", 30, 300, 1, group=MUSIC, unit="bpm")
+    keyscale: Key = param("", "Key", group=MUSIC)
+    timesignature: Literal[("", *METRES)] = param("", "Beats per bar", group=MUSIC)
+    vocal_language: Literal[LANGUAGES] = param("unknown", "Sung in", group=MUSIC)
+    adapters: tuple[AdapterRef, ...] = param((), "Adapters", group=ADAPTERS)
 
     @field_validator("cfg_interval_end")
     @classmethod
@@ -168,10 +168,10 @@ class Generate(Sound):
     """A song from words."""
 
     mode: ClassVar[str] = "generate"
-    prompt: str = knob(..., "Style", lines=3, max_length=1000)
-    duration_s: Real = knob(30.0, "Length", 5, 240, 1, unit="s")
-    reference: File | None = knob(None, "Sound like")
-    use_cot_caption: bool = knob(False, "Rewrite the style", group=PLANNER)
+    prompt: str = param(..., "Style", lines=3, max_length=1000)
+    duration_s: Real = param(30.0, "Length", 5, 240, 1, unit="s")
+    reference: File | None = param(None, "Sound like")
+    use_cot_caption: bool = param(False, "Rewrite the style", group=PLANNER)
 
     _prompt_says_something = field_validator("prompt")(_says_something)
 
@@ -180,11 +180,11 @@ class Cover(Sound):
     """A song of yours in another style, or a new one in the sound of a reference."""
 
     mode: ClassVar[str] = "cover"
-    source: File | None = knob(None, "Song")
-    reference: File | None = knob(None, "Sound like")
-    strength: Real = knob(1.0, "Likeness", 0, 1, 0.05)
-    noise: Real = knob(0.0, "Start from the song", 0, 1, 0.05)
-    duration_s: Real = knob(30.0, "Length without a song", 5, 240, 1, unit="s")
+    source: File | None = param(None, "Song")
+    reference: File | None = param(None, "Sound like")
+    strength: Real = param(1.0, "Likeness", 0, 1, 0.05)
+    noise: Real = param(0.0, "Start from the song", 0, 1, 0.05)
+    duration_s: Real = param(30.0, "Length without a song", 5, 240, 1, unit="s")
 
     @model_validator(mode="after")
     def _has_something_to_go_by(self) -> Self:
@@ -199,9 +199,9 @@ class Extend(Sound):
     """A song of yours, gone on with: before its beginning, after its end, or both."""
 
     mode: ClassVar[str] = "extend"
-    source: File = knob(..., "Song")
-    before_s: Real = knob(0.0, "Before", 0, 235, 1, unit="s")
-    after_s: Real = knob(20.0, "After", 0, 235, 1, unit="s")
+    source: File = param(..., "Song")
+    before_s: Real = param(0.0, "Before", 0, 235, 1, unit="s")
+    after_s: Real = param(20.0, "After", 0, 235, 1, unit="s")
 
     @model_validator(mode="after")
     def _grows(self) -> Self:
@@ -214,17 +214,17 @@ class Edit(Sound):
     """A song of yours with one region made anew, or all of it carried to another description."""
 
     mode: ClassVar[str] = "edit"
-    source: File = knob(..., "Song")
-    kind: Literal["repaint", "morph"] = knob("repaint", "Edit")
-    start_s: Real = knob(0.0, "From", 0, 240, 0.1, unit="s")
-    end_s: Real | None = knob(None, "To", 0, 240, 0.1, unit="s")
-    repaint_mode: Literal["conservative", "balanced", "aggressive"] = knob("balanced", "Manner")
-    repaint_strength: Real = knob(0.5, "Freedom", 0, 1, 0.05)
-    source_prompt: str = knob("", "Style of the song", lines=2, max_length=512)
-    source_lyrics: str = knob("", "Lyrics of the song", lines=4, max_length=4096)
-    n_min: Real = knob(0.0, "Let go at", 0, 1, 0.05)
-    n_max: Real = knob(1.0, "How far", 0, 1, 0.05)
-    n_avg: Whole = knob(1, "Tries averaged", 1, 8, 1)
+    source: File = param(..., "Song")
+    kind: Literal["repaint", "morph"] = param("repaint", "Edit")
+    start_s: Real = param(0.0, "From", 0, 240, 0.1, unit="s")
+    end_s: Real | None = param(None, "To", 0, 240, 0.1, unit="s")
+    repaint_mode: Literal["conservative", "balanced", "aggressive"] = param("balanced", "Manner")
+    repaint_strength: Real = param(0.5, "Freedom", 0, 1, 0.05)
+    source_prompt: str = param("", "Style of the song", lines=2, max_length=512)
+    source_lyrics: str = param("", "Lyrics of the song", lines=4, max_length=4096)
+    n_min: Real = param(0.0, "Let go at", 0, 1, 0.05)
+    n_max: Real = param(1.0, "How far", 0, 1, 0.05)
+    n_avg: Whole = param(1, "Tries averaged", 1, 8, 1)
 
     @model_validator(mode="after")
     def _spans_run_upwards(self) -> Self:
@@ -241,12 +241,12 @@ class Musicgen(Request):
     """A piece without words by MusicGen, whose weights are not for commercial use."""
 
     mode: ClassVar[str] = "musicgen"
-    prompt: str = knob(..., "Style", lines=3, max_length=1000)
-    duration_s: Real = knob(30.0, "Length", 5, 120, 1, unit="s")
-    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1)
-    guidance_scale: Real = knob(3.0, "Guidance", 1, 10, 0.5)
-    temperature: Real = knob(1.0, "Temperature", 0.1, 2, 0.05)
-    top_k: Whole = knob(250, "Top-k", 1, 2048, 1)
+    prompt: str = param(..., "Style", lines=3, max_length=1000)
+    duration_s: Real = param(30.0, "Length", 5, 120, 1, unit="s")
+    seed: Whole | None = param(None, "Seed", 0, MAX_SEED, 1)
+    guidance_scale: Real = param(3.0, "Guidance", 1, 10, 0.5)
+    temperature: Real = param(1.0, "Temperature", 0.1, 2, 0.05)
+    top_k: Whole = param(250, "Top-k", 1, 2048, 1)
 
     _prompt_says_something = field_validator("prompt")(_says_something)
 
@@ -255,20 +255,20 @@ class Lyrics(Request):
     """Words for a song, written to a brief."""
 
     mode: ClassVar[str] = "lyrics"
-    brief: str = knob(..., "What it is about", lines=4, max_length=1000)
-    structure: str = knob(
+    brief: str = param(..., "What it is about", lines=4, max_length=1000)
+    structure: str = param(
         "verse, chorus, verse, chorus, bridge, chorus", "Sections", max_length=200
     )
-    language: Literal[LANGUAGES] = knob("en", "Language")
-    tone: str = knob("", "Tone", max_length=100)
-    rhyme: Literal["free", "couplets", "alternate", "enclosed"] = knob("couplets", "Rhyme")
-    lines: Whole = knob(4, "Lines a section", 2, 12, 1)
-    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1, group=WRITING)
-    temperature: Real = knob(0.8, "Temperature", 0, 2, 0.05, group=WRITING)
-    top_p: Real = knob(0.9, "Top-p", 0.05, 1, 0.05, group=WRITING)
-    top_k: Whole = knob(40, "Top-k", 0, 200, 1, group=WRITING)
-    repetition_penalty: Real = knob(1.05, "Repetition penalty", 1, 2, 0.05, group=WRITING)
-    repair: str = knob("", "Draft to repair", lines=8, max_length=8000, group=WRITING)
+    language: Literal[LANGUAGES] = param("en", "Language")
+    tone: str = param("", "Tone", max_length=100)
+    rhyme: Literal["free", "couplets", "alternate", "enclosed"] = param("couplets", "Rhyme")
+    lines: Whole = param(4, "Lines a section", 2, 12, 1)
+    seed: Whole | None = param(None, "Seed", 0, MAX_SEED, 1, group=WRITING)
+    temperature: Real = param(0.8, "Temperature", 0, 2, 0.05, group=WRITING)
+    top_p: Real = param(0.9, "Top-p", 0.05, 1, 0.05, group=WRITING)
+    top_k: Whole = param(40, "Top-k", 0, 200, 1, group=WRITING)
+    repetition_penalty: Real = param(1.05, "Repetition penalty", 1, 2, 0.05, group=WRITING)
+    repair: str = param("", "Draft to repair", lines=8, max_length=8000, group=WRITING)
 
     @field_validator("brief")
     @classmethod
@@ -282,28 +282,28 @@ class Inspire(Request):
     """A whole song thought up from one idea, or from none."""
 
     mode: ClassVar[str] = "inspire"
-    idea: str = knob("", "Idea", max_length=512)
-    instrumental: bool = knob(False, "Instrumental")
-    vocal_language: Literal[LANGUAGES] = knob("unknown", "Sung in")
-    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1)
+    idea: str = param("", "Idea", max_length=512)
+    instrumental: bool = param(False, "Instrumental")
+    vocal_language: Literal[LANGUAGES] = param("unknown", "Sung in")
+    seed: Whole | None = param(None, "Seed", 0, MAX_SEED, 1)
 
 
 class Rewrite(Request):
     """Style and lyrics brought into the form the model likes."""
 
     mode: ClassVar[str] = "rewrite"
-    prompt: str = knob("", "Style", lines=3, max_length=512)
-    lyrics: str = knob("", "Lyrics", lines=8, max_length=4096)
-    vocal_language: Literal[LANGUAGES] = knob("unknown", "Sung in")
-    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1)
+    prompt: str = param("", "Style", lines=3, max_length=512)
+    lyrics: str = param("", "Lyrics", lines=8, max_length=4096)
+    vocal_language: Literal[LANGUAGES] = param("unknown", "Sung in")
+    seed: Whole | None = param(None, "Seed", 0, MAX_SEED, 1)
 
 
 class Listen(Request):
     """What is heard in a song: style, tempo, key, metre, language."""
 
     mode: ClassVar[str] = "listen"
-    source: File = knob(..., "Song")
-    seed: Whole | None = knob(None, "Seed", 0, MAX_SEED, 1)
+    source: File = param(..., "Song")
+    seed: Whole | None = param(None, "Seed", 0, MAX_SEED, 1)
 
 
 MODES: dict[str, type[Sound]] = {
@@ -326,25 +326,25 @@ class Export(Request):
     """A take as a file of another kind."""
 
     mode: ClassVar[str] = "export"
-    source: File = knob(..., "Take")
-    format: Literal["wav", "flac", "mp3"] = knob("mp3", "Format")
-    settings: bool = knob(True, "Settings inside")
-    ai_generated: bool = knob(True, "Tagged as AI-generated")
+    source: File = param(..., "Take")
+    format: Literal["wav", "flac", "mp3"] = param("mp3", "Format")
+    settings: bool = param(True, "Settings inside")
+    ai_generated: bool = param(True, "Tagged as AI-generated")
 
 
 class Master(Export):
     """A take brought to a loudness, under a true-peak ceiling, as a file."""
 
     mode: ClassVar[str] = "master"
-    target_lufs: Real = knob(-14.0, "Loudness", -30, -8, 0.5, unit="LUFS")
-    ceiling_dbtp: Real = knob(-1.0, "Ceiling", -6, 0, 0.1, unit="dBTP")
+    target_lufs: Real = param(-14.0, "Loudness", -30, -8, 0.5, unit="LUFS")
+    ceiling_dbtp: Real = param(-1.0, "Ceiling", -6, 0, 0.1, unit="dBTP")
 
 
 class Stems(Request):
     """A take taken apart: vocals, drums, bass and the rest."""
 
     mode: ClassVar[str] = "stems"
-    source: File = knob(..., "Take")
+    source: File = param(..., "Take")
 
 
-FINISHES: dict[str, type[Request]] = {request.mode: request for request in (Export, Master, Stems)}
+EXPORTS: dict[str, type[Request]] = {request.mode: request for request in (Export, Master, Stems)}

@@ -39,7 +39,7 @@ class DeviceUsed(BaseModel):
     torch: str
 
 
-class Card(BaseModel):
+class ModelInfo(BaseModel):
     """What is playing: the model on its device, and the defaults that suit it.
 
     `hint` is one plain sentence for people whose machine plays a smaller model than it could be,
@@ -86,7 +86,7 @@ class Progress(BaseModel):
     text: str = ""
 
 
-class SeamHeard(BaseModel):
+class SeamCheck(BaseModel):
     """How an edge of an edit measures: see `audio.seam`, whose limits decide `good`."""
 
     model_config = ConfigDict(frozen=True)
@@ -125,7 +125,7 @@ class Take(BaseModel):
     codes: tuple[int, ...] = ()
     files: dict[str, str] = {}
     changed_outside: int | None = None
-    seams: tuple[SeamHeard, ...] = ()
+    seams: tuple[SeamCheck, ...] = ()
     adapters: tuple[dict[str, Any], ...] = ()
     check: dict[str, Any] = {}
     made_at: datetime
@@ -168,7 +168,7 @@ class Draft(BaseModel):
         return self.asked == self.got
 
 
-class Made(BaseModel):
+class ExportedFiles(BaseModel):
     """Files made of a take: where they are, and what is to be said of them."""
 
     model_config = ConfigDict(frozen=True)
@@ -193,7 +193,7 @@ class Idea(BaseModel):
     duration_s: float | None = None
 
 
-class Look(BaseModel):
+class AudioInfo(BaseModel):
     """A file that was brought, before anything is made of it.
 
     `peaks` are the lowest and highest sample of each stretch, in turn (see `audio.peaks`).
@@ -208,7 +208,7 @@ class Look(BaseModel):
     notes: tuple[str, ...] = ()
 
 
-class AdapterSeen(BaseModel):
+class AdapterInfo(BaseModel):
     """An adapter that was brought and fits: its largest rank, how many layers it changes."""
 
     model_config = ConfigDict(frozen=True)
@@ -242,7 +242,7 @@ class Failed(BaseModel):
         return cls(code=error.code, message=error.message, action=error.action)
 
 
-Event = Progress | Take | Draft | Idea | Made | Cancelled | Failed
+Event = Progress | Take | Draft | Idea | ExportedFiles | Cancelled | Failed
 
 
 class AdapterUsed(BaseModel):

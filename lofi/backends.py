@@ -46,12 +46,12 @@ VERSION = 1
 """Raised whenever our own code makes other samples of the same request."""
 
 
-Tell = Callable[[str, dict[str, Any]], None]
+OnEvent = Callable[[str, dict[str, Any]], None]
 """Gets the name of a notification and its fields, from any thread."""
 
 
 @dataclass(frozen=True)
-class Order:
+class TrackOrder:
     """What is to be made, with nothing left open, and what it will be called."""
 
     track_id: str
@@ -71,10 +71,10 @@ class Backends:
     Finding the device and the models takes a moment where a GPU has to be asked.
     """
 
-    def __init__(self, config: Config, tell: Tell) -> None:
+    def __init__(self, config: Config, tell: OnEvent) -> None:
         import backend
         from models import catalog, musicgen
-        from runtime.device import find_place
+        from runtime.device import find_device
 
         self._config, self._tell = config, tell
         self._faults: dict[str, tuple[str, Path | None]] = {}
@@ -83,10 +83,10 @@ class Backends:
         self.no_device: StudioError | None = None
         device = None if config.device == "auto" else config.device
         try:
-            place = find_place(device)
+            place = find_device(device)
         except StudioError as error:
             self.no_device = error
-            place = replace(find_place("cpu"), device=device)
+            place = replace(find_device("cpu"), device=device)
         self.place = replace(place, threads=config.threads or place.threads)
         name = config.ace_step_model_path or os.environ.get("ACE_MODEL")
         model = _chosen(catalog.choose, name)
@@ -100,9 +100,9 @@ class Backends:
 
     def longest_s(self, backend: str) -> int:
         """The longest track that `backend` makes."""
-        knob = next(k for k in BACKENDS[backend].knobs() if k.name == "duration_s")
+        param = next(k for k in BACKENDS[backend].params() if k.name == "duration_s")
         model = self.weights[backend]
-        return int(min(knob.high, getattr(model, "longest_s", knob.high)))
+        return int(min(param.high, getattr(model, "longest_s", param.high)))
 
     def order(
         self,
@@ -113,7 +113,7 @@ class Backends:
         steps: int | None = None,
         guidance: float | None = None,
         scheduler: str | None = None,
-    ) -> Order:
+    ) -> TrackOrder:
         """Decide what is left open. All values are in their ranges.
 
         Raises:
@@ -148,7 +148,7 @@ class Backends:
                 **dict.fromkeys(UNPLANNED, False),
             }
         version = model_version(weights, home, dtype)
-        return Order(
+        return TrackOrder(
             track_id=track_id(backend, version, prompt, seed, duration_sec, [*params.values()]),
             backend=backend,
             model_version=version,

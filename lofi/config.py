@@ -21,7 +21,7 @@ Backend = Literal["musicgen", "ace_step"]
 Scheduler = Literal["euler", "heun", "pingpong"]
 
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 
 DEVICES = {"metal": "mps", "coreml": "mps"}
@@ -62,7 +62,7 @@ class Config(BaseModel):
     cache_path: Folder | None = None
     cache_max_mb: int = Field(500, ge=1)
     cache_max_tracks: int | None = Field(None, ge=1)
-    device: Annotated[Device, BeforeValidator(_device)] = "auto"
+    device: Annotated[DeviceName, BeforeValidator(_device)] = "auto"
     threads: int | None = Field(None, ge=1, le=256)
     ace_step_steps: int | None = Field(None, ge=1, le=200)
     ace_step_scheduler: Annotated[Scheduler, BeforeValidator(_plain)] = "euler"

@@ -133,7 +133,7 @@ class Pipes:
                 return
 
 
-class Wire:
+class JsonRpcServer:
     """Requests to answers, by a table of methods.
 
     Args:

@@ -16,9 +16,9 @@ from typing import Any
 
 from core.errors import StudioError
 from core.results import Cancelled, Event, Failed, Progress, Take
-from lofi.backends import Backends, Order, Tell
+from lofi.backends import Backends, OnEvent, TrackOrder
 from lofi.config import Config
-from lofi.track_cache import Tracks
+from lofi.track_cache import TrackCache
 
 LONGEST_QUEUE = 10
 """Jobs that may wait beside the one that runs."""
@@ -57,7 +57,7 @@ NOT_LOADED = {"model-broken", "model-mismatch", "model-missing", "model-gated", 
 class Job:
     """An order that waits or runs."""
 
-    order: Order
+    order: TrackOrder
     high: bool = False
     stopping: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
@@ -99,16 +99,16 @@ class Job:
         return (now - since) / max(1, event.step - step) * left
 
 
-class Lofi:
+class Scheduler:
     """The queue, its worker, and what the two backends are doing.
 
     Args:
         tell: gets the name of a notification and its fields, from any thread.
     """
 
-    def __init__(self, config: Config, tell: Tell) -> None:
+    def __init__(self, config: Config, tell: OnEvent) -> None:
         self.config, self._tell = config, tell
-        self.tracks = Tracks(
+        self.tracks = TrackCache(
             config.cache / "tracks", config.cache_max_mb * 10**6, config.cache_max_tracks
         )
         self._guard = threading.Condition()
@@ -122,7 +122,9 @@ class Lofi:
         self.backends = Backends(self.config, self._tell)
         threading.Thread(target=self._work, daemon=True).start()
 
-    def accept(self, order: Order, high: bool = False) -> tuple[str, int, dict[str, Any] | None]:
+    def accept(
+        self, order: TrackOrder, high: bool = False
+    ) -> tuple[str, int, dict[str, Any] | None]:
         """Put `order` in the queue, unless its track is there or on its way.
 
         Returns:

@@ -20,8 +20,8 @@ from core.errors import StudioError
 from core.requests import Generate
 from lofi import config
 from lofi.backends import BACKENDS, SCHEDULERS
-from lofi.jsonrpc import Params, Refused, Wire
-from lofi.scheduler import Lofi
+from lofi.jsonrpc import JsonRpcServer, Params, Refused
+from lofi.scheduler import Scheduler
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -129,8 +129,8 @@ class Daemon:
             "ping": (Params, self._ping),
             "shutdown": (Params, self._shutdown),
         }
-        self._wire = Wire(methods, EARLY, lambda: self._end(0))
-        self._lofi = Lofi(settings, self._wire.tell)
+        self._wire = JsonRpcServer(methods, EARLY, lambda: self._end(0))
+        self._lofi = Scheduler(settings, self._wire.tell)
 
     def serve(self) -> NoReturn:
         """Answer until the input ends, the editor says so, or a signal comes."""
@@ -189,14 +189,14 @@ class Daemon:
 
     def _judge(self, asked: ToGenerate, backend: str) -> None:
         """Refuse what is out of range, in the order that the contract has."""
-        knobs = {knob.name: knob for knob in Generate.knobs()}
-        longest = knobs["prompt"].max_length
+        params = {param.name: param for param in Generate.params()}
+        longest = params["prompt"].max_length
         if not asked.prompt.strip():
             raise Refused("INVALID_PROMPT", "The prompt is empty. Write what is to be heard.")
         if len(asked.prompt) > longest:
             problem = f"The prompt has {len(asked.prompt)} characters, and {longest} fit. Cut it."
             raise Refused("INVALID_PROMPT", problem)
-        steps, guidance = knobs["inference_steps"], knobs["guidance_scale"]
+        steps, guidance = params["inference_steps"], params["guidance_scale"]
         longest_s = self._lofi.backends.longest_s(backend)
         for name, value, low, high, error in (
             ("duration_sec", asked.duration_sec, SHORTEST_S, longest_s, "DURATION"),

@@ -70,7 +70,7 @@ class Staged(NamedTuple):
     sha256: str
 
 
-class Tracks:
+class TrackCache:
     """The tracks in one folder, at most so many bytes and so many of them.
 
     Args:

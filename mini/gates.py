@@ -173,7 +173,7 @@ class Studio:
             Edit.model_fields[name].default for name in ("repaint_mode", "repaint_strength")
         ]
         request = self._request(piece, source.shape[1] / STUDIO_RATE, seed)
-        grip = pipeline.Grip.of(*defaults)
+        grip = pipeline.RepaintSettings.of(*defaults)
         made = drain(pipeline.repaint(self.engine, request, source, [(start, end)], grip))
         return made.sound, STUDIO_RATE
 

@@ -299,7 +299,7 @@ class Engine:
         Raises:
             StudioError: `sound-not-finite`.
         """
-        course = sampler.Course.of(song)
+        course = sampler.SamplerConfig.of(song)
         noise, generator = sampler.draw_noise(seed, conditions.context.shape[1], self.channels)
         x, first = noise.to(self.device), 0
         times = sampler.schedule(course.steps, course.shift)

@@ -64,7 +64,7 @@ def check_fit(
         raise StudioError("adapter-wrong-base", name=adapter.name, model=title, problem=problem)
 
 
-class Stack:
+class AdapterStack:
     """The adapters that play along with one transformer; there is one stack for each.
 
     Not thread-safe, like the engine.

@@ -132,7 +132,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size(weights.Weights):
+class PlannerModel(weights.Weights):
     """A planner: where it is, and the memory in GB from which it fits beside a music model.
 
     `within` is the folder it has in a repository that holds other models too.
@@ -161,8 +161,8 @@ class Size(weights.Weights):
         return weights.Weights.missing(replace(self, within=""), self.home(folder))
 
 
-SIZES = tuple(
-    Size(
+PLANNERS = tuple(
+    PlannerModel(
         name=name,
         title=f"ACE-Step 5Hz planner {name}",
         repo=repo,
@@ -180,13 +180,13 @@ SIZES = tuple(
 later defaults for graphics memory, with the music model beside the planner or in turn with it."""
 
 
-def fitting(memory_gb: float) -> Size | None:
+def fitting(memory_gb: float) -> PlannerModel | None:
     """The largest planner for a device with `memory_gb` in all; None: do without."""
-    return next((size for size in reversed(SIZES) if memory_gb >= size.from_gb), None)
+    return next((size for size in reversed(PLANNERS) if memory_gb >= size.from_gb), None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writer(weights.Weights):
+class SongwriterModel(weights.Weights):
     """A songwriter: a Qwen 2.5 in the layout of transformers, or in that of mlx-lm.
 
     `engine` is "torch" or "mlx".
@@ -195,10 +195,10 @@ class Writer(weights.Weights):
     engine: str
 
 
-WRITERS: dict[str, Writer] = {
+SONGWRITERS: dict[str, SongwriterModel] = {
     writer.name: writer
     for writer in (
-        Writer(
+        SongwriterModel(
             name="qwen",
             title="Qwen 2.5 7B Instruct",
             repo="Qwen/Qwen2.5-7B-Instruct",
@@ -208,7 +208,7 @@ WRITERS: dict[str, Writer] = {
             size_bytes=15_240_000_000,
             engine="torch",
         ),
-        Writer(
+        SongwriterModel(
             name="qwen-mlx",
             title="Qwen 2.5 7B Instruct (4 bit)",
             repo="mlx-community/Qwen2.5-7B-Instruct-4bit",
@@ -223,7 +223,7 @@ WRITERS: dict[str, Writer] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint(Weights):
+class MusicgenModel(Weights):
     """A MusicGen in the layout of transformers: text encoder, decoder and codec in one file."""
 
     files: ClassVar[tuple[str, ...]] = ("config.json", "tokenizer.json", "model.safetensors")
@@ -232,7 +232,7 @@ class Checkpoint(Weights):
         return next((name for name in self.files if not (folder / name).is_file()), None)
 
 
-MUSICGEN = Checkpoint(
+MUSICGEN = MusicgenModel(
     name="musicgen-small",
     title="MusicGen small",
     repo="facebook/musicgen-small",
@@ -245,7 +245,7 @@ MUSICGEN = Checkpoint(
 
 
 @dataclass(frozen=True, kw_only=True)
-class StemWeights(Weights):
+class StemsModel(Weights):
     """A separator's weights: one safetensors file, known by its size and sha256."""
 
     sha256: str
@@ -253,7 +253,7 @@ class StemWeights(Weights):
     files: ClassVar[tuple[str, ...]] = (proof,)
 
 
-HTDEMUCS = StemWeights(
+HTDEMUCS = StemsModel(
     name="htdemucs",
     title="HTDemucs",
     repo="adefossez/HTDemucs",

@@ -16,7 +16,7 @@ from core.errors import StudioError
 from core.requests import SAMPLE_RATE
 from core.results import Progress
 from models import checkpoints
-from models.catalog import HTDEMUCS, StemWeights
+from models.catalog import HTDEMUCS, StemsModel
 from models.weights import broken
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Separator:
     device: str
 
 
-def find(weights: StemWeights = HTDEMUCS) -> Path:
+def find(weights: StemsModel = HTDEMUCS) -> Path:
     """The folder of a separator's weights. Raises `stems-missing`, with the command to get them."""
     folder = checkpoints.locate(weights)
     if folder is None or weights.missing(folder):
@@ -58,7 +58,7 @@ def find(weights: StemWeights = HTDEMUCS) -> Path:
     return folder
 
 
-def load(weights: StemWeights = HTDEMUCS, device: str = "cpu") -> Iterator[Progress]:
+def load(weights: StemsModel = HTDEMUCS, device: str = "cpu") -> Iterator[Progress]:
     """Load a separator (returned) from its file, of which nothing is run.
 
     The file's bytes must be the ones of the table; it names a class, which is only compared, and

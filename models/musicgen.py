@@ -20,7 +20,7 @@ from core.errors import StudioError
 from core.requests import SAMPLE_RATE, Musicgen
 from core.results import Progress
 from models import acestep, checkpoints, loading
-from models.catalog import MUSICGEN, Checkpoint
+from models.catalog import MUSICGEN, MusicgenModel
 from models.weights import broken, mismatch
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ UNUSED = (".inited", ".cluster_size", ".embed_avg")
 """Ends of the names of tensors that only training a codec needs."""
 
 
-def choose(folder: str | Path = "") -> Checkpoint:
+def choose(folder: str | Path = "") -> MusicgenModel:
     """MusicGen from the hub, or the copy of it in `folder` if one is named."""
     return replace(MUSICGEN, folder=Path(folder).expanduser().resolve()) if folder else MUSICGEN
 
@@ -65,7 +65,7 @@ class Composer:
 
     def __init__(
         self,
-        weights: Checkpoint,
+        weights: MusicgenModel,
         tokenizer: Tokenizer,
         model: MusicgenForConditionalGeneration,
         device: str,
@@ -78,7 +78,7 @@ class Composer:
         self.hop: int = math.prod(model.config.audio_encoder.upsampling_ratios)
 
     @classmethod
-    def load(cls, weights: Checkpoint, folder: Path, device: str) -> Iterator[Progress]:
+    def load(cls, weights: MusicgenModel, folder: Path, device: str) -> Iterator[Progress]:
         """Load the MusicGen in `folder`, and prove that it is whole.
 
         Args:
@@ -294,7 +294,7 @@ def _cache(model: MusicgenForConditionalGeneration, columns: int) -> Cache:
     return EncoderDecoderCache(Cache(layers=layers), DynamicCache())
 
 
-def _judged(weights: Checkpoint, folder: Path) -> Tokenizer:
+def _judged(weights: MusicgenModel, folder: Path) -> Tokenizer:
     """Its tokenizer, once the files are those of a whole MusicGen that plays in mono."""
     from tokenizers import Tokenizer
 
@@ -324,7 +324,7 @@ def _judged(weights: Checkpoint, folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _model(weights: Checkpoint, folder: Path) -> MusicgenForConditionalGeneration:
+def _model(weights: MusicgenModel, folder: Path) -> MusicgenForConditionalGeneration:
     """The model in `folder`, with every tensor that playing needs."""
     import torch
     from safetensors import SafetensorError

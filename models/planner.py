@@ -36,7 +36,7 @@ FEW = 4096
 
 
 @dataclass(frozen=True)
-class Dice:
+class SamplingParams:
     """How a token is chosen: most likely at `temperature` 0, otherwise among the `top_k` likeliest
     (0: all) that hold the share `top_p` (1: all) of what is left."""
 
@@ -45,12 +45,12 @@ class Dice:
     top_k: int
 
     @classmethod
-    def of(cls, song: Any) -> Dice:
+    def of(cls, song: Any) -> SamplingParams:
         """The dice of a request's planner knobs."""
         return cls(song.lm_temperature, song.lm_top_p, song.lm_top_k)
 
 
-def pick(logits: torch.Tensor, draw: torch.Tensor, dice: Dice) -> torch.Tensor:
+def pick(logits: torch.Tensor, draw: torch.Tensor, dice: SamplingParams) -> torch.Tensor:
     """The index that `draw` falls on, as a tensor without axes on the device of `logits`.
 
     Args:
@@ -165,7 +165,7 @@ class Planner:
         lyrics: str,
         wanted: Collection[str],
         given: Mapping[str, Any],
-        dice: Dice,
+        dice: SamplingParams,
         seed: int,
         longest_s: int = plan_grammar.LONGEST_S,
     ) -> Iterator[Progress]:
@@ -193,7 +193,7 @@ class Planner:
         lyrics: str,
         plan: Plan,
         duration_s: float,
-        dice: Dice,
+        dice: SamplingParams,
         seeds: Sequence[int],
         guidance: float = 1.0,
         negative: str = "",
@@ -245,7 +245,7 @@ class Planner:
     def understand(
         self,
         codes: Sequence[int],
-        dice: Dice,
+        dice: SamplingParams,
         seed: int,
         lyrics: bool = True,
         wanted: Collection[str] = plan_grammar.FIELDS,
@@ -276,7 +276,7 @@ class Planner:
         self,
         query: str,
         instrumental: bool,
-        dice: Dice,
+        dice: SamplingParams,
         seed: int,
         language: str = "unknown",
         longest_s: int = plan_grammar.LONGEST_S,
@@ -299,7 +299,7 @@ class Planner:
         caption: str,
         lyrics: str,
         given: Mapping[str, Any],
-        dice: Dice,
+        dice: SamplingParams,
         seed: int,
         longest_s: int = plan_grammar.LONGEST_S,
     ) -> Iterator[Progress]:
@@ -318,7 +318,13 @@ class Planner:
         return (yield from self._write("Rewriting", prompt, thought, dice, seed, lyrics))
 
     def _write(
-        self, stage: str, prompt: str, thought: Thought, dice: Dice, seed: int, lyrics: str = ""
+        self,
+        stage: str,
+        prompt: str,
+        thought: Thought,
+        dice: SamplingParams,
+        seed: int,
+        lyrics: str = "",
     ) -> Iterator[Progress]:
         """Let the model fill a thought. Steps are fields; one more stands for free text.
 
@@ -353,7 +359,7 @@ class Planner:
         return plan_grammar.parse(said), plan_grammar.parse_lyrics(said)
 
     def _token(
-        self, hidden: torch.Tensor, ask: plan_grammar.Ask, draw: torch.Tensor, dice: Dice
+        self, hidden: torch.Tensor, ask: plan_grammar.Ask, draw: torch.Tensor, dice: SamplingParams
     ) -> int:
         """One of the legal tokens, from the hidden state [width]."""
         import torch
@@ -364,7 +370,7 @@ class Planner:
                 logits = torch.nn.functional.linear(hidden, self.table[few])
             else:
                 logits = torch.nn.functional.linear(hidden, self.table)[self._many(ask.legal)]
-            sure = Dice(0, 1, 0) if ask.greedy else dice
+            sure = SamplingParams(0, 1, 0) if ask.greedy else dice
             return ask.legal[int(pick(logits.float(), draw, sure))]
 
     def _many(self, legal: tuple[int, ...]) -> torch.Tensor:
@@ -376,7 +382,7 @@ class Planner:
         return self._sets[id(legal)][1]
 
     def _code(
-        self, hidden: torch.Tensor, guidance: float, draw: torch.Tensor, dice: Dice
+        self, hidden: torch.Tensor, guidance: float, draw: torch.Tensor, dice: SamplingParams
     ) -> torch.Tensor:
         """One code, from the hidden states [1 or 2, width]."""
         import torch
@@ -388,14 +394,14 @@ class Planner:
                 return pick(plain + guidance * (cond - plain), draw, dice)
             return pick(logits[0], draw, dice)
 
-    def _track(self, texts: Sequence[Sequence[int]], more: int, lyrics: str) -> qwen3.Track:
+    def _track(self, texts: Sequence[Sequence[int]], more: int, lyrics: str) -> qwen3.KeyValueCache:
         """Room for the prompts and what follows, if the model can count that far."""
         limit = self.model.config.max_position_embeddings
         tokens = max(map(len, texts)) + more
         if tokens > limit:
             words = len(lyrics.split()) * max(0, limit - more) / max(map(len, texts))
             raise StudioError("lyrics-too-long", tokens=tokens, limit=limit, words=int(0.8 * words))
-        return qwen3.Track(self.qwen, texts, more)
+        return qwen3.KeyValueCache(self.qwen, texts, more)
 
     def _draws(self, seed: int, count: int) -> torch.Tensor:
         """Uniform draws, float32 [count]: from the CPU, the same on every device."""
@@ -405,7 +411,7 @@ class Planner:
         return draws.to(self.device)
 
 
-def _begin(track: qwen3.Track, stage: str, steps: int) -> Iterator[Progress]:
+def _begin(track: qwen3.KeyValueCache, stage: str, steps: int) -> Iterator[Progress]:
     """Read the prompts piece by piece, and return the hidden states behind them."""
     hidden = None
     for piece in track.texts.split(PIECE, 1):

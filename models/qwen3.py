@@ -68,7 +68,7 @@ class Qwen:
         )
 
 
-class Track:
+class KeyValueCache:
     """What a model has read: the keys and values of one sequence, or of several side by side.
 
     Laid out once and written in place. Setting `length` back forgets what came after. `texts`,

@@ -39,7 +39,7 @@ Model = Callable[["torch.Tensor", float, bool], Velocity]
 
 
 @dataclass(frozen=True)
-class Course:
+class SamplerConfig:
     """How to go from noise to sound.
 
     `guide_from` and `guide_to` bound the shifted time t in which guidance acts, as the authors of
@@ -55,7 +55,7 @@ class Course:
     adg: bool = False
 
     @classmethod
-    def of(cls, song: Sound) -> Course:
+    def of(cls, song: Sound) -> SamplerConfig:
         """The course that a request asks for, its open values resolved."""
         return cls(
             steps=song.inference_steps,
@@ -102,7 +102,7 @@ Hold = Callable[["torch.Tensor", int, "torch.Tensor"], "torch.Tensor"]
 def sample(
     model: Model,
     noise: torch.Tensor,
-    course: Course,
+    course: SamplerConfig,
     generator: torch.Generator,
     *,
     first: int = 0,
@@ -148,7 +148,7 @@ def sample(
 
 
 def guide(
-    model: Model, x: torch.Tensor, t: float, course: Course, apg: Apg, remember: bool = True
+    model: Model, x: torch.Tensor, t: float, course: SamplerConfig, apg: Apg, remember: bool = True
 ) -> torch.Tensor:
     """The velocity at (x, t) with the guidance that `course` asks for there."""
     guided = course.guided_at(t)
@@ -160,7 +160,7 @@ def guide(
     return apg(v, course.guidance, remember)
 
 
-def step_at(course: Course, t: float) -> int:
+def step_at(course: SamplerConfig, t: float) -> int:
     """The step of `course` whose time is nearest to `t`."""
     times = schedule(course.steps, course.shift)[:-1]
     return int((times - t).abs().argmin())
@@ -170,7 +170,7 @@ def morph(
     source: Model,
     target: Model,
     clean: torch.Tensor,
-    course: Course,
+    course: SamplerConfig,
     generator: torch.Generator,
     *,
     n_min: float,
@@ -282,7 +282,7 @@ def _widened(x: torch.Tensor) -> torch.Tensor:
     return x.cpu().double() if x.device.type == "mps" else x.double()
 
 
-def evaluations(course: Course) -> int:
+def evaluations(course: SamplerConfig) -> int:
     """How many rows the model computes in this course: what a time estimate multiplies.
 
     Needs no torch, so that a page can estimate before anything heavy is imported.

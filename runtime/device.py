@@ -35,7 +35,7 @@ ON_ZERO = spaces.config.Config.zero_gpu
 
 
 @dataclass(frozen=True)
-class Place:
+class Device:
     """A device as the engine uses it. Picklable, and decided once at the start."""
 
     device: str
@@ -58,7 +58,7 @@ class Place:
         )
 
 
-def find_place(device: str | None = None) -> Place:
+def find_device(device: str | None = None) -> Device:
     """The place to work at: `device` if given, else the best this machine has.
 
     Raises:
@@ -69,10 +69,10 @@ def find_place(device: str | None = None) -> Place:
         raise StudioError("device-missing", device=device)
     device = device or have[0]
     threads = int(os.environ.get("ACE_THREADS") or _physical_cores())
-    return Place(device, _dtype(device), threads)
+    return Device(device, _dtype(device), threads)
 
 
-def settle(place: Place) -> None:
+def settle(place: Device) -> None:
     """Fix the number of threads, so that a seed keeps its bits. Call before any computing."""
     import torch
 

@@ -15,10 +15,10 @@ LONGEST_QUEUE = 16
 """Jobs that may wait for the device."""
 
 
-Tell = Callable[[Progress], None]
+OnEvent = Callable[[Progress], None]
 
 
-class Turns:
+class DeviceQueue:
     """A first-come-first-served queue for the device. On ZeroGPU everybody gets their own."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Turns:
         self._moved = threading.Condition()
 
     @contextmanager
-    def wait(self, stopped: Callable[[], bool], tell: Tell) -> Iterator[bool]:
+    def wait(self, stopped: Callable[[], bool], tell: OnEvent) -> Iterator[bool]:
         """Entered when it is one's turn; False if `stopped` came first.
 
         Raises:

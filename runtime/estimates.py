@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.files import cache_folder
-from core.requests import FINISHES, HELPERS, Generate, Lyrics, Musicgen
+from core.requests import EXPORTS, HELPERS, Generate, Lyrics, Musicgen
 from core.results import Progress
 from models import catalog, musicgen, plan_grammar
-from runtime.job import FINISHING, Job
+from runtime.job import EXPORT_STAGES, Job
 from runtime.planning import wanted
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def gpu_seconds(usual: float | None, guess: float, attempt: int = 1) -> int:
     return min(math.ceil(wanted * attempt), high)
 
 
-class Clock:
+class TimeLeft:
     """Says how long a job will still take, from what it has shown and what others have cost.
 
     Args:
@@ -167,8 +167,8 @@ def work_of(job: Job, loaded: bool = False, planned: bool = False) -> dict[str, 
     planned = planned or job.planner is None
     if isinstance(job.request, Lyrics):
         return {"Loading the songwriter": 1.0, "Writing the words": 1.0}
-    if job.request.mode in FINISHES:
-        return {FINISHING[job.request.mode]: job.seconds["source"]}
+    if job.request.mode in EXPORTS:
+        return {EXPORT_STAGES[job.request.mode]: job.seconds["source"]}
     if isinstance(job.request, Musicgen):
         return _told(
             {
@@ -194,7 +194,7 @@ def work_of(job: Job, loaded: bool = False, planned: bool = False) -> dict[str, 
     listens = job.planner is not None and bool(job.sounds) and job.request.mode != "generate"
     plans = job.planner is not None and not listens
     composes = plans and isinstance(job.request, Generate) and bool(job.request.thinking)
-    course = sampler.Course.of(job.request)
+    course = sampler.SamplerConfig.of(job.request)
     rows = sampler.evaluations(course)
     return _told(
         {

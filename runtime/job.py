@@ -14,7 +14,7 @@ from core.params import Request
 from core.requests import Extend
 from models import weights
 from models.adapter_files import Adapter
-from models.catalog import Size, Writer
+from models.catalog import PlannerModel, SongwriterModel
 from runtime import device
 
 if TYPE_CHECKING:
@@ -29,7 +29,11 @@ STAGES = (
 """All that a job may go through, in order, once its turn has come and its models are on disk."""
 
 
-FINISHING = {"export": "Writing", "master": "Setting the loudness", "stems": "Splitting into stems"}
+EXPORT_STAGES = {
+    "export": "Writing",
+    "master": "Setting the loudness",
+    "stems": "Splitting into stems",
+}
 """The stage that finishing a take spends its time in."""
 
 
@@ -38,7 +42,7 @@ class Job:
     """All that the GPU worker needs to know. Picklable: it may run in another process.
 
     `folder` is the job's own, empty at first. `sounds` are the decoded files that came in, by
-    field, as `sources.Known.sound`; `files` their sha256. `adapters` come with their strengths.
+    field, as `sources.Upload.sound`; `files` their sha256. `adapters` come with their strengths.
     `planner` is None where none thinks.
     """
 
@@ -46,13 +50,13 @@ class Job:
     request: Request
     model: weights.Weights
     source: Path
-    place: device.Place
+    place: device.Device
     folder: Path
     notes: tuple[str, ...]
     gpu_seconds: int = 0
-    planner: Size | None = None
+    planner: PlannerModel | None = None
     planner_folder: Path | None = None
-    writer: Writer | None = None
+    writer: SongwriterModel | None = None
     writer_folder: Path | None = None
     in_turn: bool = False
     sounds: dict[str, Path] = field(default_factory=dict)

@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 
 from core import files
 from core.errors import StudioError
-from core.params import Worn
-from core.results import AdapterSeen, Progress
+from core.params import AdapterRef
+from core.results import AdapterInfo, Progress
 from models import adapter_files, adapter_layers, catalog, checkpoints
 from models.acestep import Engine
 from runtime.job import Job
@@ -19,10 +19,10 @@ from runtime.uploads import link, plain
 CONFIG, SUFFIX = "adapter_config.json", ".safetensors"
 
 
-_stacks: WeakKeyDictionary[Engine, adapter_layers.Stack] = WeakKeyDictionary()
+_stacks: WeakKeyDictionary[Engine, adapter_layers.AdapterStack] = WeakKeyDictionary()
 
 
-def judge(worn: Worn, model: catalog.Model) -> adapter_files.Adapter:
+def judge(worn: AdapterRef, model: catalog.Model) -> adapter_files.Adapter:
     """Judge an adapter by its header, and against `model` where that is on disk.
 
     Raises:
@@ -35,9 +35,9 @@ def judge(worn: Worn, model: catalog.Model) -> adapter_files.Adapter:
     return adapter
 
 
-def seen(adapter: adapter_files.Adapter) -> AdapterSeen:
+def seen(adapter: adapter_files.Adapter) -> AdapterInfo:
     """What a person wants to know of an adapter that was judged."""
-    return AdapterSeen(
+    return AdapterInfo(
         name=adapter.name,
         rank=adapter.rank,
         modules=len(adapter.deltas),
@@ -71,7 +71,7 @@ def dressed(job: Job) -> Job:
             raise StudioError("adapter-missing", name=adapter.name) from error
         except OSError as error:
             raise files.no_room(job.folder, error, adapter_files.LARGEST) from error
-        mine.append(Worn(file=kept, strength=worn.strength))
+        mine.append(AdapterRef(file=kept, strength=worn.strength))
         judged.append((replace(adapter, path=weights), worn.strength))
         notes += adapter.notes
     return replace(
@@ -86,10 +86,10 @@ def play(job: Job, engine: Engine) -> Iterator[Progress]:
     """Let the job's adapters play in `engine`, and no others; what plays is returned.
 
     Raises:
-        StudioError: those of `stack.Stack.play`.
+        StudioError: those of `stack.AdapterStack.play`.
     """
     if engine not in _stacks and job.adapters:
-        _stacks[engine] = adapter_layers.Stack(engine.pipe.transformer, job.model.title)
+        _stacks[engine] = adapter_layers.AdapterStack(engine.pipe.transformer, job.model.title)
     return (yield from _stacks[engine].play(job.adapters)) if engine in _stacks else ()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from core.results import ModelUsed, Progress
 from models import checkpoints
 from models.acestep import Engine
-from models.catalog import Checkpoint
+from models.catalog import MusicgenModel
 from models.musicgen import LOADING as LOADING_MUSICGEN
 from models.weights import Weights
 from runtime import device
@@ -90,9 +90,12 @@ def _held(
         yield Progress(stage=stage)
         with _loading:
             device.settle(job.place)
-            musicgen, others = isinstance(weights, Checkpoint), [there for there, *_ in _resident]
+            musicgen, others = (
+                isinstance(weights, MusicgenModel),
+                [there for there, *_ in _resident],
+            )
             short = job.in_turn or short_of_memory([*others, weights], job.place)
-            if short or any(isinstance(there, Checkpoint) != musicgen for there in others):
+            if short or any(isinstance(there, MusicgenModel) != musicgen for there in others):
                 _resident.clear()
                 device.free(job.place.device, everything=True)
             _resident[key] = yield from load()
@@ -177,7 +180,7 @@ def used(weights: Weights, folder: Path) -> ModelUsed:
     )
 
 
-def short_of_memory(weights: Sequence[Weights], place: device.Place) -> bool:
+def short_of_memory(weights: Sequence[Weights], place: device.Device) -> bool:
     """Whether these must take turns: all of them with a tenth more, and 4 GB to work in."""
     whole = sum(each.size_bytes for each in weights)
     return 1.1 * whole / 1e9 + 4 > device.memory_gb(place.device)

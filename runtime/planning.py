@@ -13,7 +13,7 @@ from core.params import Request
 from core.requests import HELPERS, INSTRUMENTAL, Edit, Generate, Sound
 from core.results import Event, Idea, Progress
 from models import catalog, checkpoints, plan_grammar
-from models.planner import Dice
+from models.planner import SamplingParams
 from runtime import device, model_cache
 from runtime.job import Job
 
@@ -72,7 +72,7 @@ TEMPERATURE = 0.85
 
 
 @dataclass
-class Thoughts:
+class PlannedSong:
     """What a piece is to be once everything is known.
 
     `song` is what the engine reads; `told` describes the source of a morph.
@@ -85,13 +85,13 @@ class Thoughts:
 
 
 def think(job: Job, sounds: dict[str, np.ndarray]) -> Iterator[Progress]:
-    """Let the planner write or listen, and fill in what the request left open (returns `Thoughts`).
+    """Let the planner write or listen, and fill in what the request left open (returns `PlannedSong`).
 
     What a person set stays. A style that was given is only rewritten where the piece is new.
     """
     request = job.request
     song = sung(request, job.duration_s)
-    thoughts = Thoughts(song, song)
+    thoughts = PlannedSong(song, song)
     if isinstance(request, Edit):
         thoughts.told = song.model_copy(
             update={"prompt": request.source_prompt, "lyrics": request.source_lyrics}
@@ -101,9 +101,9 @@ def think(job: Job, sounds: dict[str, np.ndarray]) -> Iterator[Progress]:
     if isinstance(request, Generate):
         yield from _plan(job, thoughts)
         return thoughts
-    from models.planner import Dice
+    from models.planner import SamplingParams
 
-    plan = yield from _listen(job, sounds, Dice.of(request))
+    plan = yield from _listen(job, sounds, SamplingParams.of(request))
     thoughts.plan = kept = plan
     if song.prompt.strip() or not request.use_cot_caption:
         kept = replace(kept, caption=None)
@@ -115,12 +115,12 @@ def think(job: Job, sounds: dict[str, np.ndarray]) -> Iterator[Progress]:
     return thoughts
 
 
-def _plan(job: Job, thoughts: Thoughts) -> Iterator[Progress]:
+def _plan(job: Job, thoughts: PlannedSong) -> Iterator[Progress]:
     """Plan a new piece, and compose its codes if the request wants them."""
-    from models.planner import Dice
+    from models.planner import SamplingParams
 
     request, song = job.request, thoughts.song
-    lyrics, dice = lyrics_of(request), Dice.of(request)
+    lyrics, dice = lyrics_of(request), SamplingParams.of(request)
     planner = yield from model_cache.planner(job)
     given = plan_grammar.given_by(request, job.duration_s)
     plan = yield from planner.plan(
@@ -141,7 +141,7 @@ def _plan(job: Job, thoughts: Thoughts) -> Iterator[Progress]:
         )
 
 
-def _listen(job: Job, sounds: dict[str, np.ndarray], dice: Dice) -> Iterator[Progress]:
+def _listen(job: Job, sounds: dict[str, np.ndarray], dice: SamplingParams) -> Iterator[Progress]:
     """Hear what the source is, or the reference where there is no source; returns its `Plan`."""
     import pipeline
 
@@ -171,9 +171,9 @@ def _steadied(heard: int | None, measured: float | None, sure: bool) -> int | No
 
 def answer(job: Job) -> Iterator[Event]:
     """What the planner alone can tell: an idea for a song, fuller words, or what it hears."""
-    from models.planner import Dice
+    from models.planner import SamplingParams
 
-    request, lyrics, dice = job.request, "", Dice(TEMPERATURE, 1.0, 0)
+    request, lyrics, dice = job.request, "", SamplingParams(TEMPERATURE, 1.0, 0)
     if request.mode == "listen":
         plan = yield from _listen(job, {"source": job.sound("source")}, dice)
     else:
@@ -205,12 +205,12 @@ def answer(job: Job) -> Iterator[Event]:
 
 
 def find_planner(
-    model: catalog.Model, place: device.Place, name: str = ""
-) -> tuple[catalog.Size | None, str]:
+    model: catalog.Model, place: device.Device, name: str = ""
+) -> tuple[catalog.PlannerModel | None, str]:
     """The planner that goes with `model` at `place`, or None and the reason in a clause.
 
     Args:
-        name: one of `planner.SIZES`, a folder in the original layout, "none", or empty: then the
+        name: one of `planner.PLANNERS`, a folder in the original layout, "none", or empty: then the
             model's own, or the largest that the device has room for (on a bare CPU the smallest).
 
     Raises:
@@ -218,14 +218,14 @@ def find_planner(
     """
     if name == "none":
         return None, "it was turned off with --planner none"
-    sizes = {size.name: size for size in catalog.SIZES}
+    sizes = {size.name: size for size in catalog.PLANNERS}
     own = Path(name).expanduser() if name else (model.folder or Path()) / "planner"
     if name in sizes:
         return sizes[name], ""
     if (own / "config.json").is_file():
         whole = sum(f.stat().st_size for f in own.glob("*.safetensors"))
         title = f"{model.title} planner" if not name else own.resolve().name
-        return catalog.Size(
+        return catalog.PlannerModel(
             name=own.resolve().name,
             title=title,
             repo=name if name else f"{model.repo}/planner",
@@ -242,9 +242,9 @@ def find_planner(
     memory = device.memory_gb(place.device)
     best = catalog.fitting(memory)
     if best is None:
-        least = catalog.SIZES[0].from_gb
+        least = catalog.PLANNERS[0].from_gb
         return None, f"the smallest needs {least:g} GB of memory and there are {memory:.1f}"
-    chosen = catalog.SIZES[0] if place.device == "cpu" else best
+    chosen = catalog.PLANNERS[0] if place.device == "cpu" else best
     if model.name not in catalog.MODELS and checkpoints.locate(chosen) is None:
         return None, f"{chosen.title} is not on this computer; fetch it with: {chosen.command}"
     return chosen, ""

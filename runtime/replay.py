@@ -10,14 +10,14 @@ from typing import Any
 from audio import decode
 from core import files
 from core.errors import StudioError
-from core.params import Worn
-from core.results import Made, Take
+from core.params import AdapterRef
+from core.results import ExportedFiles, Take
 from models import adapter_files
 
 LONGEST_S = 600.0
 
 
-def worn_again(told: Mapping[str, Any], given: Sequence[Worn]) -> tuple[Worn, ...]:
+def worn_again(told: Mapping[str, Any], given: Sequence[AdapterRef]) -> tuple[AdapterRef, ...]:
     """The adapters of a file's song, found among those `given` by what is in them, else by name.
 
     Each plays as strongly as it did then, unless a strength was given. What did not play then is
@@ -82,12 +82,12 @@ def _other_adapters(then: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]
     return said
 
 
-def sound_of(made: Take | Made) -> Path:
+def sound_of(made: Take | ExportedFiles) -> Path:
     """The file of a take, or the first of those made of one."""
     return Path(made.path if isinstance(made, Take) else made.paths[0])
 
 
-def compare(path: Path, made: Take | Made) -> str:
+def compare(path: Path, made: Take | ExportedFiles) -> str:
     """One sentence on how the sound in the file at `path` compares with what was `made` of it.
 
     Raises:

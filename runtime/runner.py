@@ -20,8 +20,8 @@ from audio import analysis, encode, settings, splice
 from audio.tags import Tags
 from core.errors import StudioError
 from core.files import write_text
-from core.requests import FINISHES, HELPERS, SAMPLE_RATE, Cover, Extend, Generate, Lyrics, Musicgen
-from core.results import Cancelled, Draft, Event, Failed, Made, Progress, SeamHeard, Take
+from core.requests import EXPORTS, HELPERS, SAMPLE_RATE, Cover, Extend, Generate, Lyrics, Musicgen
+from core.results import Cancelled, Draft, Event, ExportedFiles, Failed, Progress, SeamCheck, Take
 from models.acestep import Engine, Rendered
 from runtime import device, job_adapters, model_cache, planning
 from runtime.job import Job
@@ -39,7 +39,7 @@ def carry_out(job: Job) -> Iterator[Event]:
 
 def _ended(job: Job) -> Iterator[Progress]:
     """The job's progress; what it came to is returned, and nothing of it is held any more."""
-    watch = Watch()
+    watch = StageTimer()
     work = watch.over(_work(job, watch))
     try:
         for event in work:
@@ -69,16 +69,16 @@ def load(job: Job) -> Iterator[Progress]:
         yield from model_cache.planner(job)
 
 
-def _work(job: Job, watch: Watch) -> Iterator[Event]:
+def _work(job: Job, watch: StageTimer) -> Iterator[Event]:
     request = job.request
     if request.mode in HELPERS:
         return planning.answer(job)
-    if request.mode in FINISHES:
+    if request.mode in EXPORTS:
         return _finished(job)
     return _words(job, watch) if isinstance(request, Lyrics) else _song(job, watch)
 
 
-class Watch:
+class StageTimer:
     """Seconds spent in each stage, from the events that go by."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Watch:
         self._since = now
 
 
-def _song(job: Job, watch: Watch) -> Iterator[Event]:
+def _song(job: Job, watch: StageTimer) -> Iterator[Event]:
     how = _composed if isinstance(job.request, Musicgen) else _rendered
     piece, thoughts, playing = yield from how(job)
     yield Progress(stage="Writing", step=0, steps=1)
@@ -151,7 +151,7 @@ def _composed(job: Job) -> Iterator[Progress]:
     composer = yield from model_cache.composer(job)
     piece = yield from composer.compose(job.request)
     asked = Generate.model_construct(prompt=job.request.prompt)
-    return piece, planning.Thoughts(asked, asked), ()
+    return piece, planning.PlannedSong(asked, asked), ()
 
 
 def _rendered(job: Job) -> Iterator[Progress]:
@@ -165,7 +165,7 @@ def _rendered(job: Job) -> Iterator[Progress]:
 
 
 def _made(
-    job: Job, engine: Engine, thoughts: planning.Thoughts, sounds: dict[str, np.ndarray]
+    job: Job, engine: Engine, thoughts: planning.PlannedSong, sounds: dict[str, np.ndarray]
 ) -> Iterator[Progress]:
     """The operation that the request's mode asks for; returns the `Rendered` piece."""
     import pipeline
@@ -207,17 +207,17 @@ def _made(
                 clean=clean,
             )
         )
-    grip = pipeline.Grip.of(request.repaint_mode, request.repaint_strength)
+    grip = pipeline.RepaintSettings.of(request.repaint_mode, request.repaint_strength)
     region = region_of(request, source.shape[1])
     return (yield from pipeline.repaint(engine, song, source, [region], grip, clean))
 
 
-def _seam(piece: Rendered, at: int, half_width: int) -> SeamHeard:
+def _seam(piece: Rendered, at: int, half_width: int) -> SeamCheck:
     heard = splice.seam(piece.sound, at, half_width, SAMPLE_RATE)
-    return SeamHeard(at_s=at / SAMPLE_RATE, **heard._asdict())
+    return SeamCheck(at_s=at / SAMPLE_RATE, **heard._asdict())
 
 
-def _words(job: Job, watch: Watch) -> Iterator[Event]:
+def _words(job: Job, watch: StageTimer) -> Iterator[Event]:
     """Write a song's words, or write a broken draft again."""
     request = job.request
     writer = yield from model_cache.songwriter(job)
@@ -263,7 +263,7 @@ def _finished(job: Job) -> Iterator[Event]:
         paths = (job.folder / f"{name}.{request.format}",)
         tags = _tags(request.source, request.ai_generated)
         yield from encode.save(sound, paths[0], request.format, told, tags)
-    yield Made(mode=request.mode, paths=tuple(map(str, paths)), facts=facts, notes=notes)
+    yield ExportedFiles(mode=request.mode, paths=tuple(map(str, paths)), facts=facts, notes=notes)
 
 
 def _tags(source: Path, ai_generated: bool = True) -> Tags:

@@ -15,7 +15,7 @@ from pathlib import Path
 from audio import decode, levels
 from core import files
 from core.requests import SAMPLE_RATE
-from core.results import Look
+from core.results import AudioInfo
 
 LONGEST_S = 600.0
 """What is read of any file, in seconds. Modes have limits of their own."""
@@ -30,24 +30,24 @@ KEPT = 6
 
 
 @dataclass(frozen=True)
-class Known:
+class Upload:
     """A file that was read: its sound as float32 [2, samples] at 48 kHz in `sound` (.npy), the
     sha256 of its bytes, and how it looks."""
 
     sound: Path
     sha256: str
     samples: int
-    look: Look
+    look: AudioInfo
 
 
-class Sources:
+class Uploads:
     """The decoded files of this process. Thread-safe."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple, Known] = OrderedDict()
+        self._known: OrderedDict[tuple, Upload] = OrderedDict()
         self._guard = threading.Lock()
 
-    def read(self, path: Path, stopped: Callable[[], bool] = lambda: False) -> Known:
+    def read(self, path: Path, stopped: Callable[[], bool] = lambda: False) -> Upload:
         """Decode the file at `path`, unless that was done already.
 
         Args:
@@ -70,7 +70,7 @@ class Sources:
 
     def lend(
         self, path: Path, folder: Path, stopped: Callable[[], bool]
-    ) -> tuple[Known, Path, Path]:
+    ) -> tuple[Upload, Path, Path]:
         """What is known of `path`, and the file and its sound again under `folder`, to keep.
 
         Both are links where the disk allows it, copies elsewhere: neither what a visitor deletes
@@ -95,7 +95,7 @@ class Sources:
         return known, mine, sound
 
 
-def _decoded(path: Path, stopped: Callable[[], bool]) -> Known:
+def _decoded(path: Path, stopped: Callable[[], bool]) -> Upload:
     import numpy as np
 
     heard = decode.decode(path, LONGEST_S, files.private_folder(), stopped=stopped)
@@ -107,7 +107,7 @@ def _decoded(path: Path, stopped: Callable[[], bool]) -> Known:
     except OSError as error:
         kept.unlink(missing_ok=True)
         raise files.no_room(kept, error, heard.sound.nbytes) from error
-    look = Look(
+    look = AudioInfo(
         name=plain(path.name),
         seconds=heard.sound.shape[1] / SAMPLE_RATE,
         rate=heard.rate,
@@ -115,7 +115,7 @@ def _decoded(path: Path, stopped: Callable[[], bool]) -> Known:
         peaks=tuple(levels.peaks(heard.sound, BUCKETS)),
         notes=heard.notes,
     )
-    return Known(kept, sha256, heard.sound.shape[1], look)
+    return Upload(kept, sha256, heard.sound.shape[1], look)
 
 
 def _identity(path: Path) -> tuple:

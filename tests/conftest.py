@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(ROOT), *map(str, (TESTS, TESTS / "integration", TESTS / "browser"))]
 
 from runtime import device  # noqa: E402
 
@@ -24,8 +25,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 LONGEST_FILES = (
-    *("test_page", "test_mini", "test_nvim", "test_app", "test_musicgen", "test_finish"),
-    *("test_backend", "test_rack", "test_checkpoints", "test_daemon", "test_zero", "test_pipeline"),
+    *("test_page", "test_mini", "test_nvim", "test_cli", "test_musicgen", "test_export_panel"),
+    *("test_backend", "test_adapter_picker", "test_checkpoints", "test_daemon", "test_zerogpu"),
+    "test_acestep",
 )
 """They come first, so that processes which share the files end together."""
 
@@ -57,7 +59,7 @@ def engine(own_cache):
     """The engine on the embedded model, in float32 on the CPU."""
     from models import acestep, catalog
 
-    device.settle(device.find_place("cpu"))
+    device.settle(device.find_device("cpu"))
     model = catalog.choose("mini")
     return drain(acestep.Engine.load(model, model.folder, "cpu", "float32"))
 
@@ -68,7 +70,7 @@ def studio(own_cache):
     import backend
     from models import catalog
 
-    made = backend.Studio(catalog.choose("mini"), device.find_place("cpu"))
+    made = backend.Studio(catalog.choose("mini"), device.find_device("cpu"))
     yield made
     for visitor in list(made._shelf):
         made.leave(visitor)

@@ -24,27 +24,27 @@ if __name__ == "__main__":
 
 from core import files
 from core.errors import StudioError
-from core.params import Request, Worn
-from core.requests import FINISHES, HELPERS, Lyrics
+from core.params import AdapterRef, Request
+from core.requests import EXPORTS, HELPERS, Lyrics
 from core.results import (
-    AdapterSeen,
+    AdapterInfo,
+    AudioInfo,
     Cancelled,
-    Card,
     DeviceUsed,
     Draft,
     Event,
+    ExportedFiles,
     Failed,
     Idea,
-    Look,
-    Made,
+    ModelInfo,
     ModelUsed,
     Progress,
-    SeamHeard,
+    SeamCheck,
     Take,
 )
 from web import page
 
-CARD = Card(
+CARD = ModelInfo(
     name="mini",
     title="ACE-Step mini",
     licence="MIT",
@@ -103,8 +103,8 @@ MODEL = ModelUsed(
 )
 DEVICE = DeviceUsed(kind="cpu", name="Pretended CPU", dtype="float32", threads=2, torch="")
 SEAMS = (
-    SeamHeard(at_s=3.4, click=1.2, gap_db=-2.1, bump_db=0.4, good=True),
-    SeamHeard(at_s=6.7, click=4.4, gap_db=-14.0, bump_db=3.5, good=False),
+    SeamCheck(at_s=3.4, click=1.2, gap_db=-2.1, bump_db=0.4, good=True),
+    SeamCheck(at_s=6.7, click=4.4, gap_db=-14.0, bump_db=3.5, good=False),
 )
 
 
@@ -114,7 +114,7 @@ class FakeStudio:
     "fail" in the style or the idea fails, "slow" takes its time.
     """
 
-    def __init__(self, card: Card = CARD, folder: Path | None = None) -> None:
+    def __init__(self, card: ModelInfo = CARD, folder: Path | None = None) -> None:
         self._card = card
         self.folder = folder or files.private_folder()
         self.reset()
@@ -131,7 +131,7 @@ class FakeStudio:
         self._takes: dict[str, list[Take]] = defaultdict(list)
         self._stop: dict[str, threading.Event] = defaultdict(threading.Event)
 
-    def card(self) -> Card:
+    def card(self) -> ModelInfo:
         return self._card
 
     def run(self, request: Request, visitor: str) -> Iterator[Event]:
@@ -141,7 +141,7 @@ class FakeStudio:
         words = f"{getattr(request, 'prompt', '')} {getattr(request, 'idea', '')}"
         helps = request.mode in HELPERS
         stages = (("Loading the planner", 0), ("Listening", 9)) if helps else SONG
-        if request.mode in FINISHES:
+        if request.mode in EXPORTS:
             stages = (("Splitting into stems", 9),)
             words = request.source.stem
         if isinstance(request, Lyrics):
@@ -183,7 +183,7 @@ class FakeStudio:
             if isinstance(request, Lyrics):
                 yield self._draft(request)
                 return
-            if request.mode in FINISHES:
+            if request.mode in EXPORTS:
                 yield self._finished(request)
                 return
             take = self._record(request, time.monotonic() - began)
@@ -193,7 +193,7 @@ class FakeStudio:
         finally:
             self.closed += not done
 
-    def look(self, path: Path) -> Look:
+    def look(self, path: Path) -> AudioInfo:
         self.looked.append(path)
         time.sleep(self.look_s)
         try:
@@ -204,7 +204,7 @@ class FakeStudio:
                 "source-unreadable", name=path.name, problem="it holds no sound"
             ) from error
         swell = [math.sin(math.pi * n / 500) * (0.6 + 0.4 * math.sin(n)) for n in range(500)]
-        return Look(
+        return AudioInfo(
             name=path.name,
             seconds=frames / rate,
             rate=rate,
@@ -213,7 +213,7 @@ class FakeStudio:
             notes=("The sound was mono and now plays on both sides.",) if channels == 1 else (),
         )
 
-    def fit(self, worn: Worn) -> AdapterSeen:
+    def fit(self, worn: AdapterRef) -> AdapterInfo:
         """Whatever begins like a safetensors file fits, unless it is called wide."""
         name = worn.file.name
         if not worn.file.read_bytes()[8:9] == b"{":
@@ -226,7 +226,7 @@ class FakeStudio:
                 "adapter-wrong-base", name=name, model=self._card.title, problem=problem
             )
         bare = () if worn.config else (f"{name} came without its adapter_config.json.",)
-        return AdapterSeen(name=name, rank=8, modules=48, size_bytes=1_234_567, notes=bare)
+        return AdapterInfo(name=name, rank=8, modules=48, size_bytes=1_234_567, notes=bare)
 
     def stop(self, visitor: str) -> None:
         self.stopped.append(visitor)
@@ -240,7 +240,7 @@ class FakeStudio:
         self._stop[visitor].set()
         self._takes.pop(visitor, None)
 
-    def _finished(self, request: Request) -> Made:
+    def _finished(self, request: Request) -> ExportedFiles:
         """The take's bytes under other names; the facts of a master that fell short."""
         kinds = {"export": [getattr(request, "format", "")], "master": ["master.wav"]}
         kinds["stems"] = ["stems.zip", *(f"{stem}.wav" for stem in ("vocals", "drums"))]
@@ -250,7 +250,9 @@ class FakeStudio:
                 path.write_bytes(request.source.read_bytes())
         facts = LOUDER if request.mode == "master" else {}
         notes = (self._card.stems,) if request.mode == "stems" else ()
-        return Made(mode=request.mode, paths=tuple(map(str, paths)), facts=facts, notes=notes)
+        return ExportedFiles(
+            mode=request.mode, paths=tuple(map(str, paths)), facts=facts, notes=notes
+        )
 
     def _draft(self, request: Lyrics) -> Draft:
         """A verse, whatever was asked; the chorus comes with the repair."""

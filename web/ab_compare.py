@@ -20,7 +20,7 @@ from web import markup, summaries
 from web.handlers import WORK, Studio, Update, serve, take_of, visitor_of
 
 
-class Compare:
+class AbCompare:
     """Which two takes, and the player that switches between them in place.
 
     The player's `takes` are [{name, url, gain_db, lufs}, the same for B]; `blind` hides names and

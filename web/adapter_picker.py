@@ -12,29 +12,29 @@ import gradio as gr
 import theme
 import tooltips as words
 from core.errors import StudioError
-from core.params import STRONGEST, Knob, Worn
+from core.params import STRONGEST, AdapterRef, Param
 from web.handlers import WORK, Studio, Update, brought, serve
 
 CONFIG, PEFT = "adapter_config.json", "adapter_model.safetensors"
 """What PEFT calls the settings of an adapter, and the adapter itself."""
 
 
-class Rack:
+class AdapterPicker:
     """The adapters that were brought: any number, each with its strength, and a box to bring more.
 
     The component's value are rows: where the file and its settings lie, how strong, what is told.
     """
 
-    def __init__(self, knob: Knob, mode: str) -> None:
-        step = next(k.step for k in Worn.knobs() if k.name == "strength")
-        say = {**words.RACK, "tip": words.does(mode, knob), "most": STRONGEST, "step": step}
+    def __init__(self, param: Param, mode: str) -> None:
+        step = next(k.step for k in AdapterRef.params() if k.name == "strength")
+        say = {**words.RACK, "tip": words.does(mode, param), "most": STRONGEST, "step": step}
         with gr.Column(elem_classes=["brought", "adapters"], min_width=0):
             self.files = gr.File(
                 file_count="multiple",
                 height=96,
-                label=words.label(knob),
+                label=words.label(param),
                 elem_classes="file",
-                elem_id=f"{mode}-{knob.name}-file",
+                elem_id=f"{mode}-{param.name}-file",
             )
             self.box = gr.HTML(
                 [],
@@ -42,7 +42,7 @@ class Rack:
                 js_on_load=f"const say = {json.dumps(say)};\n"
                 + (theme.ASSETS / "rack.js").read_text("utf-8"),
                 apply_default_css=False,
-                elem_id=f"{mode}-{knob.name}",
+                elem_id=f"{mode}-{param.name}",
                 **self._props(),
             )
 
@@ -62,7 +62,7 @@ class Rack:
         self.files.upload(add, parts, parts, **{**WORK, "trigger_mode": "multiple"})
 
     def judged(
-        self, studio: Studio, worn: Sequence[Worn], rows: Sequence[Mapping[str, Any]] = ()
+        self, studio: Studio, worn: Sequence[AdapterRef], rows: Sequence[Mapping[str, Any]] = ()
     ) -> Any:
         """What fits is added to `rows`; what does not is told, the last of it."""
         kept, trouble, notes = list(rows), None, []
@@ -88,7 +88,7 @@ class Rack:
                 file = Path(each["file"])
                 beside = file.with_name(CONFIG)
                 found.append(
-                    Worn(
+                    AdapterRef(
                         file=serve(self.box, file)[0],
                         config=serve(self.box, beside)[0] if beside.is_file() else None,
                         strength=each["strength"],
@@ -111,21 +111,21 @@ class Rack:
     def _props(
         self, state: str = "empty", told: str = "", notes: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """All that is drawn, as for a `Picture`."""
+        """All that is drawn, as for a `UploadPreview`."""
         return {"state": state, "told": told, "notes": list(notes)}
 
 
-def _paired(files: Sequence[Path | None]) -> list[Worn]:
+def _paired(files: Sequence[Path | None]) -> list[AdapterRef]:
     """Adapters among files that were chosen together, each with the settings that are its own."""
     settings = [file for file in files if file and file.suffix == ".json"]
     weights = [file for file in files if file and file.suffix != ".json"]
     own = weights if len(weights) == 1 else [f for f in weights if f.name == PEFT]
     config = settings[0] if len(settings) == len(own) == 1 else None
-    return [Worn(file=file, config=config if file in own else None) for file in weights]
+    return [AdapterRef(file=file, config=config if file in own else None) for file in weights]
 
 
 def worn(rows: Any) -> list[Any]:
-    """What the rows of a `Rack` ask for.
+    """What the rows of a `AdapterPicker` ask for.
 
     Raises:
         StudioError: for a file that did not come through this page.

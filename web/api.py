@@ -16,16 +16,16 @@ from fastapi.responses import JSONResponse
 
 import tooltips as words
 from core.errors import StudioError
-from core.params import Knob, Request, Worn
-from core.requests import FINISHES, HELPERS, MODES, Lyrics
-from core.results import Cancelled, Failed, Made, Take
+from core.params import AdapterRef, Param, Request
+from core.requests import EXPORTS, HELPERS, MODES, Lyrics
+from core.results import Cancelled, ExportedFiles, Failed, Take
 from web.handlers import Studio, brought, told, watch
 
 Answer = Callable[..., Iterator[Any]]
 
 
 class AdapterFile(TypedDict):
-    """A `Worn` as it is sent. A file alone plays at its full strength."""
+    """A `AdapterRef` as it is sent. A file alone plays at its full strength."""
 
     file: gr.FileData
     strength: float
@@ -34,7 +34,7 @@ class AdapterFile(TypedDict):
 RETURNS = {
     **dict.fromkeys(MODES, words.RETURNS_SONG),
     **dict.fromkeys(HELPERS, words.RETURNS_IDEA),
-    **dict.fromkeys(FINISHES, words.RETURNS_FILES),
+    **dict.fromkeys(EXPORTS, words.RETURNS_FILES),
     Lyrics.mode: words.RETURNS_DRAFT,
 }
 
@@ -42,9 +42,9 @@ RETURNS = {
 def publish(demo: gr.Blocks, studio: Studio, request: type[Request]) -> None:
     """Put the endpoint of `request` on the page's API, told in the words of the page."""
     event = gr.api(endpoint(studio, request), api_name=request.mode, concurrency_limit=None)
-    for knob, box in zip(request.knobs(), demo.fns[event["id"]].inputs, strict=True):
-        box.label = words.label(knob)
-        box._api_info |= {"additional_description": _told(request.mode, knob)}
+    for param, box in zip(request.params(), demo.fns[event["id"]].inputs, strict=True):
+        box.label = words.label(param)
+        box._api_info |= {"additional_description": _told(request.mode, param)}
 
 
 def endpoint(studio: Studio, request: type[Request]) -> Answer:
@@ -54,13 +54,13 @@ def endpoint(studio: Studio, request: type[Request]) -> Answer:
     while they are made the first is None and the second says what is going on. What a helper found
     comes as one value.
     """
-    knobs, sings = request.knobs(), request.mode in (*MODES, *FINISHES)
+    params, sings = request.params(), request.mode in (*MODES, *EXPORTS)
 
     def ask(values: tuple[Any, ...]) -> Request:
         given = {}
-        for knob, value in zip(knobs, values, strict=True):
-            given[knob.name] = _received(knob, value)
-        return request.of({k.name: given[k.name] for k in knobs if not _missing(k, given[k.name])})
+        for param, value in zip(params, values, strict=True):
+            given[param.name] = _received(param, value)
+        return request.of({k.name: given[k.name] for k in params if not _missing(k, given[k.name])})
 
     def answer(*values: Any) -> Iterator[Any]:
         visitor = f"api-{uuid.uuid4().hex}"
@@ -74,7 +74,7 @@ def endpoint(studio: Studio, request: type[Request]) -> Answer:
                     if isinstance(event, Take):
                         # A client takes whatever has a "path" for a file to fetch.
                         yield _sent(event.path), told(event)
-                    elif isinstance(event, Made):
+                    elif isinstance(event, ExportedFiles):
                         yield [*map(_sent, event.paths)], event.model_dump(exclude={"paths"})
                     else:
                         plain = event.model_dump(mode="json")
@@ -90,13 +90,13 @@ def _sent(path: str) -> dict[str, Any]:
     return gr.FileData(path=path, orig_name=Path(path).name).model_dump()
 
 
-def _received(knob: Knob, value: Any) -> Any:
+def _received(param: Param, value: Any) -> Any:
     """A value as the request wants it: of files, where they lie."""
-    if knob.type is Path:
+    if param.type is Path:
         return brought(value)
-    if knob.type is not Worn or not isinstance(value, list | tuple):
+    if param.type is not AdapterRef or not isinstance(value, list | tuple):
         return value
-    files = {k.name for k in Worn.knobs() if k.type is Path}
+    files = {k.name for k in AdapterRef.params() if k.type is Path}
     return [
         {k: brought(v) if k in files else v for k, v in worn.items()}
         if isinstance(worn, dict) and "path" not in worn
@@ -107,8 +107,8 @@ def _received(knob: Knob, value: Any) -> Any:
 
 def _signed(answer: Answer, request: type[Request], sings: bool) -> Answer:
     """Gradio reads names, types, defaults and descriptions from the function itself."""
-    knobs = request.knobs()
-    hints = {k.name: _hint(k) for k in knobs}
+    params = request.params()
+    hints = {k.name: _hint(k) for k in params}
     answer.__name__ = request.mode
     answer.__annotations__ = hints
     answer.__signature__ = inspect.Signature(
@@ -119,7 +119,7 @@ def _signed(answer: Answer, request: type[Request], sings: bool) -> Answer:
                 default=inspect.Parameter.empty if k.required else k.default,
                 annotation=hints[k.name],
             )
-            for k in knobs
+            for k in params
         ],
         return_annotation=_returned(request.mode),
     )
@@ -128,7 +128,7 @@ def _signed(answer: Answer, request: type[Request], sings: bool) -> Answer:
             (request.__doc__ or "").strip(),
             "",
             "Args:",
-            *(f"    {k.name}: {_told(request.mode, k)}" for k in knobs),
+            *(f"    {k.name}: {_told(request.mode, k)}" for k in params),
             "",
             "Returns:",
             f"    {RETURNS[request.mode]}",
@@ -139,29 +139,29 @@ def _signed(answer: Answer, request: type[Request], sings: bool) -> Answer:
 
 def _returned(mode: str) -> Any:
     told = dict[str, Any]
-    if mode in FINISHES:
+    if mode in EXPORTS:
         return tuple[list[gr.FileData], told]
     return tuple[gr.FileData, told] if mode in MODES else told
 
 
-def _hint(knob: Knob) -> Any:
-    if knob.type is Path:
+def _hint(param: Param) -> Any:
+    if param.type is Path:
         # Not `| None`: Gradio's MCP face finds a file only where its type says nothing else.
         return gr.FileData
-    if knob.type is Worn:
+    if param.type is AdapterRef:
         return list[AdapterFile]
-    kind = Literal[knob.choices] if knob.choices else knob.type
-    return kind | None if knob.optional else kind
+    kind = Literal[param.choices] if param.choices else param.type
+    return kind | None if param.optional else kind
 
 
-def _told(mode: str, knob: Knob) -> str:
-    options = f" One of: {', '.join(map(repr, knob.choices))}." if knob.choices else ""
-    return words.tip(mode, knob) + options
+def _told(mode: str, param: Param) -> str:
+    options = f" One of: {', '.join(map(repr, param.choices))}." if param.choices else ""
+    return words.tip(mode, param) + options
 
 
-def _missing(knob: Knob, value: Any) -> bool:
+def _missing(param: Param, value: Any) -> bool:
     """No file where one is needed: the request says so in its own words."""
-    return knob.type is Path and knob.required and value is None
+    return param.type is Path and param.required and value is None
 
 
 def _spoken(trouble: Failed) -> gr.Error:
@@ -173,12 +173,12 @@ def _spoken(trouble: Failed) -> gr.Error:
 async def misnamed(request: fastapi.Request, error: TypeError) -> JSONResponse:
     """Say which name is wrong when the API is called by names. Gradio would answer with a 500."""
     wrong = re.search(r"Parameter `(.*)` is not a valid|required argument: (.*)", str(error))
-    mode = (MODES | HELPERS | FINISHES | {Lyrics.mode: Lyrics}).get(
+    mode = (MODES | HELPERS | EXPORTS | {Lyrics.mode: Lyrics}).get(
         request.url.path.rsplit("/", 1)[-1]
     )
     if wrong is None or mode is None:
         raise error
-    needed = {k.name: "-" for k in mode.knobs() if k.required}
+    needed = {k.name: "-" for k in mode.params() if k.required}
     given = {} if wrong[1] is None else {**needed, wrong[1]: None}
     try:
         mode.of(given)

@@ -11,11 +11,11 @@ import gradio as gr
 
 import tooltips as words
 from core.errors import StudioError
-from core.params import ADAPTERS, PLANNER, SONG, Knob, Request, Worn
-from core.results import Card
-from web.adapter_picker import Rack, worn
+from core.params import ADAPTERS, PLANNER, SONG, AdapterRef, Param, Request
+from core.results import ModelInfo
+from web.adapter_picker import AdapterPicker, worn
 from web.handlers import Update, brought
-from web.upload_preview import Picture
+from web.upload_preview import UploadPreview
 
 ORDER = (
     *("brief", "structure", "language", "tone", "rhyme", "lines"),
@@ -92,75 +92,75 @@ def unasked(mode: str, form: Values) -> set[str]:
     return hidden if mode == "generate" else hidden | set(COMPOSING)
 
 
-def deaf(mode: str, knob: Knob, card: Card) -> str:
+def deaf(mode: str, param: Param, card: ModelInfo) -> str:
     """Why a knob has nothing to turn here, in a sentence; empty where it works."""
-    if knob.name in GUIDANCE and not card.takes_guidance:
+    if param.name in GUIDANCE and not card.takes_guidance:
         return words.NO_GUIDANCE.format(model=card.title)
-    if knob.name in COMPOSING and mode != "generate":
+    if param.name in COMPOSING and mode != "generate":
         return words.LISTENS
-    return card.no_planner if knob.group == PLANNER and not card.planner else ""
+    return card.no_planner if param.group == PLANNER and not card.planner else ""
 
 
-def starting_value(knob: Knob, card: Card) -> Any:
+def starting_value(param: Param, card: ModelInfo) -> Any:
     """What a control shows at first: the model's own value where there is one."""
-    if knob.name in CARD:
-        return min(max(getattr(card, CARD[knob.name]), knob.low), knob.high)
-    if knob.required and knob.type is str:
+    if param.name in CARD:
+        return min(max(getattr(card, CARD[param.name]), param.low), param.high)
+    if param.required and param.type is str:
         return ""
-    if knob.type is Worn:
+    if param.type is AdapterRef:
         return []
-    if knob.name == "duration_s":
-        return min(knob.default, card.longest_s)
-    return knob.default
+    if param.name == "duration_s":
+        return min(param.default, card.longest_s)
+    return param.default
 
 
-def widget(knob: Knob, mode: str, card: Card) -> gr.components.Component:
+def widget(param: Param, mode: str, card: ModelInfo) -> gr.components.Component:
     """The control for one knob, from its declaration alone."""
-    start, reason = starting_value(knob, card), deaf(mode, knob, card)
-    common = {"label": words.label(knob), "elem_id": f"{mode}-{knob.name}"}
-    if knob.type is Path:
+    start, reason = starting_value(param, card), deaf(mode, param, card)
+    common = {"label": words.label(param), "elem_id": f"{mode}-{param.name}"}
+    if param.type is Path:
         return gr.File(file_count="single", height=96, elem_classes="file", **common)
     # Where a slider shows its ends, or a box takes any words, the range would be said twice.
-    info = words.tip(mode, knob) if start is None else words.does(mode, knob)
-    if knob.type is bool and knob.optional:
-        info = words.does(mode, knob)
+    info = words.tip(mode, param) if start is None else words.does(mode, param)
+    if param.type is bool and param.optional:
+        info = words.does(mode, param)
     # Why there is no planner is said once, above its knobs.
     common["info"] = reason if reason and reason != card.no_planner else info
     common["interactive"] = not reason
-    if knob.type is bool and knob.optional:
-        options = [(words.AUTO, ""), *_choices(knob, (True, False))]
+    if param.type is bool and param.optional:
+        options = [(words.AUTO, ""), *_choices(param, (True, False))]
         return gr.Radio(options, value="" if start is None else start, **common)
-    if knob.type is bool and knob.name in words.CHOICES:
-        return gr.Radio(_choices(knob, (False, True)), value=start, **common)
-    if knob.type is bool:
+    if param.type is bool and param.name in words.CHOICES:
+        return gr.Radio(_choices(param, (False, True)), value=start, **common)
+    if param.type is bool:
         return gr.Checkbox(value=start, **common)
-    if knob.choices:
-        make = gr.Radio if len(knob.choices) <= 3 else gr.Dropdown
-        return make(_choices(knob, knob.choices), value=start, **common)
-    if knob.type is str:
+    if param.choices:
+        make = gr.Radio if len(param.choices) <= 3 else gr.Dropdown
+        return make(_choices(param, param.choices), value=start, **common)
+    if param.type is str:
         return gr.Textbox(
             value=start,
-            lines=knob.lines,
-            max_lines=max(knob.lines, 16),
-            placeholder=words.PLACEHOLDERS.get(knob.name),
+            lines=param.lines,
+            max_lines=max(param.lines, 16),
+            placeholder=words.PLACEHOLDERS.get(param.name),
             **common,
         )
-    high = min(knob.high, card.longest_s) if knob.name == "duration_s" else knob.high
+    high = min(param.high, card.longest_s) if param.name == "duration_s" else param.high
     if start is None:
         # Not gr.Number: unfolding its accordion turns an empty one into 0 (Gradio 6.31).
         return gr.Textbox(
             value="",
-            placeholder=words.PLACEHOLDERS.get(knob.name),
+            placeholder=words.PLACEHOLDERS.get(param.name),
             html_attributes=gr.InputHTMLAttributes(autocomplete="off", spellcheck=False),
             elem_classes="digits",
             **common,
         )
-    return gr.Slider(knob.low, high, value=start, step=knob.step, **common)
+    return gr.Slider(param.low, high, value=start, step=param.step, **common)
 
 
-def _choices(knob: Knob, values: tuple[Any, ...]) -> list[tuple[str, Any]]:
-    named = [(words.choice(knob.name, value), value) for value in values]
-    if knob.name in words.LANGUAGES:
+def _choices(param: Param, values: tuple[Any, ...]) -> list[tuple[str, Any]]:
+    named = [(words.choice(param.name, value), value) for value in values]
+    if param.name in words.LANGUAGES:
         named.sort(key=lambda pair: (pair[0] != words.AUTO, pair[0]))
     return named
 
@@ -178,22 +178,22 @@ class Form:
     def __init__(
         self,
         request: type[Request],
-        card: Card,
+        card: ModelInfo,
         beside: Callable[[str], None] = lambda field: None,
     ) -> None:
         """Draw it. `beside` is called with the name of each field on the form after it is drawn."""
         self.request, self.card, self.mode = request, card, request.mode
-        self.knobs = {k.name: k for k in request.knobs()}
-        self.at_rest = {name: starting_value(k, card) for name, k in self.knobs.items()}
+        self.params = {k.name: k for k in request.params()}
+        self.at_rest = {name: starting_value(k, card) for name, k in self.params.items()}
         self.fields: dict[str, gr.components.Component] = {}
-        self.pictures: dict[str, Picture] = {}
-        self.rack: Rack | None = None
-        own = [n for n, k in self.knobs.items() if k.group == SONG and n not in HELD]
+        self.pictures: dict[str, UploadPreview] = {}
+        self.rack: AdapterPicker | None = None
+        own = [n for n, k in self.params.items() if k.group == SONG and n not in HELD]
         last = LAST.get(self.mode, ())
         for name in sorted(own, key=lambda n: (n in last, ORDER.index(n))):
             self._draw(name)
             beside(name)
-        groups = dict.fromkeys(k.group for k in self.knobs.values() if k.group != SONG)
+        groups = dict.fromkeys(k.group for k in self.params.values() if k.group != SONG)
         fold = words.ADVANCED if len(groups) > 1 else next(iter(groups))
         with gr.Accordion(fold, open=False, elem_classes="advanced"):
             for group in groups:
@@ -202,36 +202,36 @@ class Form:
                 if group == PLANNER and not card.planner:
                     gr.HTML(f"<p>{escape(card.no_planner)}</p>", elem_classes="why")
                 if group == ADAPTERS:
-                    self.rack = Rack(self.knobs["adapters"], self.mode)
+                    self.rack = AdapterPicker(self.params["adapters"], self.mode)
                     self.fields["adapters"] = self.rack.box
                     continue
                 with gr.Row(elem_classes="knobs"):
-                    for name in (n for n, k in self.knobs.items() if k.group == group):
+                    for name in (n for n, k in self.params.items() if k.group == group):
                         if name in HELD:
                             continue
-                        self.fields[name] = widget(self.knobs[name], self.mode, card)
+                        self.fields[name] = widget(self.params[name], self.mode, card)
         self.inputs = {
             name: self.fields[name]
-            for name, knob in self.knobs.items()
-            if name in self.fields and not deaf(self.mode, knob, card)
+            for name, param in self.params.items()
+            if name in self.fields and not deaf(self.mode, param, card)
         }
-        self.picks = REGION[0] in self.knobs
+        self.picks = REGION[0] in self.params
         if self.picks:
             self.inputs["region"] = self.pictures["source"].box
-        at_first = {name: None if k.type is Path else k.default for name, k in self.knobs.items()}
+        at_first = {name: None if k.type is Path else k.default for name, k in self.params.items()}
         for name, field in self.fields.items():
             field.visible = shown(self.mode, name, at_first)
 
     def _draw(self, name: str) -> None:
-        knob = self.knobs[name]
-        if knob.type is not Path:
-            self.fields[name] = widget(knob, self.mode, self.card)
+        param = self.params[name]
+        if param.type is not Path:
+            self.fields[name] = widget(param, self.mode, self.card)
             return
         with gr.Column(elem_classes="brought", min_width=0):
-            self.fields[name] = widget(knob, self.mode, self.card)
-            picks = name == "source" and REGION[0] in self.knobs
-            tip = words.does(self.mode, knob)
-            self.pictures[name] = Picture(f"{self.mode}-{name}-look", tip, picks)
+            self.fields[name] = widget(param, self.mode, self.card)
+            picks = name == "source" and REGION[0] in self.params
+            tip = words.does(self.mode, param)
+            self.pictures[name] = UploadPreview(f"{self.mode}-{name}-look", tip, picks)
 
     def given(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """What the form asks for, by knob: neither what is hidden nor an empty box.
@@ -243,16 +243,16 @@ class Form:
         region = form.pop("region", None)
         asked = {}
         for name, value in form.items():
-            knob = self.knobs[name]
+            param = self.params[name]
             if not shown(self.mode, name, form):
                 continue
-            if knob.type is Path:
+            if param.type is Path:
                 value = brought(value)
-                if value is None and knob.required:
+                if value is None and param.required:
                     continue
-            if knob.type is Worn:
+            if param.type is AdapterRef:
                 value = worn(value)
-            asked[name] = None if knob.optional and value == "" else value
+            asked[name] = None if param.optional and value == "" else value
         if self.picks and "source" in asked and shown(self.mode, REGION[0], form):
             if not region:
                 raise StudioError("still-reading", name=asked["source"].name)

@@ -17,9 +17,9 @@ from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import encode_file_path
 
 from core.errors import StudioError
-from core.params import Request, Worn, nameable
+from core.params import AdapterRef, Request, nameable
 from core.requests import SONGS
-from core.results import AdapterSeen, Card, Event, Failed, Look, Take
+from core.results import AdapterInfo, AudioInfo, Event, Failed, ModelInfo, Take
 
 Update = dict[Any, Any]
 """What a handler changes, by component; what is not in it stays as it is."""
@@ -39,16 +39,16 @@ Gradio's controls would not."""
 class Studio(Protocol):
     """What the page needs to know of the backend."""
 
-    def card(self) -> Card:
+    def card(self) -> ModelInfo:
         """The model that is playing, its device and its defaults."""
 
     def run(self, request: Request, visitor: str) -> Iterator[Event]:
         """Do what is asked: progress at least once a second, then one ending. Closing it cancels."""
 
-    def look(self, path: Path) -> Look:
+    def look(self, path: Path) -> AudioInfo:
         """Read a file somebody brought: its length, its picture. Takes a second or two."""
 
-    def fit(self, worn: Worn) -> AdapterSeen:
+    def fit(self, worn: AdapterRef) -> AdapterInfo:
         """Judge an adapter by its header, and whether it fits the model."""
 
     def stop(self, visitor: str) -> None:
@@ -72,7 +72,7 @@ def watch(studio: Studio, ask: Callable[[], Request], visitor: str) -> Iterator[
         yield Failed.by(_internal(error))
 
 
-def look(studio: Studio, given: Any) -> Look:
+def look(studio: Studio, given: Any) -> AudioInfo:
     """See what is in a file that came through the browser. Raises nothing but `StudioError`."""
     try:
         path = brought(given)

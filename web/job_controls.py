@@ -20,7 +20,7 @@ REFRESH_S = 0.2
 """The page hears of progress within one stage at most this often."""
 
 
-class Console:
+class JobControls:
     """The main button, Stop, and the line that says how far it is.
 
     Attributes:

@@ -10,19 +10,19 @@ import gradio as gr
 import tooltips as words
 from core.params import Request
 from core.requests import Lyrics
-from core.results import Card, Draft
+from core.results import Draft, ModelInfo
 from web import markup
 from web.form import Form
 from web.handlers import QUICK, WORK, Studio, Update, visitor_of
-from web.job_controls import Console
+from web.job_controls import JobControls
 
 MODE = Lyrics.mode
 
 
-class WritingRoom:
+class LyricsTab:
     """Brief, structure and manner; the draft as it is written; what to do with it."""
 
-    def __init__(self, studio: Studio, card: Card) -> None:
+    def __init__(self, studio: Studio, card: ModelInfo) -> None:
         self.studio, able = studio, bool(card.writer) and not card.no_writer
         with gr.Row(elem_classes="room", equal_height=False):
             with gr.Column(elem_classes="form", min_width=0):
@@ -33,7 +33,7 @@ class WritingRoom:
                     )
                 self.form = Form(Lyrics, card)
             with gr.Column(elem_classes="answer", min_width=0):
-                self.console = Console(MODE, able)
+                self.console = JobControls(MODE, able)
                 self.empty = self.console.nothing_yet(words.NOTHING_WRITTEN)
                 with gr.Column(visible=False, elem_classes="result", min_width=0) as self.result:
                     self.draft = gr.Textbox(

@@ -11,7 +11,7 @@ import gradio as gr
 
 import tooltips as words
 from core.errors import StudioError
-from core.results import Card, Draft, Failed, Progress, Take
+from core.results import Draft, Failed, ModelInfo, Progress, Take
 from web import summaries
 
 
@@ -60,7 +60,7 @@ def toast(trouble: StudioError | Failed) -> None:
     gr.Warning(escape(f"{trouble.message} {trouble.action}"), title=words.FAILED, duration=8)
 
 
-def masthead(card: Card) -> str:
+def masthead(card: ModelInfo) -> str:
     return (
         f"<a class='skip' href='#studio'>{words.SKIP}</a>"
         f"<header><h1>{words.TITLE}</h1><p class='badge'><b>{escape(card.title)}</b>"

@@ -7,14 +7,14 @@ from typing import Any
 import gradio as gr
 
 import tooltips as words
-from core.requests import FINISHES, HELPERS, MODES, Lyrics
+from core.requests import EXPORTS, HELPERS, MODES, Lyrics
 from theme import ASSETS, head, theme
 from web import markup
 from web.api import misnamed, publish
 from web.handlers import Studio, visitor_of
-from web.lyrics_tab import WritingRoom
-from web.restore import Doors
-from web.song_tab import _Room
+from web.lyrics_tab import LyricsTab
+from web.restore import RestorePanel
+from web.song_tab import SongTab
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -29,20 +29,20 @@ def build(studio: Studio) -> gr.Blocks:
         gr.HTML(markup.masthead(card), elem_id="masthead")
         if card.hint:
             gr.HTML(f"<p>{markup.with_commands(card.hint)}</p>", elem_id="hint")
-        doors = Doors()
+        doors = RestorePanel()
         rooms = {}
         with gr.Tabs(elem_id="studio", overflow_behavior="wrap") as tabs:
             for mode, request in MODES.items():
                 with gr.Tab(words.MODES[mode], id=mode, elem_id=f"t-{mode}"):
-                    rooms[mode] = _Room(studio, card, request)
+                    rooms[mode] = SongTab(studio, card, request)
             with gr.Tab(words.MODES[Lyrics.mode], id=Lyrics.mode, elem_id=f"t-{Lyrics.mode}"):
-                writing = WritingRoom(studio, card)
+                writing = LyricsTab(studio, card)
         for room in rooms.values():
             for mode in words.SEND:
                 room.sends_to(rooms[mode], tabs)
         writing.sends_to(rooms["generate"].form, tabs)
         doors.wire(card, tabs, {m: (room.fill, room.form.parts()) for m, room in rooms.items()})
-        for request in (*MODES.values(), *HELPERS.values(), Lyrics, *FINISHES.values()):
+        for request in (*MODES.values(), *HELPERS.values(), Lyrics, *EXPORTS.values()):
             publish(demo, studio, request)
 
         def leave(caller: gr.Request) -> None:

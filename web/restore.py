@@ -19,7 +19,7 @@ import tooltips as words
 from audio import settings
 from core.errors import StudioError
 from core.requests import MODES, Lyrics
-from core.results import Card, Take
+from core.results import ModelInfo, Take
 from web import markup
 from web.handlers import WORK, Update, brought
 
@@ -45,7 +45,7 @@ def link_of(take: Take) -> str:
     """
     request = take.again()
     told = {n: v for n, v in request.turned().items() if isinstance(v, PLAIN)}
-    files = [k.name for k in request.knobs() if k.type is Path and getattr(request, k.name)]
+    files = [k.name for k in request.params() if k.type is Path and getattr(request, k.name)]
     told |= {FILES: ",".join(files)} if files else {}
     return f"?tab={take.mode}#" + urlencode(told, quote_via=quote)
 
@@ -84,10 +84,10 @@ def read_link(link: str) -> tuple[str, dict[str, Any], tuple[str, ...]] | None:
 def _checked(mode: str, given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """All values of the mode's request, as `given` would have them, and which fields were files."""
     request = MODES[mode]
-    paths = {k.name: k for k in request.knobs() if k.type is Path}
+    paths = {k.name: k for k in request.params() if k.type is Path}
     files = tuple(filter(None, given.pop(FILES, "").split(",")))
-    plain = {k.name for k in request.knobs() if k.type in PLAIN}
-    closed = given.keys() & {k.name for k in request.knobs()} - plain
+    plain = {k.name for k in request.params() if k.type in PLAIN}
+    closed = given.keys() & {k.name for k in request.params()} - plain
     if closed or not paths.keys() >= {*files}:
         raise StudioError("link-unreadable", problem="it names a file")
     needed = (n for n, k in paths.items() if k.required or (n == "source" and not files))
@@ -100,7 +100,7 @@ def _checked(mode: str, given: dict[str, Any]) -> tuple[dict[str, Any], tuple[st
     return {name: told[name] for name in plain}, files
 
 
-class Doors:
+class RestorePanel:
     """The line that takes a file of the studio's, dropped anywhere on the page, or a link.
 
     Its value is what came: {file: what the upload returned} or {link: query and fragment}.
@@ -119,7 +119,9 @@ class Doors:
             notes=[],
         )
 
-    def wire(self, card: Card, tabs: gr.Tabs, rooms: Mapping[str, tuple[Restore, list]]) -> None:
+    def wire(
+        self, card: ModelInfo, tabs: gr.Tabs, rooms: Mapping[str, tuple[Restore, list]]
+    ) -> None:
         """Let what comes in fill the form of its mode: how, and which components that changes."""
 
         def come(given: Any) -> Iterator[Update]:
@@ -148,7 +150,7 @@ class Doors:
 
 
 def _found(
-    given: Any, card: Card
+    given: Any, card: ModelInfo
 ) -> tuple[str, dict, dict[str, StudioError], str, list[str]] | None:
     """What came in: mode, values, what to say where a file is lacking, its name, what to know."""
     given = given if isinstance(given, dict) else {}
@@ -157,7 +159,7 @@ def _found(
         if read is None:
             return None
         mode, asked, files = read
-        labels = {k.name: k.label for k in MODES[mode].knobs()}
+        labels = {k.name: k.label for k in MODES[mode].params()}
         lacking = {n: StudioError("link-needs-file", label=labels[n]) for n in files}
         return mode, asked, lacking, words.THE_LINK, []
     path = brought(given.get("file"))
@@ -168,7 +170,7 @@ def _found(
         raise StudioError("settings-missing", name=path.name)
     if told["mode"] not in MODES:
         raise StudioError("settings-elsewhere", name=path.name, model=told["model"]["name"])
-    labels = {k.name: k.label for k in MODES[told["mode"]].knobs()}
+    labels = {k.name: k.label for k in MODES[told["mode"]].params()}
     lacking = {
         field: StudioError("settings-need-file", name=name, label=labels[field])
         for field, name in told["names"].items()

@@ -11,13 +11,13 @@ import gradio as gr
 
 import theme
 import tooltips as words
-from core.results import Card, Take
+from core.results import ModelInfo, Take
 from web import markup, summaries
-from web.ab_compare import Compare
-from web.export_panel import Finish
+from web.ab_compare import AbCompare
+from web.export_panel import ExportPanel
 from web.form import unasked
 from web.handlers import Studio, Update
-from web.job_controls import Console
+from web.job_controls import JobControls
 from web.restore import link_of
 
 WAVEFORM = gr.WaveformOptions(
@@ -27,7 +27,7 @@ WAVEFORM = gr.WaveformOptions(
 )
 
 
-class Board(Console):
+class ResultPanel(JobControls):
     """The console of a song with its latest take and the shelf of the others.
 
     Attributes:
@@ -35,7 +35,7 @@ class Board(Console):
         sends: the buttons that take the piece to another tab, by mode.
     """
 
-    def __init__(self, mode: str, at_rest: dict[str, Any], card: Card) -> None:
+    def __init__(self, mode: str, at_rest: dict[str, Any], card: ModelInfo) -> None:
         super().__init__(mode)
         self.at_rest = at_rest
         self.empty = self.nothing_yet()
@@ -69,11 +69,11 @@ class Board(Console):
                     to: gr.Button(called, size="md", elem_classes="send", elem_id=f"{mode}-to-{to}")
                     for to, called in words.SEND.items()
                 }
-            self.finish = Finish(mode, card)
+            self.finish = ExportPanel(mode, card)
             self.shelf = gr.Radio(
                 [], label=words.SHELF, elem_id=f"{mode}-shelf", elem_classes="shelf", visible=False
             )
-            self.compare = Compare(mode, at_rest)
+            self.compare = AbCompare(mode, at_rest)
             self.facts = gr.HTML("", elem_id=f"{mode}-facts")
 
         self.locked.extend((self.again, *self.finish.buttons.values()))

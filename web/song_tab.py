@@ -17,12 +17,12 @@ import tooltips as words
 from core.errors import StudioError
 from core.params import Request
 from core.requests import HELPERS, INSTRUMENTAL, MAX_SEED
-from core.results import Card, Idea, Take
+from core.results import Idea, ModelInfo, Take
 from web import markup
 from web.form import REGION, Form
 from web.handlers import QUICK, WORK, Studio, Update, look, serve, take_of, visitor_of
-from web.results import Board
-from web.upload_preview import Picture
+from web.results import ResultPanel
+from web.upload_preview import UploadPreview
 
 BESIDE = {"generate": {"lyrics": "rewrite"}, **{mode: {"source": "listen"} for mode in words.SEND}}
 """Which helper stands under which field. `inspire` stands above all of Generate."""
@@ -32,10 +32,10 @@ OPEN = ("", None, "unknown")
 """What a field holds while it is left open."""
 
 
-class _Room:
+class SongTab:
     """One tab: the form of a request on one side, what comes of it on the other."""
 
-    def __init__(self, studio: Studio, card: Card, request: type[Request]) -> None:
+    def __init__(self, studio: Studio, card: ModelInfo, request: type[Request]) -> None:
         self.studio, self.card, self.request, self.mode = studio, card, request, request.mode
         self.helpers: dict[str, gr.Button] = {}
         self.idea: gr.Textbox | None = None
@@ -45,7 +45,7 @@ class _Room:
                     self._helper("inspire")
                 self.form = Form(request, card, self._beside)
             with gr.Column(elem_classes="answer", min_width=0):
-                self.board = Board(self.mode, self.form.at_rest, card)
+                self.board = ResultPanel(self.mode, self.form.at_rest, card)
         if card.planner:
             self.board.locked.extend(self.helpers.values())
         self._wire()
@@ -60,15 +60,15 @@ class _Room:
         told = told if able else self.card.no_planner
         with gr.Row(elem_classes="helper"):
             if helper == "inspire":
-                knob = HELPERS[helper].knobs()[0]
+                param = HELPERS[helper].params()[0]
                 self.idea = gr.Textbox(
-                    label=words.label(knob),
+                    label=words.label(param),
                     info=told,
                     max_lines=1,
-                    max_length=knob.max_length,
-                    placeholder=words.PLACEHOLDERS[knob.name],
+                    max_length=param.max_length,
+                    placeholder=words.PLACEHOLDERS[param.name],
                     interactive=able,
-                    elem_id=f"{self.mode}-{knob.name}",
+                    elem_id=f"{self.mode}-{param.name}",
                 )
             else:
                 gr.HTML(f"<p>{escape(told)}</p>")
@@ -102,7 +102,7 @@ class _Room:
             idea = [self.idea] if helper == "inspire" else []
             button.click(self.asks(helper), [*idea, *inputs], [*parts, *fields], **WORK)
 
-    def _wire_file(self, box: gr.File, picture: Picture) -> None:
+    def _wire_file(self, box: gr.File, picture: UploadPreview) -> None:
         def read(given: Any, wanted: Any = None) -> Iterator[Update]:
             name = given.get("orig_name") if isinstance(given, dict) else None
             name = name or words.A_FILE
@@ -189,7 +189,7 @@ class _Room:
             return {box: None, picture.box: picture.refused(error)}
         return {box: str(kept), picture.box: picture.show(seen, url, wanted)}
 
-    def sends_to(self, other: _Room, tabs: gr.Tabs) -> None:
+    def sends_to(self, other: SongTab, tabs: gr.Tabs) -> None:
         """Let the button under the player take the piece to another tab."""
         form = other.form
         values = [*form.inputs.values()]
@@ -230,7 +230,7 @@ class _Room:
     def asks(self, helper: str) -> Callable[..., Iterator[Update]]:
         """What the button of `helper` does: ask the planner, and fill the form with its answer."""
         request = HELPERS[helper]
-        names = {k.name for k in request.knobs()} - {"seed"}
+        names = {k.name for k in request.params()} - {"seed"}
 
         def ask(caller: gr.Request, *values: Any) -> Iterator[Update]:
             extra = {}
@@ -272,7 +272,7 @@ class _Room:
             if name in form and (name in given or form[name] in OPEN)
             if value not in OPEN or (helper == "inspire" and name not in ("lyrics", "duration_s"))
         }
-        called = [words.called(self.form.knobs[n]) for n, v in filled.items() if v not in OPEN]
+        called = [words.called(self.form.params[n]) for n, v in filled.items() if v not in OPEN]
         told = words.FILLED.format(fields=", ".join(called)) if called else words.NOTHING_OPEN
         update = {self.form.fields[name]: value for name, value in filled.items()}
         update |= self.board.done(words.DONE, told, said=told)

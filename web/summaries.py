@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tooltips as words
-from core.results import Draft, Made, Take
+from core.results import Draft, ExportedFiles, Take
 
 PLAIN = ("prompt", "lyrics", "source_lyrics", "duration_s", "seed", "thinking")
 """What a caption says anyhow, or leaves to the particulars."""
@@ -26,13 +26,13 @@ def title(take: Take, at_rest: dict[str, Any]) -> str:
 
 def _details(take: Take, at_rest: dict[str, Any]) -> list[str]:
     told = [f"{take.duration_s:g} s"]
-    for knob in take.again().knobs():
-        value = take.request.get(knob.name, knob.default)
-        plain = knob.name in PLAIN
-        if not plain and value != at_rest.get(knob.name, knob.default):
-            as_shown = words.shown(knob, value)
-            named = knob.name in words.LABELS or knob.type is Path
-            told.append(as_shown if named else f"{knob.label} {as_shown}")
+    for param in take.again().params():
+        value = take.request.get(param.name, param.default)
+        plain = param.name in PLAIN
+        if not plain and value != at_rest.get(param.name, param.default):
+            as_shown = words.shown(param, value)
+            named = param.name in words.LABELS or param.type is Path
+            told.append(as_shown if named else f"{param.label} {as_shown}")
     return [*told, f"seed {take.request.get('seed')}"]
 
 
@@ -52,7 +52,7 @@ def particulars(take: Take, unasked: Collection[str] = ()) -> dict[str, dict[str
     """
     asked = {
         words.called(k): words.shown(k, value)
-        for k in take.again().knobs()
+        for k in take.again().params()
         if (value := take.request.get(k.name)) not in ("", None, "unknown", [])
         and k.name not in unasked
     }
@@ -87,9 +87,9 @@ def planned(take: Take) -> dict[str, str]:
         "prompt": take.plan.get("caption"),
         "vocal_language": take.plan.get("language"),
     }
-    knobs = {k.name: k for k in take.again().knobs()}
+    params = {k.name: k for k in take.again().params()}
     told = {
-        words.called(knobs[name]): words.shown(knobs[name], str(plan[name]))
+        words.called(params[name]): words.shown(params[name], str(plan[name]))
         for name in ("prompt", "bpm", "keyscale", "timesignature", "vocal_language")
         if plan.get(name) not in ("", None, "unknown")
     }
@@ -158,7 +158,7 @@ def _level(value: float | None, unit: str) -> str:
     return words.NO_SOUND if value is None else f"{value:.1f} {unit}".replace("-", "\u2212")
 
 
-def made(made: Made) -> str:
+def made(made: ExportedFiles) -> str:
     """What is to be said of files that were made of a take, in a line."""
     facts, told = made.facts, []
     if made.mode == "master" and facts["before_lufs"] is None:

@@ -10,10 +10,10 @@ import gradio as gr
 import theme
 import tooltips as words
 from core.errors import StudioError
-from core.results import Look
+from core.results import AudioInfo
 
 
-class Picture:
+class UploadPreview:
     """What is known of a file that was brought: waveform, length, what was mended, or the trouble.
 
     In a mode with a region two sliders pick it; the component's value is then [from, to] in
@@ -48,7 +48,7 @@ class Picture:
             value=wanted, **self._props("refused", told=trouble.message, notes=[trouble.action])
         )
 
-    def show(self, look: Look, url: str, wanted: Any = None) -> Any:
+    def show(self, look: AudioInfo, url: str, wanted: Any = None) -> Any:
         """The file is there, with the region that is `wanted`: [from, to], to None for its end.
 
         Otherwise the middle third is picked: something to hear, and to move.

@@ -9,24 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import KINDS, StudioError
-from core.params import DIFFUSION, MUSIC, SCHEDULE, Worn
+from core.params import DIFFUSION, MUSIC, SCHEDULE, AdapterRef
 from core.requests import KEYS, MODES, Generate
 from core.results import Cancelled, Failed, Progress
 
 
 @pytest.mark.parametrize("mode", MODES.values())
 def test_every_default_lies_in_its_own_range(mode):
-    for knob in mode.knobs():
-        if knob.required or knob.default is None:
+    for param in mode.params():
+        if param.required or param.default is None:
             continue
-        if knob.low is not None:
-            assert knob.low <= knob.default <= knob.high
-        if knob.choices:
-            assert knob.default in knob.choices
+        if param.low is not None:
+            assert param.low <= param.default <= param.high
+        if param.choices:
+            assert param.default in param.choices
 
 
 def test_the_advanced_knobs_are_here():
-    advanced = [k.name for k in Generate.knobs() if k.group in (DIFFUSION, SCHEDULE, MUSIC)]
+    advanced = [k.name for k in Generate.params() if k.group in (DIFFUSION, SCHEDULE, MUSIC)]
     assert advanced == [
         *("inference_steps", "guidance_scale", "infer_method", "seed"),
         *("cfg_interval_start", "cfg_interval_end", "shift", "use_adg"),
@@ -72,26 +72,26 @@ def test_nonsense_is_refused_with_a_sentence_and_an_action(given, code, says):
     assert "Traceback" not in str(error)
 
 
-def values(knob):
+def values(param):
     """Legal values of a knob."""
-    if knob.choices:
-        base = st.sampled_from(knob.choices)
-    elif knob.type is bool:
+    if param.choices:
+        base = st.sampled_from(param.choices)
+    elif param.type is bool:
         base = st.booleans()
-    elif knob.type is int:
-        base = st.integers(int(knob.low), int(knob.high))
-    elif knob.type is float:
-        base = st.floats(knob.low, knob.high)
-    elif knob.type is Worn:
-        worn = {k.name: values(k) for k in Worn.knobs()}
+    elif param.type is int:
+        base = st.integers(int(param.low), int(param.high))
+    elif param.type is float:
+        base = st.floats(param.low, param.high)
+    elif param.type is AdapterRef:
+        worn = {k.name: values(k) for k in AdapterRef.params()}
         base = st.lists(st.fixed_dictionaries(worn), max_size=3)
     else:
         base = st.text(min_size=1, max_size=40).filter(str.strip)
-        base = base.filter(lambda name: "\0" not in name) if knob.type is Path else base
-    return st.none() | base if knob.optional else base
+        base = base.filter(lambda name: "\0" not in name) if param.type is Path else base
+    return st.none() | base if param.optional else base
 
 
-requests = st.fixed_dictionaries({k.name: values(k) for k in Generate.knobs()}).filter(
+requests = st.fixed_dictionaries({k.name: values(k) for k in Generate.params()}).filter(
     lambda d: d["cfg_interval_start"] <= d["cfg_interval_end"]
 )
 

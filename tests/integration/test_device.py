@@ -24,13 +24,13 @@ def rates(tmp_path, key="cpu|mini"):
 
 def test_a_device_that_is_not_here_is_named():
     with pytest.raises(StudioError) as caught:
-        device.find_place("tpu")
+        device.find_device("tpu")
     assert caught.value.code == "device-missing"
 
 
 def test_threads_are_fixed_and_recorded(monkeypatch):
     monkeypatch.setenv("ACE_THREADS", "1")
-    place = device.find_place("cpu")
+    place = device.find_device("cpu")
     assert place.threads == 1
     assert place.used().threads == 1
     assert place.dtype in ("float32", "bfloat16")
@@ -39,9 +39,9 @@ def test_threads_are_fixed_and_recorded(monkeypatch):
 
 def test_bfloat16_only_where_the_processor_computes_it(monkeypatch):
     monkeypatch.setattr(device, "_cpuinfo", lambda: "flags : avx2 avx512f")
-    assert device.find_place("cpu").dtype == "float32"
+    assert device.find_device("cpu").dtype == "float32"
     monkeypatch.setattr(device, "_cpuinfo", lambda: "flags : avx2 amx_bf16 amx_tile")
-    assert device.find_place("cpu").dtype == "bfloat16"
+    assert device.find_device("cpu").dtype == "bfloat16"
 
 
 def test_rates_are_learned_kept_and_shared_by_key(tmp_path):
@@ -108,7 +108,7 @@ class Hands:
 def test_time_left_is_a_range_that_holds_and_nothing_is_said_before_it_is_known(tmp_path):
     work = {"Denoising": 100.0, "Decoding": 50.0}
     hands, mine = Hands(), rates(tmp_path)
-    clock = estimates.Clock(mine, work, hands)
+    clock = estimates.TimeLeft(mine, work, hands)
     assert clock.tick(Progress(stage="Waiting", step=1)).left_s is None
     assert clock.tick(Progress(stage="Denoising", step=0, steps=10)).left_s is None
     for seconds in (9.0, 11.0):
@@ -117,7 +117,7 @@ def test_time_left_is_a_range_that_holds_and_nothing_is_said_before_it_is_known(
     dice, inside, told = random.Random(1), 0, 0
     for _ in range(100):
         hands.at = 0.0
-        clock = estimates.Clock(mine, work, hands)
+        clock = estimates.TimeLeft(mine, work, hands)
         step_s, decode_s = dice.uniform(0.92, 1.08), dice.uniform(4.6, 5.4)
         end = 10 * step_s + decode_s
         for i in range(11):
@@ -130,7 +130,7 @@ def test_time_left_is_a_range_that_holds_and_nothing_is_said_before_it_is_known(
 
 def test_time_left_falls_while_a_long_step_lasts(tmp_path):
     hands, mine = Hands(), rates(tmp_path)
-    clock = estimates.Clock(mine, {"Denoising": 1.0}, hands)
+    clock = estimates.TimeLeft(mine, {"Denoising": 1.0}, hands)
     for i in range(4):
         clock.tick(Progress(stage="Denoising", step=i, steps=10))
         hands.at += 2.0

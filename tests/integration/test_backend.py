@@ -303,7 +303,7 @@ def test_gpu_time_follows_the_request_before_anything_was_measured():
 
     def asked(model="xl-sft", **given):
         request = song(**{"guidance_scale": 7.0, **given})
-        place = device.find_place("cpu")
+        place = device.find_device("cpu")
         job = Job("", request, catalog.MODELS[model], Path(), place, Path(), ())
         return estimates.gpu_seconds(None, estimates.cautious(estimates.work_of(job), job.model))
 

@@ -28,7 +28,7 @@ from audio import decode, encode
 from audio.settings import mastered, read_settings, request_of, settings_of
 from audio.tags import CHUNK, KEY, READ_LIMIT, SCHEMA, SETTINGS_LIMIT, Kind, Tags, _found, _Refused
 from core.errors import StudioError
-from core.params import Worn
+from core.params import AdapterRef
 from core.requests import MODES, SAMPLE_RATE, Master
 from core.results import DeviceUsed, ModelUsed, Take
 
@@ -345,35 +345,35 @@ def test_a_file_without_settings_holds_no_trace_of_them(kind, tmp_path):
 # The file is the project
 
 
-def values(knob) -> st.SearchStrategy:
+def values(param) -> st.SearchStrategy:
     """Anything that a knob takes."""
-    if knob.choices:
-        found = st.sampled_from(knob.choices)
-    elif knob.type is bool:
+    if param.choices:
+        found = st.sampled_from(param.choices)
+    elif param.type is bool:
         found = st.booleans()
-    elif knob.type is Path:
+    elif param.type is Path:
         found = st.sampled_from(["/tmp/a/song.mp3", "C:\\Users\\bob\\łąka.wav", "x.flac"])
-    elif knob.type is Worn:
+    elif param.type is AdapterRef:
         files = st.sampled_from(["/tmp/a/warm.safetensors", "C:\\a\\cold.safetensors"])
         one = st.builds(
             lambda file, strength: f"{file}:{strength}", files, st.sampled_from([0, 1.5])
         )
         found = st.lists(one, max_size=3)
-    elif knob.type is int:
-        found = st.integers(int(knob.low), int(knob.high))
-    elif knob.type is float:
-        found = st.floats(knob.low, knob.high)
+    elif param.type is int:
+        found = st.integers(int(param.low), int(param.high))
+    elif param.type is float:
+        found = st.floats(param.low, param.high)
     else:
-        found = st.text(max_size=min(knob.max_length, 60)) | st.sampled_from(
-            ["🎵" * knob.max_length, "\x00\x01\u2028\u202e\ufeff", '"\\/\\u0000]}{["', "ACES=x"]
+        found = st.text(max_size=min(param.max_length, 60)) | st.sampled_from(
+            ["🎵" * param.max_length, "\x00\x01\u2028\u202e\ufeff", '"\\/\\u0000]}{["', "ACES=x"]
         )
-    return st.none() | found if knob.optional else found
+    return st.none() | found if param.optional else found
 
 
 @st.composite
 def requests(draw, mode: str) -> dict:
     """Values for every knob of a mode, as its `of` accepts them."""
-    made = draw(st.fixed_dictionaries({k.name: values(k) for k in MODES[mode].knobs()}))
+    made = draw(st.fixed_dictionaries({k.name: values(k) for k in MODES[mode].params()}))
     for low, high in (
         ("cfg_interval_start", "cfg_interval_end"),
         ("start_s", "end_s"),
@@ -390,7 +390,7 @@ def requests(draw, mode: str) -> dict:
         mended["start_s"] = mended["end_s"] - 1
     if "source" in made:
         mended["source"] = made["source"] or "song.wav"
-    names = {k.name for k in MODES[mode].knobs()}
+    names = {k.name for k in MODES[mode].params()}
     return MODES[mode].of({k: v for k, v in mended.items() if k in names}).model_dump()
 
 

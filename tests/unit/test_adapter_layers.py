@@ -56,7 +56,7 @@ def plain(dit):
 
 @pytest.fixture
 def rack(dit):
-    made = adapter_layers.Stack(dit, "ACE-Step mini")
+    made = adapter_layers.AdapterStack(dit, "ACE-Step mini")
     yield made
     made.clear()
 
@@ -469,7 +469,7 @@ def test_in_bfloat16_it_is_the_same_adapter_to_eight_bits(dit, plain, official):
     narrow = copy.deepcopy(dit).to(torch.bfloat16)
     before = weights_hash(narrow)
     bare = hear(narrow, torch.bfloat16).float()
-    rack = adapter_layers.Stack(narrow, "mini")
+    rack = adapter_layers.AdapterStack(narrow, "mini")
     drain(rack.play([(adapter_files.inspect(folder), 1.0)]))
     ours = hear(narrow, torch.bfloat16).float()
     far = torch.stack([(ours - bare).flatten(), (theirs - plain).flatten()])
@@ -482,7 +482,7 @@ def test_in_bfloat16_it_is_the_same_adapter_to_eight_bits(dit, plain, official):
 def test_adapters_move_with_the_model(dit, official):
     folder, theirs = official
     moved = copy.deepcopy(dit)
-    rack = adapter_layers.Stack(moved, "mini")
+    rack = adapter_layers.AdapterStack(moved, "mini")
     drain(rack.play([(adapter_files.inspect(folder), 1.0)]))
     moved.to(torch.float64)
     assert torch.allclose(hear(moved, torch.float64).float(), theirs, atol=1e-4)

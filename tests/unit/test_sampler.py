@@ -11,7 +11,7 @@ import torch
 from conftest import drain
 
 from models import sampler
-from models.sampler import Course, Velocity
+from models.sampler import SamplerConfig, Velocity
 
 FRAMES, CHANNELS = 40, 6
 
@@ -70,7 +70,7 @@ def test_noise_means_the_same_at_any_length_and_is_drawn_on_the_cpu():
 def test_ode_is_euler(shift):
     x, g = noise()
     field = Field()
-    got = drain(sampler.sample(field, x, Course(steps=6, shift=shift), g))
+    got = drain(sampler.sample(field, x, SamplerConfig(steps=6, shift=shift), g))
     want, t = x.numpy().astype(np.float64), times(6, shift)
     for now, then in itertools.pairwise(t):
         want = want - (now - then) * field.cond(want, now)
@@ -81,7 +81,7 @@ def test_ode_is_euler(shift):
 def test_heun_is_the_trapezoidal_rule_and_ends_with_euler():
     x, g = noise()
     field = Field()
-    got = drain(sampler.sample(field, x, Course(steps=5, method="heun", shift=2.0), g))
+    got = drain(sampler.sample(field, x, SamplerConfig(steps=5, method="heun", shift=2.0), g))
     want, t = x.numpy().astype(np.float64), times(5, 2.0)
     for i in range(5):
         v = field.cond(want, t[i])
@@ -98,16 +98,16 @@ def test_heun_is_more_exact_than_euler_at_equal_cost():
         x, g = noise()
         return drain(sampler.sample(Field(), x, course, g))
 
-    truth = end(Course(steps=2000))
-    heun = float((end(Course(steps=10, method="heun")) - truth).abs().mean())
-    euler = float((end(Course(steps=19)) - truth).abs().mean())
+    truth = end(SamplerConfig(steps=2000))
+    heun = float((end(SamplerConfig(steps=10, method="heun")) - truth).abs().mean())
+    euler = float((end(SamplerConfig(steps=19)) - truth).abs().mean())
     assert heun < 0.5 * euler
 
 
 def test_sde_renoises_to_the_schedules_own_next_time_from_the_seed():
     x, g = noise()
     field = Field()
-    got = drain(sampler.sample(field, x, Course(steps=4, method="sde", shift=3.0), g))
+    got = drain(sampler.sample(field, x, SamplerConfig(steps=4, method="sde", shift=3.0), g))
     _, g = noise()
     want, t = x.numpy().astype(np.float64), times(4, 3.0)
     for i in range(4):
@@ -116,7 +116,7 @@ def test_sde_renoises_to_the_schedules_own_next_time_from_the_seed():
         want = t[i + 1] * fresh + (1 - t[i + 1]) * clean
     assert close(got, want)
     x, g = noise()
-    again = drain(sampler.sample(Field(), x, Course(steps=4, method="sde", shift=3.0), g))
+    again = drain(sampler.sample(Field(), x, SamplerConfig(steps=4, method="sde", shift=3.0), g))
     assert torch.equal(got, again)
 
 
@@ -133,7 +133,7 @@ def apg64(cond, uncond, scale, average):
 def test_apg_follows_its_formula_and_keeps_momentum():
     x, g = noise()
     field = Field()
-    got = drain(sampler.sample(field, x, Course(steps=5, guidance=6.0), g))
+    got = drain(sampler.sample(field, x, SamplerConfig(steps=5, guidance=6.0), g))
     want, t, average = x.numpy().astype(np.float64), times(5, 1.0), 0.0
     for now, then in itertools.pairwise(t):
         v, average = apg64(field.cond(want, now), field.uncond(want, now), 6.0, average)
@@ -159,7 +159,7 @@ def adg64(x, cond, uncond, t, scale):
 def test_adg_follows_its_formula():
     x, g = noise()
     field = Field()
-    got = drain(sampler.sample(field, x, Course(steps=5, guidance=4.0, adg=True), g))
+    got = drain(sampler.sample(field, x, SamplerConfig(steps=5, guidance=4.0, adg=True), g))
     want, t = x.numpy().astype(np.float64), times(5, 1.0)
     for now, then in itertools.pairwise(t):
         v = adg64(want, field.cond(want, now), field.uncond(want, now), now, 4.0)
@@ -197,14 +197,16 @@ def test_guidance_without_float64_goes_by_way_of_the_cpu(monkeypatch):
 
 def test_interval_is_the_authors_and_costs_nothing_outside():
     field, (x, g) = Field(), noise()
-    course = Course(steps=8, guidance=5.0, shift=3.0, guide_from=0.5, guide_to=0.9)
+    course = SamplerConfig(steps=8, guidance=5.0, shift=3.0, guide_from=0.5, guide_to=0.9)
     drain(sampler.sample(field, x, course, g))
     for t, guided in field.asked:
         assert guided == (0.5 <= t <= 0.9)
     assert sampler.evaluations(course) == 8 + sum(guided for _, guided in field.asked)
 
 
-@pytest.mark.parametrize("course", [Course(steps=4), Course(steps=4, adg=True), Course(4, 1.0)])
+@pytest.mark.parametrize(
+    "course", [SamplerConfig(steps=4), SamplerConfig(steps=4, adg=True), SamplerConfig(4, 1.0)]
+)
 def test_guidance_of_one_asks_the_model_once(course):
     field, (x, g) = Field(), noise()
     drain(sampler.sample(field, x, course, g))
@@ -213,7 +215,7 @@ def test_guidance_of_one_asks_the_model_once(course):
 
 def test_each_step_is_announced_and_closing_stops_there():
     field, (x, g) = Field(), noise()
-    steps = sampler.sample(field, x, Course(steps=9), g)
+    steps = sampler.sample(field, x, SamplerConfig(steps=9), g)
     assert [next(steps) for _ in range(4)] == [0, 1, 2, 3]
     steps.close()
     assert len(field.asked) == 3
@@ -229,7 +231,7 @@ def test_a_held_part_stays_and_later_starts_skip_steps():
         return now
 
     field = Field()
-    steps = sampler.sample(field, x, Course(steps=6), g, first=2, hold=hold)
+    steps = sampler.sample(field, x, SamplerConfig(steps=6), g, first=2, hold=hold)
     seen = []
     while True:
         try:
@@ -244,7 +246,7 @@ def test_a_held_part_stays_and_later_starts_skip_steps():
 
 
 def test_the_step_nearest_to_a_noise_level_is_found():
-    course = Course(steps=10, shift=3.0)
+    course = SamplerConfig(steps=10, shift=3.0)
     for level in (1.0, 0.8, 0.33, 0.0):
         i = sampler.step_at(course, level)
         times_ = times(10, 3.0)[:-1]
@@ -279,7 +281,7 @@ def test_morph_follows_the_flow_edit_formulas(n_min, n_max, n_avg):
     one, other = Field(3), Field(4)
     limits = {"n_min": n_min, "n_max": n_max, "n_avg": n_avg}
     g = torch.Generator().manual_seed(9)
-    got = drain(sampler.morph(one, other, clean, Course(steps=8), g, **limits))
+    got = drain(sampler.morph(one, other, clean, SamplerConfig(steps=8), g, **limits))
     g = torch.Generator().manual_seed(9)
     draws = (torch.randn(clean.shape, generator=g).numpy().astype(np.float64) for _ in range(99))
     start = clean.numpy().astype(np.float64)
@@ -290,8 +292,12 @@ def test_morph_of_no_strength_or_to_the_same_words_is_the_source():
     clean, _ = sampler.draw_noise(21, FRAMES, CHANNELS)
     g = torch.Generator().manual_seed(9)
     asked = Field()
-    none = sampler.morph(asked, asked, clean, Course(steps=8), g, n_min=0.0, n_max=0.0, n_avg=1)
+    none = sampler.morph(
+        asked, asked, clean, SamplerConfig(steps=8), g, n_min=0.0, n_max=0.0, n_avg=1
+    )
     assert torch.equal(drain(none), clean)
     assert asked.asked == []
-    same = sampler.morph(Field(), Field(), clean, Course(8), g, n_min=0.0, n_max=1.0, n_avg=1)
+    same = sampler.morph(
+        Field(), Field(), clean, SamplerConfig(8), g, n_min=0.0, n_max=1.0, n_avg=1
+    )
     assert torch.allclose(drain(same), clean, atol=1e-5)

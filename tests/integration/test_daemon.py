@@ -26,7 +26,7 @@ from conftest import drain, song
 from editor import REAL, Editor, told
 from fake_hub import FakeHub, repository
 from fake_studio import CARD
-from test_ui import Page
+from test_web import Page
 
 import app
 import cli
@@ -35,7 +35,7 @@ from core.errors import StudioError
 from core.requests import Generate
 from core.results import Progress
 from lofi.scheduler import Job
-from lofi.track_cache import Tracks
+from lofi.track_cache import TrackCache
 from models import catalog, vae
 from runtime import estimates
 from web import restore
@@ -549,7 +549,7 @@ def test_a_hundred_kills_leave_no_half_track(tmp_path):
             assert tracks[0] == tracks[1]
             one.ending(tracks[0][0])
             time.sleep(chance.uniform(0, 1.5))
-        kept = Tracks(one.tracks, 10**9)
+        kept = TrackCache(one.tracks, 10**9)
         for track in tracks[0]:
             if facts := kept.find(track):
                 sound = kept.path(track).read_bytes()
@@ -680,7 +680,7 @@ def test_the_time_left_is_off_by_a_tenth_at_most_after_the_first_tenth(tmp_path,
     if known:
         for slower in (1.2, 1.2, 1.2, 1.2, 30):
             rates.learn({stage: slower * steps * each for stage, steps, each in stages}, work)
-    clock = estimates.Clock(rates, work, lambda: now[0])
+    clock = estimates.TimeLeft(rates, work, lambda: now[0])
     job = Job(SimpleNamespace(track_id="t", backend="ace_step", total_steps=16))
     told = []
     for stage, steps, each in stages:
@@ -743,7 +743,7 @@ def by_page(studio, request: dict, _: Path) -> Path:
 
 
 def by_api(studio, request: dict, folder: Path) -> Path:
-    for sent, _ in endpoint(studio, Generate)(*(request[k.name] for k in Generate.knobs())):
+    for sent, _ in endpoint(studio, Generate)(*(request[k.name] for k in Generate.params())):
         if sent:
             return Path(shutil.copy(sent["path"], folder / "api.wav"))
     raise AssertionError("nothing was sent")

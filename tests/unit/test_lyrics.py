@@ -26,7 +26,7 @@ from core.requests import LANGUAGES, Lyrics
 from core.results import Progress
 from lyrics import Songwriter, Written, pick
 from models import checkpoints, lyric_format
-from models.catalog import WRITERS
+from models.catalog import SONGWRITERS
 
 SONG = """[verse]
 Streetlights hum a tune I know
@@ -312,7 +312,7 @@ def four_bits(folder):
 
 
 def load(engine, folder):
-    return drain(Songwriter.load(replace(WRITERS["qwen"], engine=engine), folder, "cpu"))
+    return drain(Songwriter.load(replace(SONGWRITERS["qwen"], engine=engine), folder, "cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -463,7 +463,7 @@ class Stubborn(Scripted):
 def scripted(answer: str, mark: str = "<|im_end|>") -> Songwriter:
     words = tiny_writer.tokenizer()
     ids = words.encode(answer.removeprefix("[verse]\n")).ids
-    return Songwriter(WRITERS["qwen"], words, Scripted(*ids, words.token_to_id(mark)))
+    return Songwriter(SONGWRITERS["qwen"], words, Scripted(*ids, words.token_to_id(mark)))
 
 
 def test_a_song_comes_out_as_it_was_said(monkeypatch):
@@ -496,7 +496,7 @@ def test_every_knob_reaches_the_model():
             return np.random.default_rng(len(self.heard[-1])).normal(0, 1, 366).astype(np.float32)
 
     def reached(**changes):
-        writer = Songwriter(WRITERS["qwen"], tiny_writer.tokenizer(), Undecided())
+        writer = Songwriter(SONGWRITERS["qwen"], tiny_writer.tokenizer(), Undecided())
         asked = request(**changes)
         drain(writer.repair(asked, asked.repair) if asked.repair else writer.write(asked))
         return writer.model.heard
@@ -542,7 +542,7 @@ def test_half_a_character_is_never_shown_and_bytes_that_are_none_are_dropped(mon
     first = words.encode("😀").ids
     assert len(first) == 4, "a byte each"
     ids = [*words.encode("la ").ids, *first, *first[:1] * 6, *words.encode(" la").ids, *first[:2]]
-    writer = Songwriter(WRITERS["qwen"], words, Scripted(*ids, words.token_to_id("<|im_end|>")))
+    writer = Songwriter(SONGWRITERS["qwen"], words, Scripted(*ids, words.token_to_id("<|im_end|>")))
     texts = [step.text for step in writer.write(request())]
     assert texts[-1] == "[verse]\nla 😀 la"
     assert not any("\ufffd" in text for text in texts)
@@ -557,7 +557,7 @@ def test_a_draft_that_breaks_the_structure_is_told_apart():
 
 def test_a_draft_without_an_end_is_cut_off_and_says_so():
     endless = Songwriter(
-        WRITERS["qwen"], words := tiny_writer.tokenizer(), Scripted(*[80, 90] * 999)
+        SONGWRITERS["qwen"], words := tiny_writer.tokenizer(), Scripted(*[80, 90] * 999)
     )
     done = write(endless, lines=2)
     assert "cut off" in done.notes[0]
@@ -570,7 +570,7 @@ def test_the_penalty_bites_words_and_spares_points_and_line_ends():
 
     def said(wants, penalty):
         model = Stubborn(*(words.token_to_id(want) for want in wants))
-        writer = Songwriter(WRITERS["qwen"], words, model)
+        writer = Songwriter(SONGWRITERS["qwen"], words, model)
         return set(write(writer, temperature=0, repetition_penalty=penalty).text[8:])
 
     assert said("abcd", 1.0) == {"a"}
@@ -589,7 +589,7 @@ def test_the_penalty_spares_tags():
 
     words, song = tiny_writer.tokenizer(), "[verse]\na\n\n[chorus]\nb\n\n[chorus]\nc b"
     ids = words.encode(song.removeprefix("[verse]\n") + "<|im_end|>").ids
-    writer = Songwriter(WRITERS["qwen"], words, Wavering(*ids))
+    writer = Songwriter(SONGWRITERS["qwen"], words, Wavering(*ids))
     done = write(writer, temperature=0, repetition_penalty=1.5)
     assert done.text.startswith(song[:-1])
     assert not done.text.endswith("b")
@@ -618,7 +618,7 @@ def test_the_songwriter_goes_with_the_machine():
 
 @pytest.mark.parametrize("name", ["qwen", "qwen-mlx"])
 def test_without_weights_the_model_its_size_and_the_command_are_named(name):
-    writer = WRITERS[name]
+    writer = SONGWRITERS[name]
     with pytest.raises(StudioError) as caught:
         lyrics.find(writer)
     assert caught.value.code == "writer-missing"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from editor import QUICK
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 TESTS = ROOT / "nvim" / "tests"
 
 EDITORS = os.environ.get("ACE_NVIM", "nvim").split(os.pathsep)

@@ -156,6 +156,6 @@ def test_a_song_goes_through_every_door_and_comes_back(command, tmp_path):
 
 def test_help_is_made_from_the_knobs(command):
     said = command("generate", "--help").stdout
-    for knob in Generate.knobs():
-        option = "adapter" if knob.name == "adapters" else knob.name.replace("_", "-")
+    for param in Generate.params():
+        option = "adapter" if param.name == "adapters" else param.name.replace("_", "-")
         assert f"--{option} " in said

@@ -45,8 +45,8 @@ def _region(page: Page) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def _box(page: Page, knob: str, mode: str = "generate") -> Locator:
-    return page.locator(f"#{mode}-{knob} textarea")
+def _box(page: Page, param: str, mode: str = "generate") -> Locator:
+    return page.locator(f"#{mode}-{param} textarea")
 
 
 def _ask(page: Page, style: str, length: float = 5) -> None:
@@ -136,8 +136,8 @@ def test_nothing_is_wider_than_the_page_even_with_every_knob_out(visit: Callable
     for width in at_widths(page, 320):
         page.evaluate("scrollTo(0, 0)")
         assert fits(page)
-        for knob in Generate.knobs():
-            box = page.locator(f"#generate-{knob.name}").bounding_box()
+        for param in Generate.params():
+            box = page.locator(f"#generate-{param.name}").bounding_box()
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= width
         console = page.locator(".console").bounding_box()

@@ -19,7 +19,7 @@ from audio import encode, settings
 from audio.tags import Tags
 from core import files
 from core.errors import StudioError
-from core.params import Worn
+from core.params import AdapterRef
 from core.requests import Extend, Generate
 from core.results import Failed, Progress, Take
 from models import catalog
@@ -33,7 +33,7 @@ Q = "layers.0.self_attn.q_proj"
 @pytest.fixture(scope="module")
 def played(own_cache):
     """A studio without a planner, so that adapters alone make the difference."""
-    made = backend.Studio(catalog.choose("mini"), device.find_place("cpu"), "none")
+    made = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
     yield made
     made.leave("v")
 
@@ -136,7 +136,10 @@ def test_a_file_asks_for_its_adapters_and_makes_the_same_samples_with_them(
     assert "warm.safetensors" in raised.value.message
     assert "cold.safetensors" in raised.value.message
 
-    given = [Worn.of(str(cold)), Worn.of(str(shutil.copy(warm, tmp_path / "renamed.safetensors")))]
+    given = [
+        AdapterRef.of(str(cold)),
+        AdapterRef.of(str(shutil.copy(warm, tmp_path / "renamed.safetensors"))),
+    ]
     request = settings.request_of(told, adapters=worn_again(told, given))
     again = list(played.run(request, "v"))[-1]
     assert faithful(told, again) == []
@@ -149,7 +152,7 @@ def test_a_file_asks_for_its_adapters_and_makes_the_same_samples_with_them(
     assert any("warm.safetensors played at 0.7 then" in line for line in said)
     with pytest.raises(StudioError, match=r"warm.safetensors played in this song"):
         worn_again(told, given[:1])
-    louder = worn_again(told, [Worn.of(f"{warm}:1.5"), Worn.of(str(cold))])
+    louder = worn_again(told, [AdapterRef.of(f"{warm}:1.5"), AdapterRef.of(str(cold))])
     other = list(played.run(settings.request_of(told, adapters=louder), "v"))[-1]
     assert faithful(told, other) == [
         "The adapter warm.safetensors played at 0.7 then; here it plays at 1.5."
@@ -234,7 +237,7 @@ def test_what_cannot_play_is_told_before_the_queue_by_name_and_without_a_path(
     assert not [e for e in events if isinstance(e, Progress) and e.stage != "Reading the file"]
     assert set(files.private_folder().glob("*/")) == before
     with pytest.raises(StudioError) as raised:
-        played.fit(Worn(file=bad))
+        played.fit(AdapterRef(file=bad))
     assert raised.value.code == code
 
 
@@ -272,7 +275,7 @@ def test_adapters_play_in_an_edit_too_and_outside_it_nothing_changes(played, war
 
 
 def test_the_page_is_told_rank_layers_and_size(played, warm):
-    seen = played.fit(Worn(file=warm))
+    seen = played.fit(AdapterRef(file=warm))
     assert (seen.name, seen.rank, seen.modules) == ("warm.safetensors", 4, 12)
     assert seen.size_bytes == warm.stat().st_size
 
@@ -299,7 +302,7 @@ def test_a_name_that_means_something_to_a_folder_stays_inside_the_job(played, wa
     ],
 )
 def test_a_colon_parts_file_and_strength_where_a_number_follows(text, file, strength):
-    assert Worn.of(text) == Worn(file=file, strength=strength)
+    assert AdapterRef.of(text) == AdapterRef(file=file, strength=strength)
 
 
 @pytest.mark.parametrize("text", ["warm:1.6", "warm:-1"])

@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from core.errors import StudioError
 from lofi import track_cache
-from lofi.track_cache import Tracks, track_id
+from lofi.track_cache import TrackCache, track_id
 
 FACTS = {
     "backend": "ace_step",
@@ -33,12 +33,12 @@ def name(number: int) -> str:
     return f"{number:016x}"
 
 
-def put(kept: Tracks, number: int, size: int = 1000, keep=()):
+def put(kept: TrackCache, number: int, size: int = 1000, keep=()):
     track = name(number)
     return kept.publish(track, kept.stage(track, os.urandom(size)), FACTS, keep)
 
 
-def here(kept: Tracks) -> list[int]:
+def here(kept: TrackCache) -> list[int]:
     return sorted(int(p.stem, 16) for p in kept.folder.glob("*.wav"))
 
 
@@ -58,7 +58,7 @@ def test_a_name_is_made_of_all_that_decides_the_sound_and_seven_is_seven():
 
 
 def test_a_track_is_found_with_its_facts_as_long_as_it_is_whole(tmp_path):
-    kept = Tracks(tmp_path / "new" / "tracks", MANY)
+    kept = TrackCache(tmp_path / "new" / "tracks", MANY)
     assert kept.find(name(1)) is None
     assert not kept.folder.exists()
     facts = put(kept, 1)
@@ -78,7 +78,7 @@ def test_a_track_is_found_with_its_facts_as_long_as_it_is_whole(tmp_path):
     "text", ["", "{}", "[]", "7", "null", '{"track_id": "x"}', "\xff", "[" * 9]
 )
 def test_what_is_no_sidecar_is_removed_with_its_sound(tmp_path, text):
-    kept = Tracks(tmp_path, MANY)
+    kept = TrackCache(tmp_path, MANY)
     put(kept, 1)
     (tmp_path / f"{name(1)}.json").write_text(text, "latin-1")
     assert kept.find(name(1)) is None
@@ -86,7 +86,7 @@ def test_what_is_no_sidecar_is_removed_with_its_sound(tmp_path, text):
 
 
 def test_a_sidecar_of_another_track_or_without_its_sound_is_none(tmp_path):
-    kept = Tracks(tmp_path, MANY)
+    kept = TrackCache(tmp_path, MANY)
     put(kept, 1)
     (tmp_path / f"{name(2)}.json").write_bytes((tmp_path / f"{name(1)}.json").read_bytes())
     (tmp_path / f"{name(2)}.wav").write_bytes((tmp_path / f"{name(1)}.wav").read_bytes())
@@ -100,12 +100,12 @@ def test_a_sidecar_of_another_track_or_without_its_sound_is_none(tmp_path):
 def test_no_name_leads_out_of_the_folder(tmp_path, bad):
     for suffix in ("wav", "json"):
         (tmp_path / f"x.{suffix}").write_text("mine")
-    assert Tracks(tmp_path / "tracks", MANY).find(bad) is None
+    assert TrackCache(tmp_path / "tracks", MANY).find(bad) is None
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_least_recently_used_makes_room(tmp_path):
-    kept = Tracks(tmp_path, 3500)
+    kept = TrackCache(tmp_path, 3500)
     for number in (1, 2, 3):
         put(kept, number)
     kept.find(name(1))
@@ -119,14 +119,14 @@ def test_the_least_recently_used_makes_room(tmp_path):
 
 
 def test_so_many_tracks_and_no_more(tmp_path):
-    kept = Tracks(tmp_path, MANY, max_tracks=2)
+    kept = TrackCache(tmp_path, MANY, max_tracks=2)
     for number in range(5):
         put(kept, number)
     assert here(kept) == [3, 4]
 
 
 def test_the_first_of_two_stays_and_leftovers_go_when_they_are_old(tmp_path):
-    kept = Tracks(tmp_path, MANY)
+    kept = TrackCache(tmp_path, MANY)
     first = put(kept, 1)
     assert put(kept, 1) == first
     old, young = tmp_path / f".{name(2)}.1.wav.part", tmp_path / f".{name(3)}.1.wav.part"
@@ -141,8 +141,8 @@ def test_the_first_of_two_stays_and_leftovers_go_when_they_are_old(tmp_path):
 def test_a_disk_that_takes_nothing_is_named_and_nothing_of_the_track_stays(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(StudioError, match="cannot be written"):
-        Tracks(tmp_path / "file" / "tracks", MANY).stage(name(1), b"x")
-    kept = Tracks(tmp_path, MANY)
+        TrackCache(tmp_path / "file" / "tracks", MANY).stage(name(1), b"x")
+    kept = TrackCache(tmp_path, MANY)
     staged = kept.stage(name(1), b"x")
     monkeypatch.setattr(track_cache, "_put", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(StudioError):
@@ -154,7 +154,7 @@ def test_a_lock_that_nobody_gives_up_keeps_nobody_waiting(tmp_path, monkeypatch)
     from filelock import FileLock
 
     monkeypatch.setattr(track_cache, "LOCK_S", 0.2)
-    kept = Tracks(tmp_path, MANY)
+    kept = TrackCache(tmp_path, MANY)
     put(kept, 1)
     with FileLock(tmp_path / ".lock"):
         began = time.monotonic()
@@ -180,7 +180,7 @@ while True:
 
 def killed(folder, rounds: int) -> int:
     """Two writers on one folder, both killed `rounds` times; how many tracks were proven whole."""
-    kept, proven, chance = Tracks(folder, MANY), 0, random.Random(7)
+    kept, proven, chance = TrackCache(folder, MANY), 0, random.Random(7)
     for _ in range(rounds):
         writers = [
             subprocess.Popen(

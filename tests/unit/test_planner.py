@@ -20,10 +20,10 @@ from core.requests import KEYS, LANGUAGES, METRES
 from core.results import Progress
 from models import catalog, plan_grammar, planner, qwen3
 from models.plan_grammar import FIELDS, Plan, Thought, Words
-from models.planner import Dice, Planner, pick
+from models.planner import Planner, SamplingParams, pick
 
-DICE = Dice(temperature=0.85, top_p=0.9, top_k=0)
-SURE = Dice(temperature=0.0, top_p=1.0, top_k=0)
+DICE = SamplingParams(temperature=0.85, top_p=0.9, top_k=0)
+SURE = SamplingParams(temperature=0.0, top_p=1.0, top_k=0)
 WHOLE = Plan(92, "A calm piano piece", 30, "F# minor", "en", "4")
 
 
@@ -397,7 +397,7 @@ def test_reading_on_equals_transformers_reading_all(tiny):
     ]
     more = torch.randint(0, 300, (2, 6), generator=torch.Generator().manual_seed(0))
     for rows in ([0, 1], [1, 0], [0]):
-        track = qwen3.Track(tiny.qwen, [texts[row] for row in rows], 6)
+        track = qwen3.KeyValueCache(tiny.qwen, [texts[row] for row in rows], 6)
         seen = [track.read(track.texts), *(track.read(more[rows, i : i + 1]) for i in range(3))]
         seen.append(track.read(more[rows, 3:]))
         for place, row in enumerate(rows):
@@ -411,7 +411,7 @@ def test_reading_on_equals_transformers_reading_all(tiny):
 
 def test_a_prompt_read_in_pieces_is_the_same(tiny):
     texts = [[*range(20)], [*range(7)]]
-    whole, pieces = (qwen3.Track(tiny.qwen, texts, 0) for _ in range(2))
+    whole, pieces = (qwen3.KeyValueCache(tiny.qwen, texts, 0) for _ in range(2))
     expected = whole.read(whole.texts)
     for piece in pieces.texts.split(3, 1):
         found = pieces.read(piece)
@@ -431,7 +431,12 @@ def test_the_norm_by_hand_is_torchs():
 def test_dice_follow_the_authors_order():
     """Top-k, then top-p before the temperature, then the temperature: shares of even draws."""
     logits = torch.tensor([0.0, 3.0, 1.0, 2.0, -1.0])
-    for dice in (Dice(1.0, 1.0, 0), Dice(2.0, 0.7, 0), Dice(0.5, 1.0, 3), Dice(3.0, 0.6, 4)):
+    for dice in (
+        SamplingParams(1.0, 1.0, 0),
+        SamplingParams(2.0, 0.7, 0),
+        SamplingParams(0.5, 1.0, 3),
+        SamplingParams(3.0, 0.6, 4),
+    ):
         wanted = logits.double()
         order = wanted.argsort(descending=True)
         if dice.top_k:
@@ -450,7 +455,11 @@ def test_dice_never_fall_on_what_is_left_out():
     logits = torch.full((4000,), -torch.inf)
     logits[torch.tensor([7, 1300])] = torch.tensor([0.1, 0.3])
     almost_one = torch.tensor(1 - 2**-24)
-    for dice in (Dice(0.7, 0.9, 0), Dice(1.3, 1.0, 0), Dice(1.0, 1.0, 9)):
+    for dice in (
+        SamplingParams(0.7, 0.9, 0),
+        SamplingParams(1.3, 1.0, 0),
+        SamplingParams(1.0, 1.0, 9),
+    ):
         for draw in (torch.tensor(0.0), almost_one):
             assert int(pick(logits, draw, dice)) in (7, 1300)
     assert int(pick(logits, almost_one, SURE)) == 1300
@@ -461,7 +470,7 @@ def test_dice_never_fall_on_what_is_left_out():
 
 def test_five_codes_a_second_and_none_outside_the_codebook(tiny):
     for seconds in (10, 6.0, 6.39):
-        (codes,) = compose(tiny, seconds=seconds, dice=Dice(3.0, 1.0, 0))
+        (codes,) = compose(tiny, seconds=seconds, dice=SamplingParams(3.0, 1.0, 0))
         assert len(codes) == int(seconds * 5)
         assert all(0 <= code < CODEBOOK for code in codes)
     assert len(set(codes)) > 10
@@ -476,9 +485,9 @@ def test_a_seed_means_the_same_codes_alone_and_among_others(tiny):
 @pytest.mark.parametrize(
     "change",
     [
-        {"dice": Dice(0.5, 0.9, 0)},
-        {"dice": Dice(0.85, 0.3, 0)},
-        {"dice": Dice(0.85, 0.9, 2)},
+        {"dice": SamplingParams(0.5, 0.9, 0)},
+        {"dice": SamplingParams(0.85, 0.3, 0)},
+        {"dice": SamplingParams(0.85, 0.9, 2)},
         {"guidance": 3.0},
         {"negative": "drums"},
         {"plan": Plan(93, "A calm piano piece", 30, "F# minor", "en", "4")},
@@ -529,8 +538,8 @@ def test_progress_runs_up_to_the_end_and_closing_stops(tiny, monkeypatch):
         0,
         0,
     ]
-    reads, read = [], qwen3.Track.read
-    monkeypatch.setattr(qwen3.Track, "read", lambda *a: reads.append(1) or read(*a))
+    reads, read = [], qwen3.KeyValueCache.read
+    monkeypatch.setattr(qwen3.KeyValueCache, "read", lambda *a: reads.append(1) or read(*a))
     stopped = tiny.compose("piano", "la", WHOLE, 4, DICE, (1, 2))
     next(stopped), next(stopped)
     stopped.close()
@@ -567,9 +576,9 @@ def test_a_plan_is_legal_repeatable_and_leaves_what_is_given(tiny):
     assert plan(1, few).said().keys() == {"bpm", "duration", *few}
     assert len({plan(seed, few) for seed in range(6)}) > 1
     assert plan(1, few, SURE) == plan(2, few, SURE)
-    hot = Dice(5.0, 1.0, 0)
+    hot = SamplingParams(5.0, 1.0, 0)
     assert len({plan(seed, ("language",), hot).language for seed in range(6)}) == 1
-    assert len({plan(1, few, Dice(t, 1.0, 0)) for t in (0.0, 0.5, 1.0, 2.0, 4.0)}) > 1
+    assert len({plan(1, few, SamplingParams(t, 1.0, 0)) for t in (0.0, 0.5, 1.0, 2.0, 4.0)}) > 1
 
 
 def test_a_greedy_plan_is_the_likeliest_of_the_legal(tiny):
@@ -596,7 +605,7 @@ def test_large_sets_are_chosen_from_like_small_ones(tiny, monkeypatch):
 
 
 def test_a_plan_with_nothing_to_find_computes_nothing(tiny, monkeypatch):
-    monkeypatch.setattr(qwen3.Track, "read", None)
+    monkeypatch.setattr(qwen3.KeyValueCache, "read", None)
     given = {"bpm": 90, "duration": 30, "language": "no", "timesignature": "6"}
     assert drain(tiny.plan("piano", "la", ("bpm",), given, DICE, 1)) == Plan(
         bpm=90, duration_s=30, language="no", timesignature="6"

@@ -320,7 +320,7 @@ def test_the_same_sound_gives_the_same_bits(separator, split, mix):
 def test_a_take_is_split_by_the_studio_which_makes_room_first(row, own_cache, monkeypatch):
     monkeypatch.setattr(catalog, "HTDEMUCS", row)
     model_cache._resident.clear()
-    made = backend.Studio(catalog.choose("mini"), device.find_place("cpu"), "none")
+    made = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
     asked = Generate.of({"prompt": "x", "duration_s": 5, "inference_steps": 1, "seed": 1})
 
     def loaded():

@@ -23,14 +23,14 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 import tooltips as words
-from core.params import PLANNER, Knob, Request, Worn
-from core.requests import FINISHES, HELPERS, MODES, Generate
+from core.params import PLANNER, AdapterRef, Param, Request
+from core.requests import EXPORTS, HELPERS, MODES, Generate
 from core.results import Idea
 from web import job_controls
 from web.form import COMPOSING, GUIDANCE, REGION, starting_value
 from web.page import build, launch_options
 
-KNOBS = {k.name: k for k in Generate.knobs()}
+KNOBS = {k.name: k for k in Generate.params()}
 LISTENERS = tuple(mode for mode in MODES if mode != "generate")
 
 
@@ -149,20 +149,20 @@ def wait_for(done: Callable[[], bool], timeout_s: float = 10) -> None:
         time.sleep(0.02)
 
 
-def another(knob: Knob) -> Any:
+def another(param: Param) -> Any:
     """A value of the knob that differs from what the form shows at first."""
-    if knob.name == "instrumental":
+    if param.name == "instrumental":
         return True
-    if knob.type is bool:
-        return not knob.default
-    if knob.choices:
-        return next(c for c in reversed(knob.choices) if c != knob.default)
-    if knob.type is str:
+    if param.type is bool:
+        return not param.default
+    if param.choices:
+        return next(c for c in reversed(param.choices) if c != param.default)
+    if param.type is str:
         return "something else"
-    assert knob.type is not Worn, "rows are brought, not typed"
-    if starting_value(knob, CARD) is None:
-        return str(int(knob.low) + 5)  # a box of digits sends text
-    return {"cfg_interval_end": 0.5}.get(knob.name, knob.low + knob.step)
+    assert param.type is not AdapterRef, "rows are brought, not typed"
+    if starting_value(param, CARD) is None:
+        return str(int(param.low) + 5)  # a box of digits sends text
+    return {"cfg_interval_end": 0.5}.get(param.name, param.low + param.step)
 
 
 ALSO = {("edit", "kind"): {"start_s", "end_s"}}
@@ -171,11 +171,11 @@ ALSO = {("edit", "kind"): {"start_s", "end_s"}}
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_knob_is_on_the_page(page: Page, mode: str):
-    knobs = {k.name: k for k in MODES[mode].knobs()}
-    there = {name for name in knobs if f"{mode}-{name}" in page.blocks}
-    assert knobs.keys() - there == set(REGION) & knobs.keys()
+    params = {k.name: k for k in MODES[mode].params()}
+    there = {name for name in params if f"{mode}-{name}" in page.blocks}
+    assert params.keys() - there == set(REGION) & params.keys()
     mute = set(COMPOSING) if mode in LISTENERS else set()
-    asked = [name for name in knobs if name in there - mute]
+    asked = [name for name in params if name in there - mute]
     assert list(page.inputs(mode)) == [*asked, *(["region"] if mode == "edit" else [])]
 
 
@@ -184,26 +184,26 @@ def test_a_knob_turned_arrives_in_the_request_and_nothing_else_does(
     page: Page, mode: str, brought: Callable[..., dict[str, Any]]
 ):
     song = brought()
-    for knob in MODES[mode].knobs():
+    for param in MODES[mode].params():
         base: dict[str, Any] = {"prompt": "a waltz"}
         base |= {"source": song} if mode in LISTENERS else {}
         base |= {"region": [1.0, 2.0]} if mode == "edit" else {}
-        base |= {"kind": "morph"} if knob.name.startswith(("n_", "source_")) else {}
-        if mode == "cover" and knob.name == "duration_s":
+        base |= {"kind": "morph"} if param.name.startswith(("n_", "source_")) else {}
+        if mode == "cover" and param.name == "duration_s":
             base |= {"source": None, "reference": song}
-        turned = {knob.name: another(knob)} if knob.type not in (Path, Worn) else {}
-        if knob.type is Path:
-            turned = {knob.name: brought("other.wav")}
-        elif knob.type is Worn:
-            turned = {knob.name: [{"file": brought("warm.safetensors")["path"], "strength": 0.5}]}
-        elif knob.name in REGION:
-            turned = {"region": [1.5, 2.0] if knob.name == "start_s" else [1.0, 2.5]}
-        elif knob.name in COMPOSING and mode in LISTENERS:
+        turned = {param.name: another(param)} if param.type not in (Path, AdapterRef) else {}
+        if param.type is Path:
+            turned = {param.name: brought("other.wav")}
+        elif param.type is AdapterRef:
+            turned = {param.name: [{"file": brought("warm.safetensors")["path"], "strength": 0.5}]}
+        elif param.name in REGION:
+            turned = {"region": [1.5, 2.0] if param.name == "start_s" else [1.0, 2.5]}
+        elif param.name in COMPOSING and mode in LISTENERS:
             continue
         before = page.ask(mode, **base).model_dump()
         after = page.ask(mode, **{**base, **turned}).model_dump()
         changed = {name for name in before if before[name] != after[name]}
-        assert changed == {knob.name} | ALSO.get((mode, knob.name), set())
+        assert changed == {param.name} | ALSO.get((mode, param.name), set())
 
 
 def test_what_is_hidden_is_not_asked_for(page: Page, brought: Callable[..., dict[str, Any]]):
@@ -556,7 +556,7 @@ def test_a_helper_can_be_stopped_and_can_fail(page: Page, toasts: list[str]):
 def test_without_a_planner_the_page_says_why_and_offers_nothing(tmp_path: Path):
     why = "The planner (0.4 GB) is not on this computer; run: python app.py fetch --planner"
     page = Page(FakeStudio(CARD.model_copy(update={"planner": "", "no_planner": why}), tmp_path))
-    planner = [k for k in Generate.knobs() if k.group == PLANNER]
+    planner = [k for k in Generate.params() if k.group == PLANNER]
     assert len(planner) == 9
     for mode in MODES:
         assert not any(page.blocks[f"{mode}-{k.name}"].interactive for k in planner)
@@ -602,17 +602,17 @@ def test_the_form_starts_at_what_suits_the_model(page: Page):
 
 
 def test_a_widget_says_what_its_knob_declares(page: Page):
-    for name, knob in KNOBS.items():
+    for name, param in KNOBS.items():
         block = page.blocks[f"generate-{name}"]
-        label = page.blocks[f"generate-{name}-file"] if knob.type is Worn else block
-        assert label.label == words.label(knob)
-        if knob.type in (Path, Worn):
+        label = page.blocks[f"generate-{name}-file"] if param.type is AdapterRef else block
+        assert label.label == words.label(param)
+        if param.type in (Path, AdapterRef):
             continue
-        assert words.does("generate", knob) in block.info
+        assert words.does("generate", param) in block.info
         if isinstance(block, gr.Slider):
-            assert (block.minimum, block.maximum, block.step) == (knob.low, knob.high, knob.step)
-        if isinstance(block, (gr.Dropdown, gr.Radio)) and knob.choices:
-            assert {value for _, value in block.choices} == set(knob.choices)
+            assert (block.minimum, block.maximum, block.step) == (param.low, param.high, param.step)
+        if isinstance(block, (gr.Dropdown, gr.Radio)) and param.choices:
+            assert {value for _, value in block.choices} == set(param.choices)
 
 
 def test_a_model_with_a_shorter_longest_song_shortens_the_slider(tmp_path: Path):
@@ -891,7 +891,7 @@ def client(served: tuple[FakeStudio, str], tmp_path_factory: pytest.TempPathFact
 
 def test_the_api_has_one_endpoint_a_mode_and_nothing_else(client: Client):
     told = client.view_api(return_format="dict", print_info=False)
-    named = [*MODES, *HELPERS, *FINISHES, "lyrics"]
+    named = [*MODES, *HELPERS, *EXPORTS, "lyrics"]
     assert set(told["named_endpoints"]) == {f"/{mode}" for mode in named}
     assert not told["unnamed_endpoints"]
 
@@ -900,13 +900,13 @@ def test_the_api_speaks_in_the_requests_own_names_types_and_defaults(client: Cli
     told = client.view_api(return_format="dict", print_info=False)["named_endpoints"]["/generate"]
     assert [p["parameter_name"] for p in told["parameters"]] == list(KNOBS)
     for parameter in told["parameters"]:
-        knob = KNOBS[parameter["parameter_name"]]
-        assert parameter["parameter_has_default"] is not knob.required
-        default = list(knob.default) if knob.type is Worn else knob.default
+        param = KNOBS[parameter["parameter_name"]]
+        assert parameter["parameter_has_default"] is not param.required
+        default = list(param.default) if param.type is AdapterRef else param.default
         assert parameter["parameter_default"] == default
-        assert words.tip("generate", knob) in parameter["python_type"]["description"]
-        if knob.choices:
-            assert parameter["type"]["enum"] == list(knob.choices)
+        assert words.tip("generate", param) in parameter["python_type"]["description"]
+        if param.choices:
+            assert parameter["type"]["enum"] == list(param.choices)
     assert told["description"].startswith("A song from words")
 
 

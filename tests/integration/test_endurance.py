@@ -120,7 +120,10 @@ def test_every_mode_makes_the_same_samples_in_a_fresh_process(planned, files):  
         "edit": {"source": song, "kind": "morph", "prompt": "chimes", "n_avg": 2},
     }
     script = FRESH.format(
-        root=str(ROOT), tests=str(ROOT / "tests"), asked=asked, planner=str(planned.planner.folder)
+        root=str(ROOT),
+        tests=str(ROOT / "tests" / "integration"),
+        asked=asked,
+        planner=str(planned.planner.folder),
     )
     one, two = (json.loads(_python(script)) for _ in range(2))
     assert one == two
@@ -150,7 +153,7 @@ def test_four_minutes_fit_into_four_gigabytes(planned, tmp_path, mode, seconds):
     given |= {"after_s": 40.0} if mode == "extend" else {}
     script = WHOLE.format(
         root=str(ROOT),
-        tests=str(ROOT / "tests"),
+        tests=str(ROOT / "tests" / "integration"),
         planner=str(planned.planner.folder),
         mode=mode,
         given=given,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import pipeline
 from core.requests import SAMPLE_RATE
 from models import vae
-from pipeline import Grip
+from pipeline import RepaintSettings
 
 STEPS = 4
 
@@ -51,7 +51,7 @@ def seconds(s):
 
 @pytest.mark.parametrize("mode", ["conservative", "balanced", "aggressive"])
 def test_outside_a_repaint_not_one_sample_changes(engine, source, mode):
-    grip = Grip.of(mode, 0.5)
+    grip = RepaintSettings.of(mode, 0.5)
     start, end, fade = seconds(3.3), seconds(6.1), round(grip.fade_s * SAMPLE_RATE)
     piece = drain(pipeline.repaint(engine, ask(), source, [(start, end)], grip))
     assert piece.sound.shape == source.shape
@@ -66,7 +66,7 @@ def test_outside_a_repaint_not_one_sample_changes(engine, source, mode):
 def test_random_regions_hold_to_it(engine, source, start_s, length_s):
     start = seconds(start_s)
     end = min(source.shape[1], start + max(1, seconds(length_s)))
-    grip = Grip.of("balanced", 0.3)
+    grip = RepaintSettings.of("balanced", 0.3)
     fade = round(grip.fade_s * SAMPLE_RATE)
     piece = drain(pipeline.repaint(engine, song(inference_steps=1), source, [(start, end)], grip))
     kept = np.ones(source.shape[1], bool)
@@ -83,9 +83,9 @@ def test_what_changed_outside_is_counted():
 
 
 def test_the_authors_numbers_for_each_mode():
-    assert Grip.of("conservative", 0.7) == Grip(1.0, 25, 0.05)
-    assert Grip.of("balanced", 0.5) == Grip(0.5, 12, 0.025)
-    assert Grip.of("aggressive", 0.2) == Grip(0.0, 0, 0.01)
+    assert RepaintSettings.of("conservative", 0.7) == RepaintSettings(1.0, 25, 0.05)
+    assert RepaintSettings.of("balanced", 0.5) == RepaintSettings(0.5, 12, 0.025)
+    assert RepaintSettings.of("aggressive", 0.2) == RepaintSettings(0.0, 0, 0.01)
 
 
 def test_a_repaint_shows_the_model_silence_inside_the_mask_and_the_source_outside(
@@ -93,7 +93,7 @@ def test_a_repaint_shows_the_model_silence_inside_the_mask_and_the_source_outsid
 ):
     heard, read = far_wall
     region = (seconds(4), seconds(6))
-    drain(pipeline.repaint(engine, ask(), source, [region], Grip.of("conservative", 0)))
+    drain(pipeline.repaint(engine, ask(), source, [region], RepaintSettings.of("conservative", 0)))
     assert "repaint the mask area" in read[0]
     shown = heard[0]["context_latents"][0]
     latents, mask = shown.split(engine.channels, dim=1)

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tooltips as words
-from core.params import Knob
-from core.requests import FINISHES, HELPERS, LANGUAGES, METRES, MODES, SONGS, Generate, Lyrics
+from core.params import Param
+from core.requests import EXPORTS, HELPERS, LANGUAGES, METRES, MODES, SONGS, Generate, Lyrics
 from core.results import Progress
 from runtime import job
 
-REQUESTS = SONGS | HELPERS | FINISHES | {Lyrics.mode: Lyrics}
-KNOBS = {(mode, k.name): k for mode, request in REQUESTS.items() for k in request.knobs()}
+REQUESTS = SONGS | HELPERS | EXPORTS | {Lyrics.mode: Lyrics}
+KNOBS = {(mode, k.name): k for mode, request in REQUESTS.items() for k in request.params()}
 
 
 def test_tips_and_knobs_match_one_to_one():
@@ -104,12 +104,12 @@ def test_a_line_of_progress():
 
 
 def test_a_value_is_shown_as_a_person_would_write_it():
-    knobs: dict[str, Knob] = {k.name: k for k in Generate.knobs()}
-    assert words.shown(knobs["bpm"], 92) == "92 bpm"
-    assert words.shown(knobs["duration_s"], 12.5) == "12.5 s"
-    assert words.shown(knobs["use_adg"], True) == "on"
-    assert words.shown(knobs["instrumental"], True) == "Instrumental"
-    assert words.shown(knobs["vocal_language"], "de") == "German (de)"
+    params: dict[str, Param] = {k.name: k for k in Generate.params()}
+    assert words.shown(params["bpm"], 92) == "92 bpm"
+    assert words.shown(params["duration_s"], 12.5) == "12.5 s"
+    assert words.shown(params["use_adg"], True) == "on"
+    assert words.shown(params["instrumental"], True) == "Instrumental"
+    assert words.shown(params["vocal_language"], "de") == "German (de)"
 
 
 def test_no_word_is_written_that_nobody_reads():

@@ -19,7 +19,7 @@ import pipeline
 from core.requests import SAMPLE_RATE, Extend, Generate
 from mini import gates, measure
 from models import catalog
-from pipeline import Grip
+from pipeline import RepaintSettings
 from runtime import device
 
 pytestmark = pytest.mark.long
@@ -98,7 +98,7 @@ def test_a_timbre_reference_moves_the_sound_towards_it(engine, pieces):
 
 def test_a_continuation_that_was_told_nothing_keeps_the_tempo(own_cache, pieces, tmp_path):
     """The studio listens: within 4 % of the source's, twice or half of it, on most sources."""
-    studio = backend.Studio(catalog.choose("mini"), device.find_place("cpu"))
+    studio = backend.Studio(catalog.choose("mini"), device.find_device("cpu"))
     right = []
     for i, (piece, source) in enumerate(pieces):
         brought = tmp_path / f"{i}.wav"
@@ -117,7 +117,7 @@ def test_a_repaint_keeps_the_tempo(engine, pieces):
     right = []
     for piece, source in pieces:
         region = (4 * SAMPLE_RATE, 9 * SAMPLE_RATE)
-        grip = Grip.of("balanced", 0.5)
+        grip = RepaintSettings.of("balanced", 0.5)
         made = drain(pipeline.repaint(engine, ask(piece), source, [region], grip)).sound
         inside = made[:, slice(*region)]
         right.append(measure.tempo_right(measure.tempo(inside, SAMPLE_RATE), piece.bpm))

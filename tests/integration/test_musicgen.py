@@ -54,7 +54,7 @@ def patient(own_cache, patient_folder):
 @pytest.fixture
 def duo(own_cache, patient_folder):
     """A studio on the embedded model, with a tiny MusicGen beside it."""
-    place = device.find_place("cpu")
+    place = device.find_device("cpu")
     made = backend.Studio(catalog.choose("mini"), place, "none", patient_folder)
     yield made
     for visitor in list(made._shelf):
@@ -366,7 +366,7 @@ def test_changing_models_frees_the_one_before_the_other_is_loaded(duo, monkeypat
 
 
 def test_where_it_is_not_on_disk_the_command_that_fetches_it_is_told(own_cache, monkeypatch):
-    studio = backend.Studio(catalog.choose("mini"), device.find_place("cpu"), "none")
+    studio = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
     monkeypatch.setattr(checkpoints, "locate", lambda weights: weights.folder)
     ending = end(studio, asked())
     assert isinstance(ending, Failed)

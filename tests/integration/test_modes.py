@@ -63,7 +63,7 @@ def planned(own_cache, tmp_path_factory):
     slots, tiny_planner.SLOTS = tiny_planner.SLOTS, checkpoints.codebook(model.folder)
     folder = tiny_planner.write(tmp_path_factory.mktemp("planner"))
     tiny_planner.SLOTS = slots
-    made = backend.Studio(model, device.find_place("cpu"), str(folder))
+    made = backend.Studio(model, device.find_device("cpu"), str(folder))
     yield made
     made.leave("v")
 
@@ -172,7 +172,7 @@ TURNS = [
 
 def test_every_knob_of_every_mode_is_turned_here():
     for mode, request in MODES.items():
-        known = {k.name for k in request.knobs()}
+        known = {k.name for k in request.params()}
         morph = set(MORPH) if mode == "edit" else set()
         alone = {"duration_s"} if mode == "cover" else set()
         assert known == set(SHARED) | set(OWN[mode]) | morph | alone
@@ -321,7 +321,7 @@ def test_what_cannot_be_done_has_a_name_and_leaves_nothing(planned, files, mode,
 
 
 def test_without_a_planner_thinking_is_refused_and_the_card_says_why(own_cache):
-    studio = backend.Studio(catalog.choose("mini"), device.find_place("cpu"), "none")
+    studio = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
     assert studio.card().planner == ""
     assert "--planner none" in studio.card().no_planner
     ending = run(studio, "generate", prompt="x")

@@ -23,7 +23,7 @@ import tooltips as words
 from audio import analysis, loudness
 from core.errors import StudioError
 from core.requests import MODES, Generate
-from core.results import Made
+from core.results import ExportedFiles
 from web import restore, summaries
 from web.page import build
 
@@ -50,12 +50,12 @@ def test_a_check_tells_asked_and_measured_and_where_nobody_is_sure():
 
 
 def test_a_master_says_before_after_gain_peak_and_a_target_it_missed():
-    said = summaries.made(Made(mode="master", paths=("a.wav",), facts=LOUDER))
+    said = summaries.made(ExportedFiles(mode="master", paths=("a.wav",), facts=LOUDER))
     for part in ("−18.4 LUFS before", "−14.9 LUFS after", "gain +4.1 dB", "true peak −1.0 dBTP"):
         assert part in said
     assert "short of −14.0 LUFS" in said
     silent = {**LOUDER, "before_lufs": None, "after_lufs": None, "true_peak_dbtp": None}
-    silent = Made(mode="master", paths=("a.wav",), facts=silent)
+    silent = ExportedFiles(mode="master", paths=("a.wav",), facts=silent)
     assert summaries.made(silent) == words.STAYS_SILENT
 
 
@@ -77,19 +77,19 @@ def test_a_link_brings_back_every_value_and_no_path(data: st.DataObject):
     mode = data.draw(st.sampled_from([*MODES]))
     asked: dict[str, Any] = {"prompt": data.draw(st.text(min_size=1, max_size=40)) + "x"}
     asked |= {"lyrics": data.draw(st.text(max_size=200))}
-    for knob in MODES[mode].knobs():
-        if knob.choices:
-            asked[knob.name] = data.draw(st.sampled_from(knob.choices))
-        elif knob.type is bool:
-            asked[knob.name] = data.draw(st.booleans())
-        elif knob.type in (int, float) and knob.name not in (
+    for param in MODES[mode].params():
+        if param.choices:
+            asked[param.name] = data.draw(st.sampled_from(param.choices))
+        elif param.type is bool:
+            asked[param.name] = data.draw(st.booleans())
+        elif param.type in (int, float) and param.name not in (
             "cfg_interval_end",
             "end_s",
             "start_s",
         ):
-            whole = st.integers(int(np.ceil(knob.low)), int(knob.high))
-            fine = st.floats(knob.low, knob.high, allow_nan=False)
-            asked[knob.name] = data.draw(whole if knob.type is int else fine)
+            whole = st.integers(int(np.ceil(param.low)), int(param.high))
+            fine = st.floats(param.low, param.high, allow_nan=False)
+            asked[param.name] = data.draw(whole if param.type is int else fine)
     asked |= {"cfg_interval_start": 0.0, "n_min": 0.0, "after_s": 3.5}
     if mode != "generate":
         asked["source"] = "/home/somebody/secret name.wav"
