@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import gradio as gr
 from gradio.themes.utils.colors import Color
-from gradio.themes.utils.sizes import PlannerModel
+from gradio.themes.utils.sizes import Size
 
 import tooltips as words
 
@@ -61,7 +61,7 @@ GREYS = Color(
 )
 
 
-CORNERS = PlannerModel(
+CORNERS = Size(
     name="six", xxs="2px", xs="3px", sm="4px", md="6px", lg="6px", xl="6px", xxl="6px"
 )
 
