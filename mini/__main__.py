@@ -28,7 +28,7 @@ from mini.prompts import text_tokenizer
 from mini.training import PROCESSES, Run
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE_COUNT = torch.PlannerModel(FSQ_LEVELS).numel()
+CODE_COUNT = torch.Size(FSQ_LEVELS).numel()
 
 
 @dataclass(frozen=True)
