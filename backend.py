@@ -20,7 +20,7 @@ from pathlib import Path
 
 import lyrics
 from core.errors import StudioError
-from core.files import cache_folder, no_room, private_folder
+from core.files import cache_folder, private_folder, write_error
 from core.params import AdapterRef, Request
 from core.requests import (
     EXPORTS,
@@ -31,7 +31,7 @@ from core.requests import (
     Generate,
     Lyrics,
     Musicgen,
-    Sound,
+    SongRequest,
 )
 from core.results import (
     AdapterInfo,
@@ -145,10 +145,10 @@ class Studio:
         try:
             job = self._accept(request)
         except StudioError as error:
-            yield Failed.by(error)
+            yield Failed.from_error(error)
             return
         except OSError as error:
-            yield Failed.by(no_room(cache_folder(), error, 1 << 20))
+            yield Failed.from_error(write_error(cache_folder(), error, 1 << 20))
             return
         clock = estimates.TimeLeft(self._rates, {}, time.monotonic)
         with self._guard:
@@ -207,7 +207,7 @@ class Studio:
         changes = {}
         if hasattr(request, "seed"):
             changes["seed"] = _given(request.seed, secrets.randbelow(MAX_SEED + 1))
-        if isinstance(request, Sound):
+        if isinstance(request, SongRequest):
             changes |= self._resolved(request, notes)
         elif isinstance(request, Lyrics):
             lyrics.find(self.writer)
@@ -215,7 +215,7 @@ class Studio:
             raise StudioError("planner-missing", reason=self._no_planner)
         return self._job(request.model_copy(update=changes), tuple(notes))
 
-    def _resolved(self, request: Sound, notes: list[str]) -> dict:
+    def _resolved(self, request: SongRequest, notes: list[str]) -> dict:
         model = self.model
         length = getattr(request, "duration_s", 0.0)
         if length > model.longest_s and getattr(request, "source", None) is None:
@@ -285,7 +285,7 @@ class Studio:
             changes[field], files[field] = mine, known.sha256
             notes += known.look.notes
         source, limit = seconds.get("source", 0.0), self.model.longest_s
-        if source > limit and isinstance(job.request, Sound):
+        if source > limit and isinstance(job.request, SongRequest):
             raise StudioError("source-too-long", name=changes["source"].name, limit=limit)
         if isinstance(job.request, Extend):
             whole = job.request.before_s + source + job.request.after_s
@@ -342,10 +342,10 @@ class Studio:
         try:
             ending = self._perform(job, clock, tell)
         except StudioError as error:
-            ending = Failed.by(error)
+            ending = Failed.from_error(error)
         except Exception as error:  # noqa: BLE001 - the face of the studio: nothing gets past it
             traceback.print_exc(file=sys.stderr)
-            ending = Failed.by(StudioError("internal", kind=type(error).__name__))
+            ending = Failed.from_error(StudioError("internal", kind=type(error).__name__))
         with self._guard:
             self._running[visitor].discard(job.flag)
             if not self._running[visitor]:

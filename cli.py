@@ -248,12 +248,12 @@ def _done(ending: Ending, args: argparse.Namespace) -> int:
         seed = ending.request["seed"]
         out = args.out or Path(f"song-{seed}.wav")
         _hand_over(ending, out, not args.without_settings)
-        told = {**ending.told().model_dump(mode="json"), "path": str(out)}
+        told = {**ending.for_sharing().model_dump(mode="json"), "path": str(out)}
         print(f"{out}: {ending.duration_s:g} s, seed {seed}", file=sys.stderr)
     elif isinstance(ending, ExportedFiles):
         outs = _places(ending, args.out)
         for path, out in zip(ending.paths, outs, strict=True):
-            files.hand_over(Path(path), out)
+            files.copy_file(Path(path), out)
             print(out, file=sys.stderr)
         told["paths"] = [str(out) for out in outs]
     elif isinstance(ending, Draft) and args.out:
@@ -271,7 +271,7 @@ def _hand_over(take: Take, out: Path, with_settings: bool) -> None:
     """Put a take's song at `out`, in the format of its name."""
     kind = out.suffix.lower().lstrip(".")
     if kind == "wav" and with_settings:
-        files.hand_over(Path(take.path), out)
+        files.copy_file(Path(take.path), out)
         return
     told = settings.settings_of(take) if with_settings else None
     title = take.request["prompt"] or out.stem

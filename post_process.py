@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from audio import loudness
-from core.files import no_room
+from core.files import write_error
 from core.requests import SAMPLE_RATE
 from core.results import Progress
 
@@ -194,7 +194,7 @@ def save_stems(stems: dict[str, np.ndarray], folder: Path, name: str) -> Iterato
             os.replace(path, folder / path.name)
     except OSError as error:
         needed = sum(sound.nbytes for sound in stems.values()) * 2
-        raise no_room(archive, error, needed) from error
+        raise write_error(archive, error, needed) from error
     finally:
         if half:
             shutil.rmtree(half, ignore_errors=True)

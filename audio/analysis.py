@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict
 
 from audio.loudness import loudness, true_peak
-from core.requests import SAMPLE_RATE, Sound
+from core.requests import SAMPLE_RATE, SongRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +112,7 @@ class Check(BaseModel):
     clipped: int
 
 
-def check(sound: np.ndarray, request: Sound) -> Check:
+def check(sound: np.ndarray, request: SongRequest) -> Check:
     """Measure `sound` and compare it with the request that made it: its `bpm` and `keyscale`."""
     lufs, peak = loudness(sound), true_peak(sound)
     return Check(

@@ -136,6 +136,6 @@ def _put(path: Path, pieces: Iterable[bytes | memoryview], size: int) -> None:
             file.writelines(pieces)
         os.replace(half, path)
     except OSError as error:
-        raise files.no_room(path, error, size) from error
+        raise files.write_error(path, error, size) from error
     finally:
         half.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     pass
 
 
-def hand_over(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
     """Put a copy of the finished file `source` at `target`, complete or not at all.
 
     Raises:
@@ -27,7 +27,7 @@ def hand_over(source: Path, target: Path) -> None:
         shutil.copyfile(source, half)
         os.replace(half, target)
     except OSError as error:
-        raise no_room(target, error, source.stat().st_size) from error
+        raise write_error(target, error, source.stat().st_size) from error
     finally:
         half.unlink(missing_ok=True)
 
@@ -39,12 +39,12 @@ def write_text(path: Path, text: str) -> None:
         half.write_text(text, encoding="utf-8")
         os.replace(half, path)
     except OSError as error:
-        raise no_room(path, error, len(text)) from error
+        raise write_error(path, error, len(text)) from error
     finally:
         half.unlink(missing_ok=True)
 
 
-def no_room(path: Path, error: Exception, needed: int) -> StudioError:
+def write_error(path: Path, error: Exception, needed: int) -> StudioError:
     """What a failed write means: a full disk, or a place that takes no files."""
     import errno
 

@@ -27,10 +27,10 @@ ADAPTERS = "Adapters"
 """Groups of knobs, in the order a form shows them. The first is the form itself."""
 
 
-HIGHEST_RANK = 256
+MAX_ADAPTER_RANK = 256
 """Of an adapter's matrices."""
 
-STRONGEST = 1.5
+MAX_ADAPTER_STRENGTH = 1.5
 """Strengths of an adapter run from 0 to this; 1 is how it was trained."""
 
 
@@ -46,13 +46,13 @@ def _a_name(value: Any) -> Any:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_no_switches)]
+Integer = Annotated[int, BeforeValidator(_no_switches)]
 
 
-Real = Annotated[float, BeforeValidator(_no_switches)]
+Number = Annotated[float, BeforeValidator(_no_switches)]
 
 
-File = Annotated[Path, BeforeValidator(_a_name)]
+FilePath = Annotated[Path, BeforeValidator(_a_name)]
 """A file somebody brought: a path on this machine. Whether it holds music is seen when it is read."""
 
 
@@ -132,7 +132,7 @@ class Request(BaseModel):
         own = {k.name for k in found if k.name in own and k.group == SONG}
         return tuple(sorted(found, key=lambda k: (not k.required, k.name not in own)))
 
-    def turned(self) -> dict[str, Any]:
+    def non_defaults(self) -> dict[str, Any]:
         """Only the values that differ from their defaults: a take's caption."""
         return {
             k.name: getattr(self, k.name)
@@ -149,9 +149,9 @@ class AdapterRef(Request):
     """
 
     mode: ClassVar[str] = "adapters"
-    file: File = param(..., "Adapter")
-    strength: Real = param(1.0, "Strength", 0, STRONGEST, 0.05)
-    config: File | None = param(None, "Settings of the adapter")
+    file: FilePath = param(..., "Adapter")
+    strength: Number = param(1.0, "Strength", 0, MAX_ADAPTER_STRENGTH, 0.05)
+    config: FilePath | None = param(None, "Settings of the adapter")
 
     @model_validator(mode="before")
     @classmethod
@@ -164,14 +164,14 @@ class AdapterRef(Request):
         return {"file": parts[1], "strength": float(parts[2])} if parts else {"file": given}
 
 
-def nameable(request: type[Request], given: Mapping[str, Any]) -> dict[str, Any]:
+def with_file_names(request: type[Request], given: Mapping[str, Any]) -> dict[str, Any]:
     """The values of `request` as JSON has them, with names of files in place of where they lie."""
     told = dict(given)
     for param in request.params():
         if param.type is Path and told.get(param.name):
             told[param.name] = Path(told[param.name]).name
         elif param.type is AdapterRef and param.name in told:
-            told[param.name] = [nameable(AdapterRef, worn) for worn in told[param.name]]
+            told[param.name] = [with_file_names(AdapterRef, worn) for worn in told[param.name]]
     return told
 
 

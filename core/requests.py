@@ -14,10 +14,10 @@ from core.params import (
     PLANNER,
     SCHEDULE,
     AdapterRef,
-    File,
-    Real,
+    FilePath,
+    Integer,
+    Number,
     Request,
-    Whole,
     param,
 )
 
@@ -43,7 +43,7 @@ KEYS = tuple(
 )
 
 
-METRES = ("2", "3", "4", "6")
+TIME_SIGNATURES = ("2", "3", "4", "6")
 """Beats a bar: 2/4, 3/4, 4/4 and 6/8."""
 
 
@@ -120,32 +120,32 @@ def _plain_key(value: Any) -> Any:
 Key = Annotated[Literal[("", *KEYS)], BeforeValidator(_plain_key)]
 
 
-class Sound(Request):
+class SongRequest(Request):
     """The words and the knobs that every song mode has."""
 
     prompt: str = param("", "Style", lines=3, max_length=1000)
     lyrics: str = param("", "Lyrics", lines=8, max_length=4096)
     instrumental: bool = param(False, "Instrumental")
-    inference_steps: Whole | None = param(None, "Steps", 1, 200, 1, group=DIFFUSION)
-    guidance_scale: Real | None = param(None, "Guidance", 1, 30, 0.5, group=DIFFUSION)
+    inference_steps: Integer | None = param(None, "Steps", 1, 200, 1, group=DIFFUSION)
+    guidance_scale: Number | None = param(None, "Guidance", 1, 30, 0.5, group=DIFFUSION)
     infer_method: Literal["ode", "sde", "heun"] = param("ode", "Method", group=DIFFUSION)
-    seed: Whole | None = param(None, "Seed", 0, MAX_SEED, 1, group=DIFFUSION)
-    cfg_interval_start: Real = param(0.0, "Guidance ends at", 0, 1, 0.05, group=SCHEDULE)
-    cfg_interval_end: Real = param(1.0, "Guidance begins at", 0, 1, 0.05, group=SCHEDULE)
-    shift: Real | None = param(None, "Shift", 0.5, 5, 0.1, group=SCHEDULE)
+    seed: Integer | None = param(None, "Seed", 0, MAX_SEED, 1, group=DIFFUSION)
+    cfg_interval_start: Number = param(0.0, "Guidance ends at", 0, 1, 0.05, group=SCHEDULE)
+    cfg_interval_end: Number = param(1.0, "Guidance begins at", 0, 1, 0.05, group=SCHEDULE)
+    shift: Number | None = param(None, "Shift", 0.5, 5, 0.1, group=SCHEDULE)
     use_adg: bool = param(False, "Angle guidance (ADG)", group=SCHEDULE)
     thinking: bool | None = param(None, "Think first", group=PLANNER)
     use_cot_caption: bool = param(True, "Find the style", group=PLANNER)
     use_cot_metas: bool = param(True, "Find tempo, key and metre", group=PLANNER)
     use_cot_language: bool = param(True, "Find the language", group=PLANNER)
-    lm_temperature: Real = param(0.85, "Temperature", 0, 2, 0.05, group=PLANNER)
-    lm_top_p: Real = param(0.9, "Top-p", 0.05, 1, 0.05, group=PLANNER)
-    lm_top_k: Whole = param(0, "Top-k", 0, 200, 1, group=PLANNER)
-    lm_cfg_scale: Real = param(2.0, "Planner guidance", 1, 5, 0.1, group=PLANNER)
+    lm_temperature: Number = param(0.85, "Temperature", 0, 2, 0.05, group=PLANNER)
+    lm_top_p: Number = param(0.9, "Top-p", 0.05, 1, 0.05, group=PLANNER)
+    lm_top_k: Integer = param(0, "Top-k", 0, 200, 1, group=PLANNER)
+    lm_cfg_scale: Number = param(2.0, "Planner guidance", 1, 5, 0.1, group=PLANNER)
     lm_negative_prompt: str = param("", "Away from", lines=2, max_length=512, group=PLANNER)
-    bpm: Whole | None = param(None, "Tempo", 30, 300, 1, group=MUSIC, unit="bpm")
+    bpm: Integer | None = param(None, "Tempo", 30, 300, 1, group=MUSIC, unit="bpm")
     keyscale: Key = param("", "Key", group=MUSIC)
-    timesignature: Literal[("", *METRES)] = param("", "Beats per bar", group=MUSIC)
+    timesignature: Literal[("", *TIME_SIGNATURES)] = param("", "Beats per bar", group=MUSIC)
     vocal_language: Literal[LANGUAGES] = param("unknown", "Sung in", group=MUSIC)
     adapters: tuple[AdapterRef, ...] = param((), "Adapters", group=ADAPTERS)
 
@@ -164,27 +164,27 @@ def _says_something(prompt: str) -> str:
     return prompt
 
 
-class Generate(Sound):
+class Generate(SongRequest):
     """A song from words."""
 
     mode: ClassVar[str] = "generate"
     prompt: str = param(..., "Style", lines=3, max_length=1000)
-    duration_s: Real = param(30.0, "Length", 5, 240, 1, unit="s")
-    reference: File | None = param(None, "Sound like")
+    duration_s: Number = param(30.0, "Length", 5, 240, 1, unit="s")
+    reference: FilePath | None = param(None, "Sound like")
     use_cot_caption: bool = param(False, "Rewrite the style", group=PLANNER)
 
     _prompt_says_something = field_validator("prompt")(_says_something)
 
 
-class Cover(Sound):
+class Cover(SongRequest):
     """A song of yours in another style, or a new one in the sound of a reference."""
 
     mode: ClassVar[str] = "cover"
-    source: File | None = param(None, "Song")
-    reference: File | None = param(None, "Sound like")
-    strength: Real = param(1.0, "Likeness", 0, 1, 0.05)
-    noise: Real = param(0.0, "Start from the song", 0, 1, 0.05)
-    duration_s: Real = param(30.0, "Length without a song", 5, 240, 1, unit="s")
+    source: FilePath | None = param(None, "Song")
+    reference: FilePath | None = param(None, "Sound like")
+    strength: Number = param(1.0, "Likeness", 0, 1, 0.05)
+    noise: Number = param(0.0, "Start from the song", 0, 1, 0.05)
+    duration_s: Number = param(30.0, "Length without a song", 5, 240, 1, unit="s")
 
     @model_validator(mode="after")
     def _has_something_to_go_by(self) -> Self:
@@ -195,13 +195,13 @@ class Cover(Sound):
         return self
 
 
-class Extend(Sound):
+class Extend(SongRequest):
     """A song of yours, gone on with: before its beginning, after its end, or both."""
 
     mode: ClassVar[str] = "extend"
-    source: File = param(..., "Song")
-    before_s: Real = param(0.0, "Before", 0, 235, 1, unit="s")
-    after_s: Real = param(20.0, "After", 0, 235, 1, unit="s")
+    source: FilePath = param(..., "Song")
+    before_s: Number = param(0.0, "Before", 0, 235, 1, unit="s")
+    after_s: Number = param(20.0, "After", 0, 235, 1, unit="s")
 
     @model_validator(mode="after")
     def _grows(self) -> Self:
@@ -210,21 +210,21 @@ class Extend(Sound):
         return self
 
 
-class Edit(Sound):
+class Edit(SongRequest):
     """A song of yours with one region made anew, or all of it carried to another description."""
 
     mode: ClassVar[str] = "edit"
-    source: File = param(..., "Song")
+    source: FilePath = param(..., "Song")
     kind: Literal["repaint", "morph"] = param("repaint", "Edit")
-    start_s: Real = param(0.0, "From", 0, 240, 0.1, unit="s")
-    end_s: Real | None = param(None, "To", 0, 240, 0.1, unit="s")
+    start_s: Number = param(0.0, "From", 0, 240, 0.1, unit="s")
+    end_s: Number | None = param(None, "To", 0, 240, 0.1, unit="s")
     repaint_mode: Literal["conservative", "balanced", "aggressive"] = param("balanced", "Manner")
-    repaint_strength: Real = param(0.5, "Freedom", 0, 1, 0.05)
+    repaint_strength: Number = param(0.5, "Freedom", 0, 1, 0.05)
     source_prompt: str = param("", "Style of the song", lines=2, max_length=512)
     source_lyrics: str = param("", "Lyrics of the song", lines=4, max_length=4096)
-    n_min: Real = param(0.0, "Let go at", 0, 1, 0.05)
-    n_max: Real = param(1.0, "How far", 0, 1, 0.05)
-    n_avg: Whole = param(1, "Tries averaged", 1, 8, 1)
+    n_min: Number = param(0.0, "Let go at", 0, 1, 0.05)
+    n_max: Number = param(1.0, "How far", 0, 1, 0.05)
+    n_avg: Integer = param(1, "Tries averaged", 1, 8, 1)
 
     @model_validator(mode="after")
     def _spans_run_upwards(self) -> Self:
@@ -242,11 +242,11 @@ class Musicgen(Request):
 
     mode: ClassVar[str] = "musicgen"
     prompt: str = param(..., "Style", lines=3, max_length=1000)
-    duration_s: Real = param(30.0, "Length", 5, 120, 1, unit="s")
-    seed: Whole | None = param(None, "Seed", 0, MAX_SEED, 1)
-    guidance_scale: Real = param(3.0, "Guidance", 1, 10, 0.5)
-    temperature: Real = param(1.0, "Temperature", 0.1, 2, 0.05)
-    top_k: Whole = param(250, "Top-k", 1, 2048, 1)
+    duration_s: Number = param(30.0, "Length", 5, 120, 1, unit="s")
+    seed: Integer | None = param(None, "Seed", 0, MAX_SEED, 1)
+    guidance_scale: Number = param(3.0, "Guidance", 1, 10, 0.5)
+    temperature: Number = param(1.0, "Temperature", 0.1, 2, 0.05)
+    top_k: Integer = param(250, "Top-k", 1, 2048, 1)
 
     _prompt_says_something = field_validator("prompt")(_says_something)
 
@@ -262,12 +262,12 @@ class Lyrics(Request):
     language: Literal[LANGUAGES] = param("en", "Language")
     tone: str = param("", "Tone", max_length=100)
     rhyme: Literal["free", "couplets", "alternate", "enclosed"] = param("couplets", "Rhyme")
-    lines: Whole = param(4, "Lines a section", 2, 12, 1)
-    seed: Whole | None = param(None, "Seed", 0, MAX_SEED, 1, group=WRITING)
-    temperature: Real = param(0.8, "Temperature", 0, 2, 0.05, group=WRITING)
-    top_p: Real = param(0.9, "Top-p", 0.05, 1, 0.05, group=WRITING)
-    top_k: Whole = param(40, "Top-k", 0, 200, 1, group=WRITING)
-    repetition_penalty: Real = param(1.05, "Repetition penalty", 1, 2, 0.05, group=WRITING)
+    lines: Integer = param(4, "Lines a section", 2, 12, 1)
+    seed: Integer | None = param(None, "Seed", 0, MAX_SEED, 1, group=WRITING)
+    temperature: Number = param(0.8, "Temperature", 0, 2, 0.05, group=WRITING)
+    top_p: Number = param(0.9, "Top-p", 0.05, 1, 0.05, group=WRITING)
+    top_k: Integer = param(40, "Top-k", 0, 200, 1, group=WRITING)
+    repetition_penalty: Number = param(1.05, "Repetition penalty", 1, 2, 0.05, group=WRITING)
     repair: str = param("", "Draft to repair", lines=8, max_length=8000, group=WRITING)
 
     @field_validator("brief")
@@ -285,7 +285,7 @@ class Inspire(Request):
     idea: str = param("", "Idea", max_length=512)
     instrumental: bool = param(False, "Instrumental")
     vocal_language: Literal[LANGUAGES] = param("unknown", "Sung in")
-    seed: Whole | None = param(None, "Seed", 0, MAX_SEED, 1)
+    seed: Integer | None = param(None, "Seed", 0, MAX_SEED, 1)
 
 
 class Rewrite(Request):
@@ -295,18 +295,18 @@ class Rewrite(Request):
     prompt: str = param("", "Style", lines=3, max_length=512)
     lyrics: str = param("", "Lyrics", lines=8, max_length=4096)
     vocal_language: Literal[LANGUAGES] = param("unknown", "Sung in")
-    seed: Whole | None = param(None, "Seed", 0, MAX_SEED, 1)
+    seed: Integer | None = param(None, "Seed", 0, MAX_SEED, 1)
 
 
 class Listen(Request):
     """What is heard in a song: style, tempo, key, metre, language."""
 
     mode: ClassVar[str] = "listen"
-    source: File = param(..., "Song")
-    seed: Whole | None = param(None, "Seed", 0, MAX_SEED, 1)
+    source: FilePath = param(..., "Song")
+    seed: Integer | None = param(None, "Seed", 0, MAX_SEED, 1)
 
 
-MODES: dict[str, type[Sound]] = {
+MODES: dict[str, type[SongRequest]] = {
     request.mode: request for request in (Generate, Cover, Extend, Edit)
 }
 """The song modes of the page. `Lyrics` makes a draft."""
@@ -326,7 +326,7 @@ class Export(Request):
     """A take as a file of another kind."""
 
     mode: ClassVar[str] = "export"
-    source: File = param(..., "Take")
+    source: FilePath = param(..., "Take")
     format: Literal["wav", "flac", "mp3"] = param("mp3", "Format")
     settings: bool = param(True, "Settings inside")
     ai_generated: bool = param(True, "Tagged as AI-generated")
@@ -336,15 +336,15 @@ class Master(Export):
     """A take brought to a loudness, under a true-peak ceiling, as a file."""
 
     mode: ClassVar[str] = "master"
-    target_lufs: Real = param(-14.0, "Loudness", -30, -8, 0.5, unit="LUFS")
-    ceiling_dbtp: Real = param(-1.0, "Ceiling", -6, 0, 0.1, unit="dBTP")
+    target_lufs: Number = param(-14.0, "Loudness", -30, -8, 0.5, unit="LUFS")
+    ceiling_dbtp: Number = param(-1.0, "Ceiling", -6, 0, 0.1, unit="dBTP")
 
 
 class Stems(Request):
     """A take taken apart: vocals, drums, bass and the rest."""
 
     mode: ClassVar[str] = "stems"
-    source: File = param(..., "Take")
+    source: FilePath = param(..., "Take")
 
 
 EXPORTS: dict[str, type[Request]] = {request.mode: request for request in (Export, Master, Stems)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.errors import StudioError
-from core.params import HIGHEST_RANK, STRONGEST, Request, nameable
+from core.params import MAX_ADAPTER_RANK, MAX_ADAPTER_STRENGTH, Request, with_file_names
 from core.requests import SONGS
 
 if TYPE_CHECKING:
@@ -135,12 +135,12 @@ class Take(BaseModel):
     def duration_s(self) -> float:
         return self.samples / self.sample_rate
 
-    def told(self) -> Self:
+    def for_sharing(self) -> Self:
         """The take as it leaves the studio: names of files in place of where they lie."""
-        request = nameable(SONGS[self.mode], self.request)
+        request = with_file_names(SONGS[self.mode], self.request)
         return self.model_copy(update={"path": Path(self.path).name, "request": request})
 
-    def again(self, **changes: Any) -> Request:
+    def to_request(self, **changes: Any) -> Request:
         """The request that made this take, with `changes`. A retake changes the seed."""
         return SONGS[self.mode].of({**self.request, **changes})
 
@@ -163,7 +163,7 @@ class Draft(BaseModel):
     studio: str
 
     @property
-    def as_asked(self) -> bool:
+    def matches_request(self) -> bool:
         """Whether the draft has just the sections that were asked for."""
         return self.asked == self.got
 
@@ -238,7 +238,7 @@ class Failed(BaseModel):
     action: str
 
     @classmethod
-    def by(cls, error: StudioError) -> Self:
+    def from_error(cls, error: StudioError) -> Self:
         return cls(code=error.code, message=error.message, action=error.action)
 
 
@@ -251,6 +251,6 @@ class AdapterUsed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    strength: float = Field(gt=0, le=STRONGEST)
-    rank: int = Field(ge=0, le=HIGHEST_RANK)
+    strength: float = Field(gt=0, le=MAX_ADAPTER_STRENGTH)
+    rank: int = Field(ge=0, le=MAX_ADAPTER_RANK)
     modules: int = Field(ge=1)

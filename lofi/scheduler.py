@@ -205,10 +205,12 @@ class Scheduler:
             try:
                 self._play(job)
             except StudioError as error:
-                self._failed(job, Failed.by(error))
+                self._failed(job, Failed.from_error(error))
             except Exception as error:  # noqa: BLE001 - the next job is to be played all the same
                 traceback.print_exc(file=sys.stderr)
-                self._failed(job, Failed.by(StudioError("internal", kind=type(error).__name__)))
+                self._failed(
+                    job, Failed.from_error(StudioError("internal", kind=type(error).__name__))
+                )
             finally:
                 self.backends.studio.leave(job.order.track_id)
                 job.ended.set()

@@ -119,7 +119,7 @@ class TrackCache:
         except OSError as error:
             with contextlib.suppress(OSError):
                 half.unlink()
-            raise files.no_room(half, error, len(sound)) from error
+            raise files.write_error(half, error, len(sound)) from error
         return Staged(half, len(sound), hashlib.sha256(sound).hexdigest())
 
     def publish(
@@ -154,7 +154,7 @@ class TrackCache:
             except OSError as error:
                 self._remove(track)
                 staged.path.unlink(missing_ok=True)
-                raise files.no_room(self.path(track), error, staged.size_bytes) from error
+                raise files.write_error(self.path(track), error, staged.size_bytes) from error
             self._make_room({track, *keep})
         return facts
 

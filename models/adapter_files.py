@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from audio.decode import ordinary
 from core.errors import StudioError
-from core.params import HIGHEST_RANK
+from core.params import MAX_ADAPTER_RANK
 
 LARGEST = 500_000_000
 """Bytes of a file."""
@@ -390,7 +390,7 @@ def _delta(
         if left and len(chain) > 1 and ranks[-1] > max(sizes[-1]):  # a thin file, a vast product
             raise unreadable(name, f"its matrices for {module} do not fit together")
     rank = max(ranks)
-    if rank > HIGHEST_RANK:
+    if rank > MAX_ADAPTER_RANK:
         raise _too_big(name, f"rank {rank}", f"rank {HIGHEST_RANK}")
     shape = (sizes[0][0] * sizes[1][0], sizes[0][1] * sizes[1][1])
     raw = TENSOR.fullmatch(right[0])["module"]

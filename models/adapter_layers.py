@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from core.errors import StudioError
-from core.params import STRONGEST
+from core.params import MAX_ADAPTER_STRENGTH
 from core.results import AdapterUsed, Progress
 from models import adapter_files
 
@@ -161,7 +161,7 @@ class AdapterStack:
 
 def _check_strength(adapter: adapter_files.Adapter, strength: float) -> None:
     number = isinstance(strength, int | float) and not isinstance(strength, bool)
-    if not number or not 0 <= strength <= STRONGEST:
+    if not number or not 0 <= strength <= MAX_ADAPTER_STRENGTH:
         raise StudioError(
             "value-out-of-range",
             label=f"Strength of {adapter.name}",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from core.requests import INSTRUMENTAL, KEYS, LANGUAGES, METRES, Sound
+from core.requests import INSTRUMENTAL, KEYS, LANGUAGES, TIME_SIGNATURES, SongRequest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -92,7 +92,7 @@ class Plan:
             duration_s=length if length and SHORTEST_S <= length <= LONGEST_S else None,
             keyscale=key if key in KEYS else None,
             language=language if language in LANGUAGES else None,
-            timesignature=metre if metre in METRES else None,
+            timesignature=metre if metre in TIME_SIGNATURES else None,
         )
 
     def said(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def parse_lyrics(text: str) -> str:
     return re.sub(r"(\A|\n)# Languages?\b.*\Z", "", tail, flags=re.DOTALL).strip()
 
 
-def fill(song: Sound, plan: Plan) -> tuple[Sound, dict[str, Any]]:
+def fill(song: SongRequest, plan: Plan) -> tuple[SongRequest, dict[str, Any]]:
     """The request with what it left open filled from `plan`, and what was taken.
 
     What a person set stays. The caption, where the plan has one, takes the place of the style:
@@ -186,7 +186,7 @@ def fill(song: Sound, plan: Plan) -> tuple[Sound, dict[str, Any]]:
     return song.model_copy(update=used), used
 
 
-def given_by(song: Sound, duration_s: float) -> dict[str, Any]:
+def given_by(song: SongRequest, duration_s: float) -> dict[str, Any]:
     """What a request settles already, under the names of a thought's fields.
 
     The language is among it, unlike in the authors' generation: codes for words in one language
@@ -341,7 +341,7 @@ def _legal(field: str, longest_s: int) -> Iterable[Any]:
         return range(30, 301)
     if field == "duration":
         return range(SHORTEST_S, longest_s + 1)
-    return {"keyscale": KEYS, "language": LANGUAGES, "timesignature": METRES}[field]
+    return {"keyscale": KEYS, "language": LANGUAGES, "timesignature": TIME_SIGNATURES}[field]
 
 
 class Ask(NamedTuple):

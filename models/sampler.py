@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from core.requests import Sound
+from core.requests import SongRequest
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ class SamplerConfig:
     adg: bool = False
 
     @classmethod
-    def of(cls, song: Sound) -> SamplerConfig:
+    def of(cls, song: SongRequest) -> SamplerConfig:
         """The course that a request asks for, its open values resolved."""
         return cls(
             steps=song.inference_steps,

@@ -70,7 +70,7 @@ def dressed(job: Job) -> Job:
         except FileNotFoundError as error:
             raise StudioError("adapter-missing", name=adapter.name) from error
         except OSError as error:
-            raise files.no_room(job.folder, error, adapter_files.LARGEST) from error
+            raise files.write_error(job.folder, error, adapter_files.LARGEST) from error
         mine.append(AdapterRef(file=kept, strength=worn.strength))
         judged.append((replace(adapter, path=weights), worn.strength))
         notes += adapter.notes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from audio import analysis
 from core.errors import StudioError
 from core.params import Request
-from core.requests import HELPERS, INSTRUMENTAL, Edit, Generate, Sound
+from core.requests import HELPERS, INSTRUMENTAL, Edit, Generate, SongRequest
 from core.results import Event, Idea, Progress
 from models import catalog, checkpoints, plan_grammar
 from models.planner import SamplingParams
@@ -45,23 +45,23 @@ def wanted(request: Request) -> set[str]:
     return found - plan_grammar.given_by(request, 0.0).keys()
 
 
-def lyrics_of(request: Sound) -> str:
+def lyrics_of(request: SongRequest) -> str:
     """The lyrics as the planner reads them: a piece without words says so."""
     return INSTRUMENTAL if request.instrumental or not request.lyrics.strip() else request.lyrics
 
 
-def sung(request: Sound, duration_s: float) -> Generate:
+def sung(request: SongRequest, duration_s: float) -> Generate:
     """The request as the engine reads it: words and knobs, and how long the piece is.
 
     Not checked again: the style of an edit may be empty, its length is what it comes to.
     """
-    shared = {name: getattr(request, name) for name in Sound.model_fields}
+    shared = {name: getattr(request, name) for name in SongRequest.model_fields}
     return Generate.model_construct(**shared, duration_s=duration_s, reference=None)
 
 
 def thinks(request: Request) -> bool:
     """Whether the planner has anything to do for `request`."""
-    if not isinstance(request, Sound):
+    if not isinstance(request, SongRequest):
         return request.mode in HELPERS
     composes = isinstance(request, Generate) and bool(request.thinking)
     return composes or bool(wanted(request))

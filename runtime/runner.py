@@ -50,10 +50,10 @@ def _ended(job: Job) -> Iterator[Progress]:
                 return event
             yield event
     except StudioError as error:
-        return Failed.by(error)
+        return Failed.from_error(error)
     except Exception as error:  # noqa: BLE001 - must not leave a ZeroGPU worker as an exception
         traceback.print_exc(file=sys.stderr)
-        return Failed.by(StudioError("internal", kind=type(error).__name__))
+        return Failed.from_error(StudioError("internal", kind=type(error).__name__))
 
 
 @device.gpu(seconds=lambda job: job.gpu_seconds)

@@ -91,7 +91,7 @@ class Uploads:
             mine = folder / plain(path.name)
             link(path, mine)
         except OSError as error:
-            raise files.no_room(folder, error, known.samples * 8) from error
+            raise files.write_error(folder, error, known.samples * 8) from error
         return known, mine, sound
 
 
@@ -106,7 +106,7 @@ def _decoded(path: Path, stopped: Callable[[], bool]) -> Upload:
         np.save(kept, heard.sound)
     except OSError as error:
         kept.unlink(missing_ok=True)
-        raise files.no_room(kept, error, heard.sound.nbytes) from error
+        raise files.write_error(kept, error, heard.sound.nbytes) from error
     look = AudioInfo(
         name=plain(path.name),
         seconds=heard.sound.shape[1] / SAMPLE_RATE,

@@ -12,7 +12,7 @@ import gradio as gr
 import theme
 import tooltips as words
 from core.errors import StudioError
-from core.params import STRONGEST, AdapterRef, Param
+from core.params import MAX_ADAPTER_STRENGTH, AdapterRef, Param
 from web.handlers import WORK, Studio, Update, brought, serve
 
 CONFIG, PEFT = "adapter_config.json", "adapter_model.safetensors"
@@ -27,7 +27,12 @@ class AdapterPicker:
 
     def __init__(self, param: Param, mode: str) -> None:
         step = next(k.step for k in AdapterRef.params() if k.name == "strength")
-        say = {**words.RACK, "tip": words.does(mode, param), "most": STRONGEST, "step": step}
+        say = {
+            **words.RACK,
+            "tip": words.does(mode, param),
+            "most": MAX_ADAPTER_STRENGTH,
+            "step": step,
+        }
         with gr.Column(elem_classes=["brought", "adapters"], min_width=0):
             self.files = gr.File(
                 file_count="multiple",

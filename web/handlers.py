@@ -17,7 +17,7 @@ from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import encode_file_path
 
 from core.errors import StudioError
-from core.params import AdapterRef, Request, nameable
+from core.params import AdapterRef, Request, with_file_names
 from core.requests import SONGS
 from core.results import AdapterInfo, AudioInfo, Event, Failed, ModelInfo, Take
 
@@ -67,9 +67,9 @@ def watch(studio: Studio, ask: Callable[[], Request], visitor: str) -> Iterator[
         with closing(studio.run(ask(), visitor)) as events:
             yield from events
     except StudioError as error:
-        yield Failed.by(error)
+        yield Failed.from_error(error)
     except Exception as error:  # noqa: BLE001 - the page is a face of the studio
-        yield Failed.by(_internal(error))
+        yield Failed.from_error(_internal(error))
 
 
 def look(studio: Studio, given: Any) -> AudioInfo:
@@ -134,7 +134,7 @@ def take_of(studio: Studio, visitor: str, chosen: str) -> Take:
 def told(take: Take) -> dict[str, Any]:
     """A take for somebody else: all it knows but where files lie on this computer."""
     plain = take.model_dump(mode="json", exclude={"path"})
-    return {**plain, "request": nameable(SONGS[take.mode], plain["request"])}
+    return {**plain, "request": with_file_names(SONGS[take.mode], plain["request"])}
 
 
 def visitor_of(caller: gr.Request | None) -> str:

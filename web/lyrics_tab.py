@@ -95,7 +95,7 @@ class LyricsTab:
         return {
             **self.console.done(words.DONE, took, f"{told}, {words.SECTIONS[draft.as_asked]}"),
             self.draft: draft.text,
-            self.repair: gr.update(interactive=not draft.as_asked),
+            self.repair: gr.update(interactive=not draft.matches_request),
             self.facts: markup.draft(draft),
         }
 

@@ -43,8 +43,8 @@ def link_of(take: Take) -> str:
 
     The settings stand behind the #, which browsers keep to themselves.
     """
-    request = take.again()
-    told = {n: v for n, v in request.turned().items() if isinstance(v, PLAIN)}
+    request = take.to_request()
+    told = {n: v for n, v in request.non_defaults().items() if isinstance(v, PLAIN)}
     files = [k.name for k in request.params() if k.type is Path and getattr(request, k.name)]
     told |= {FILES: ",".join(files)} if files else {}
     return f"?tab={take.mode}#" + urlencode(told, quote_via=quote)

@@ -128,7 +128,7 @@ class SongTab:
 
         def again() -> Request:
             take = self._take(visitor, chosen)
-            return take.again(seed=_other_seed(take.request.get("seed")))
+            return take.to_request(seed=_other_seed(take.request.get("seed")))
 
         yield from self._perform(again, visitor)
 

@@ -26,7 +26,7 @@ def title(take: Take, at_rest: dict[str, Any]) -> str:
 
 def _details(take: Take, at_rest: dict[str, Any]) -> list[str]:
     told = [f"{take.duration_s:g} s"]
-    for param in take.again().params():
+    for param in take.to_request().params():
         value = take.request.get(param.name, param.default)
         plain = param.name in PLAIN
         if not plain and value != at_rest.get(param.name, param.default):
@@ -52,7 +52,7 @@ def particulars(take: Take, unasked: Collection[str] = ()) -> dict[str, dict[str
     """
     asked = {
         words.called(k): words.shown(k, value)
-        for k in take.again().params()
+        for k in take.to_request().params()
         if (value := take.request.get(k.name)) not in ("", None, "unknown", [])
         and k.name not in unasked
     }
@@ -87,7 +87,7 @@ def planned(take: Take) -> dict[str, str]:
         "prompt": take.plan.get("caption"),
         "vocal_language": take.plan.get("language"),
     }
-    params = {k.name: k for k in take.again().params()}
+    params = {k.name: k for k in take.to_request().params()}
     told = {
         words.called(params[name]): words.shown(params[name], str(plan[name]))
         for name in ("prompt", "bpm", "keyscale", "timesignature", "vocal_language")
@@ -115,7 +115,7 @@ def drafted(draft: Draft) -> dict[str, dict[str, str]]:
     sections = {
         "Asked for": ", ".join(draft.asked),
         "Written": ", ".join(draft.got),
-        "Structure": words.SECTIONS[draft.as_asked],
+        "Structure": words.SECTIONS[draft.matches_request],
     }
     made = {
         "Seed": str(draft.request.get("seed")),

@@ -91,10 +91,10 @@ def test_a_take_keeps_its_adapters_whatever_the_visitor_deletes(played, warm, tm
     mine = Path(shutil.copy(warm, tmp_path / "mine.safetensors"))
     take = run(played, adapters=[f"{mine}:0.5"])
     mine.unlink()
-    again = list(played.run(take.again(), "v"))[-1]
+    again = list(played.run(take.to_request(), "v"))[-1]
     assert np.array_equal(heard(again.path), heard(take.path))
     assert again.adapters == take.adapters
-    assert take.told().request["adapters"][0]["file"] == "mine.safetensors"
+    assert take.for_sharing().request["adapters"][0]["file"] == "mine.safetensors"
     assert str(files.private_folder()) not in Path(take.path).with_suffix(".json").read_text()
 
 
@@ -111,7 +111,7 @@ def test_settings_of_an_adapter_come_with_it_as_a_folder_or_beside_it(played, en
     assert one.adapters[0]["sha256"] == two.adapters[0]["sha256"]
     assert np.array_equal(heard(one.path), heard(two.path))
     for take in (one, two):
-        again = list(played.run(take.again(), "v"))[-1]
+        again = list(played.run(take.to_request(), "v"))[-1]
         assert np.array_equal(heard(again.path), heard(one.path)), "not at half its strength"
     alone = run(played, adapters=[apart])
     assert "came without its adapter_config.json" in alone.notes[0]
@@ -288,7 +288,7 @@ def test_a_name_that_means_something_to_a_folder_stays_inside_the_job(played, wa
     assert kept.parent.parent.parent == Path(take.path).parent
     assert kept.read_bytes() == original
     assert (tmp_path / "adapter_config.json").read_bytes() == original
-    assert isinstance(list(played.run(take.again(), "v"))[-1], Take)
+    assert isinstance(list(played.run(take.to_request(), "v"))[-1], Take)
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ def test_a_take_tells_how_it_was_made_and_no_path(studio):
     assert str(private_folder()) not in json.dumps(told)
     assert settings.request_of(told) == Generate.of(take.request)
     assert settings.settings_of(take) | {"timings_s": {}} == told | {"timings_s": {}}
-    assert take.again() == Generate.of(take.request)
-    assert take.again(seed=5).seed == 5
+    assert take.to_request() == Generate.of(take.request)
+    assert take.to_request(seed=5).seed == 5
 
 
 def test_one_seed_means_the_same_bytes_and_another_means_others(studio):
@@ -90,7 +90,7 @@ def test_one_seed_means_the_same_bytes_and_another_means_others(studio):
 
 def test_a_retake_of_a_resolved_request_is_the_same_song(studio):
     first = end(studio, song(prompt="ambient pad", seed=None, inference_steps=None))
-    again = end(studio, first.again())
+    again = end(studio, first.to_request())
     assert np.array_equal(heard(first.path), heard(again.path))
 
 

@@ -278,7 +278,7 @@ def test_a_take_forgets_no_file_and_tells_no_path(planned, files, tmp_path):
     told = json.loads(Path(take.path).with_suffix(".json").read_text())
     assert told["names"] == {"source": "my song.wav"}
     assert str(private_folder()) not in json.dumps(told)
-    again = list(planned.run(take.again(), "v"))[-1]
+    again = list(planned.run(take.to_request(), "v"))[-1]
     assert np.array_equal(heard(again.path), heard(take.path))
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_planner import CODEBOOK
 
 from core.errors import StudioError
-from core.requests import KEYS, LANGUAGES, METRES
+from core.requests import KEYS, LANGUAGES, TIME_SIGNATURES
 from core.results import Progress
 from models import catalog, plan_grammar, planner, qwen3
 from models.plan_grammar import FIELDS, Plan, Thought, Words
@@ -186,7 +186,7 @@ def hold_to_the_law(thought, wanted, given):
     assert plan.duration_s is None or 10 <= plan.duration_s <= 240
     assert plan.keyscale in (None, *KEYS)
     assert plan.language in (None, *LANGUAGES)
-    assert plan.timesignature in (None, *METRES)
+    assert plan.timesignature in (None, *TIME_SIGNATURES)
     assert plan.caption is None or (len(plan.caption) <= 512 and "\n" not in plan.caption)
 
 
@@ -247,7 +247,7 @@ def test_the_tree_holds_each_legal_value_and_no_other(words, field):
         "duration": range(10, 241),
         "keyscale": KEYS,
         "language": LANGUAGES,
-        "timesignature": METRES,
+        "timesignature": TIME_SIGNATURES,
     }[field]
     assert sorted(found) == sorted(f" {value}" for value in legal)
 

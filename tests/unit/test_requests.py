@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import KINDS, StudioError
+from core.errors import ERRORS, StudioError
 from core.params import DIFFUSION, MUSIC, SCHEDULE, AdapterRef
 from core.requests import KEYS, MODES, Generate
 from core.results import Cancelled, Failed, Progress
@@ -110,7 +110,7 @@ def test_a_request_cannot_be_changed():
 
 
 def test_a_caption_names_only_what_was_turned():
-    assert Generate.of({"prompt": "x", "bpm": 90}).turned() == {"prompt": "x", "bpm": 90}
+    assert Generate.of({"prompt": "x", "bpm": 90}).non_defaults() == {"prompt": "x", "bpm": 90}
 
 
 def test_sharps_and_flats_may_be_written_as_musicians_do():
@@ -143,9 +143,9 @@ def facts_of(kind) -> dict:
     return {name: 1.0 if spec else "it" for name, spec in names}
 
 
-@pytest.mark.parametrize("code", KINDS)
+@pytest.mark.parametrize("code", ERRORS)
 def test_every_error_has_a_sentence_an_action_and_survives_the_process(code):
-    error = StudioError(code, **facts_of(KINDS[code]))
+    error = StudioError(code, **facts_of(ERRORS[code]))
     again = pickle.loads(pickle.dumps(error))
     assert (again.code, again.message, again.action) == (code, error.message, error.action)
     assert error.message[0].isupper() or error.message[0] in "'1i"

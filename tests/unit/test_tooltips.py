@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 import tooltips as words
 from core.params import Param
-from core.requests import EXPORTS, HELPERS, LANGUAGES, METRES, MODES, SONGS, Generate, Lyrics
+from core.requests import (
+    EXPORTS,
+    HELPERS,
+    LANGUAGES,
+    MODES,
+    SONGS,
+    TIME_SIGNATURES,
+    Generate,
+    Lyrics,
+)
 from core.results import Progress
 from runtime import job
 
@@ -62,7 +71,12 @@ def test_every_language_is_named_in_full_with_its_code():
 
 
 def test_every_metre_is_written_as_one():
-    assert [words.choice("timesignature", m) for m in METRES] == ["2/4", "3/4", "4/4", "6/8"]
+    assert [words.choice("timesignature", m) for m in TIME_SIGNATURES] == [
+        "2/4",
+        "3/4",
+        "4/4",
+        "6/8",
+    ]
 
 
 def test_every_stage_of_a_song_has_a_name():
