@@ -391,7 +391,7 @@ def _delta(
             raise unreadable(name, f"its matrices for {module} do not fit together")
     rank = max(ranks)
     if rank > MAX_ADAPTER_RANK:
-        raise _too_big(name, f"rank {rank}", f"rank {HIGHEST_RANK}")
+        raise _too_big(name, f"rank {rank}", f"rank {MAX_ADAPTER_RANK}")
     shape = (sizes[0][0] * sizes[1][0], sizes[0][1] * sizes[1][1])
     raw = TENSOR.fullmatch(right[0])["module"]
     if trained and not trained.agrees(raw, roles, rank):

@@ -165,8 +165,8 @@ def _check_strength(adapter: adapter_files.Adapter, strength: float) -> None:
         raise StudioError(
             "value-out-of-range",
             label=f"Strength of {adapter.name}",
-            problem=f"runs from 0 to {STRONGEST:g}, not {str(strength)[:20]}",
-            fix=f"Set it between 0 and {STRONGEST:g}",
+            problem=f"runs from 0 to {MAX_ADAPTER_STRENGTH:g}, not {str(strength)[:20]}",
+            fix=f"Set it between 0 and {MAX_ADAPTER_STRENGTH:g}",
         )
 
 
