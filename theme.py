@@ -61,9 +61,7 @@ GREYS = Color(
 )
 
 
-CORNERS = Size(
-    name="six", xxs="2px", xs="3px", sm="4px", md="6px", lg="6px", xl="6px", xxl="6px"
-)
+CORNERS = Size(name="six", xxs="2px", xs="3px", sm="4px", md="6px", lg="6px", xl="6px", xxl="6px")
 
 
 TICK = (

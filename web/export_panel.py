@@ -42,7 +42,7 @@ class ExportPanel:
         A knob that an earlier way has is that one's: the format of a file is chosen once.
         """
         why, badge = (card.no_stems, card.stems) if name == "stems" else ("", "")
-        told = [f"<h3>{words.FINISHES[name]}</h3><p>{words.FINISHED_AS[name]}</p>"]
+        told = [f"<h3>{words.EXPORTS[name]}</h3><p>{words.FINISHED_AS[name]}</p>"]
         told += [f"<p class='badge'>{escape(badge)}</p>"] if badge else []
         told += [f"<p>{markup.with_commands(why)}</p>"] if why else []
         with gr.Column(elem_classes="way", min_width=0):
