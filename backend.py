@@ -114,7 +114,7 @@ class Studio:
             no_planner=self._no_planner,
             writer=self.writer.title,
             no_writer=_why_not(lambda: lyrics.find(self.writer)),
-            stems=demucs.RESEARCH,
+            stems=demucs.LICENCE_NOTE,
             no_stems=_why_not(demucs.find),
         )
 
@@ -241,7 +241,8 @@ class Studio:
             "shift": _given(request.shift, model.shift),
             "thinking": _given(
                 request.thinking,
-                self.planner is not None and (model.composes or not isinstance(request, Generate)),
+                self.planner is not None
+                and (model.uses_planner or not isinstance(request, Generate)),
             ),
         }
 

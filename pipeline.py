@@ -72,7 +72,10 @@ def compose(
     if codes:
         import torch
 
-        with torch.inference_mode(), loading.memory(engine.device, engine.model, song.duration_s):
+        with (
+            torch.inference_mode(),
+            loading.memory_errors(engine.device, engine.model, song.duration_s),
+        ):
             context = engine.silence(acestep.frames_for(song.duration_s)).clone()
             drawn = sketch(engine, codes)[:, : context.shape[1]]
             context[:, : drawn.shape[1]] = drawn
@@ -123,7 +126,10 @@ def repaint(
     """
     import torch
 
-    with torch.inference_mode(), loading.memory(engine.device, engine.model, song.duration_s):
+    with (
+        torch.inference_mode(),
+        loading.memory_errors(engine.device, engine.model, song.duration_s),
+    ):
         lap = acestep.Laps()
         if clean is None:
             clean = yield from encode(engine, source)
@@ -184,7 +190,10 @@ def cover(
     """
     import torch
 
-    with torch.inference_mode(), loading.memory(engine.device, engine.model, song.duration_s):
+    with (
+        torch.inference_mode(),
+        loading.memory_errors(engine.device, engine.model, song.duration_s),
+    ):
         lap = acestep.Laps()
         if clean is None:
             clean = yield from encode(engine, source)
@@ -217,7 +226,10 @@ def morph(
     """Carry `source`, described by `told`, to what `song` describes. See `sampler.morph`."""
     import torch
 
-    with torch.inference_mode(), loading.memory(engine.device, engine.model, song.duration_s):
+    with (
+        torch.inference_mode(),
+        loading.memory_errors(engine.device, engine.model, song.duration_s),
+    ):
         lap = acestep.Laps()
         if clean is None:
             clean = yield from encode(engine, source)

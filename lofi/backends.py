@@ -278,7 +278,7 @@ class Backends:
             {"backend": backend, "code": "MODEL_DOWNLOAD_FAILED", "message": str(trouble)},
         )
 
-    def _downloading(self, backend: str, step: hub.Step) -> None:
+    def _downloading(self, backend: str, step: hub.DownloadProgress) -> None:
         self._tell(
             "download_progress",
             {

@@ -21,7 +21,7 @@ from core.errors import StudioError
 from core.requests import INSTRUMENTAL, SAMPLE_RATE, Generate
 from core.results import Progress
 from models import catalog, checkpoints, sampler, weights
-from models.loading import _prove_whole, memory
+from models.loading import check_pipeline, memory_errors
 from models.vae import FRAME_RATE, decode, skip_zeros
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class Engine:
         transformers_logging.disable_progress_bar()
         wide = getattr(torch, dtype)
         rest = torch.float32 if device == "cpu" else wide
-        with memory(device, model, 0.0):
+        with memory_errors(device, model, 0.0):
             try:
                 warnings.filterwarnings("ignore", ".*weight_norm.* is deprecated", FutureWarning)
                 pipe = AceStepPipeline.from_pretrained(
@@ -172,7 +172,7 @@ class Engine:
                     model, folder.name, f"does not load ({type(error).__name__})"
                 ) from error
             yield Progress(stage="Loading", step=2, steps=3)
-            _prove_whole(model, pipe, announced)
+            check_pipeline(model, pipe, announced)
             skip_zeros(pipe.vae)
             pipe.to(device)
         yield Progress(stage="Loading", step=3, steps=3)
@@ -192,7 +192,7 @@ class Engine:
         """
         import torch
 
-        with torch.inference_mode(), memory(self.device, self.model, song.duration_s):
+        with torch.inference_mode(), memory_errors(self.device, self.model, song.duration_s):
             yield Progress(stage="Reading the words", step=0, steps=1)
             reading = Laps()
             conditions, notes = self.conditions(song, **shown)

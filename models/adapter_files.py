@@ -22,11 +22,11 @@ from audio.decode import ordinary
 from core.errors import StudioError
 from core.params import MAX_ADAPTER_RANK
 
-LARGEST = 500_000_000
+MAX_FILE_BYTES = 500_000_000
 """Bytes of a file."""
 
 
-LONGEST_HEADER, LONGEST_CONFIG = 4 << 20, 1 << 20
+MAX_HEADER_BYTES, MAX_CONFIG_BYTES = 4 << 20, 1 << 20
 """Bytes. An adapter for every linear layer of XL has a header of 0.2 MB."""
 
 
@@ -41,7 +41,7 @@ NUMBERS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q"}
 PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 
 
-STRANGERS = {
+UNSUPPORTED_TENSORS = {
     "lora_magnitude_vector": "DoRA",
     "dora_scale": "DoRA",
     "hada_": "LoHa",
@@ -51,14 +51,14 @@ STRANGERS = {
 """Ways of adapting that are not played here, by what they call their tensors."""
 
 
-OWN_WAYS = (
+UNSUPPORTED_OPTIONS = (
     *("use_dora", "use_qalora", "use_bdlora", "layer_replication", "alora_invocation_tokens"),
     *("arrow_config", "kasa_config", "monteclora_config"),
 )
 """Switches in adapter_config.json that change what the same tensors mean. Source: PEFT 0.21."""
 
 
-MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of `init_lora_weights` that had changed the model's own weights before training."""
 
 
@@ -91,7 +91,7 @@ That is every linear layer, and the convolution that takes the patches in, which
 ROLES = {"lora_down": "lora_A", "lora.down": "lora_A", "lora_up": "lora_B", "lora.up": "lora_B"}
 
 
-WAYS = {
+LAYOUTS = {
     frozenset({"lora_A", "lora_B"}): (("lora_A", "lora_B"), ()),
     frozenset({"diff"}): (("diff",), ()),
     **{
@@ -200,7 +200,7 @@ def inspect(path: Path, config: Path | None = None) -> Adapter:
     said = None
     if config:
         with ordinary(config, name, "adapter") as file:
-            said = file.read(LONGEST_CONFIG + 1)
+            said = file.read(MAX_CONFIG_BYTES + 1)
     with ordinary(weights, name, "adapter") as file:
         tensors, metadata, data = _header(file, os.fstat(file.fileno()).st_size, name)
         if not tensors:
@@ -234,7 +234,7 @@ def read(adapter: Adapter) -> Iterator[tuple[str, str, tuple[int, ...], bytearra
         StudioError: `adapter-missing`, or `adapter-unreadable` if it is not what was judged.
     """
     with ordinary(adapter.path, adapter.name, "adapter") as file:
-        whole = file.read(LARGEST + 1)
+        whole = file.read(MAX_FILE_BYTES + 1)
         digest = hashlib.sha256(whole)
         digest.update(adapter.config)
         if digest.hexdigest() != adapter.sha256:
@@ -274,11 +274,11 @@ def _header(file: BinaryIO, size: int, name: str) -> tuple[dict[str, _Tensor], d
     Format: 8 bytes little-endian header length, JSON header, data without gaps. The file must be
     as long as its header says.
     """
-    if size > LARGEST:
-        raise _too_big(name, f"{size / 1e6:.0f} MB", f"{LARGEST / 1e6:.0f} MB")
+    if size > MAX_FILE_BYTES:
+        raise _too_big(name, f"{size / 1e6:.0f} MB", f"{MAX_FILE_BYTES / 1e6:.0f} MB")
     start = file.read(9)
     length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
-    if start[8:] != b"{" or not 2 <= length <= LONGEST_HEADER:
+    if start[8:] != b"{" or not 2 <= length <= MAX_HEADER_BYTES:
         if start.startswith((b"PK\3\4", b"\x80")) or Path(name).suffix in PICKLES:
             raise _pickled(name)
         raise unreadable(name, "it is not a safetensors file")
@@ -328,7 +328,7 @@ def _parts(tensors: Mapping[str, _Tensor], name: str) -> dict[str, dict[str, str
     """Names of tensors by module, as the transformer calls it, and role."""
     parts: dict[str, dict[str, str]] = {}
     for key in tensors:
-        for sign, way in STRANGERS.items():
+        for sign, way in UNSUPPORTED_TENSORS.items():
             if sign in key:
                 raise _not_played(name, way)
         found = TENSOR.fullmatch(key) if len(key) <= 200 else None
@@ -375,7 +375,7 @@ def _delta(
     name: str,
 ) -> Delta:
     """Fit the matrices of one module together."""
-    way = WAYS.get(frozenset(roles))
+    way = LAYOUTS.get(frozenset(roles))
     if not way:
         raise unreadable(name, f"parts for {module} are missing, or too many")
     right, left = (tuple(roles[role] for role in side) for side in way)
@@ -417,7 +417,7 @@ def _training(said: bytes | None, metadata: Mapping[str, Any], name: str) -> _Tr
     No expression in it is run: exceptions whose key is more than a name are refused.
     """
     try:
-        if len(said or b"") > LONGEST_CONFIG:
+        if len(said or b"") > MAX_CONFIG_BYTES:
             raise ValueError("too long")
         if said is not None:
             told = json.loads(said)
@@ -426,9 +426,11 @@ def _training(said: bytes | None, metadata: Mapping[str, Any], name: str) -> _Tr
         else:
             return None
         way = told["peft_type"]
-        if strange := [switch for switch in OWN_WAYS if told.get(switch)]:
+        if strange := [switch for switch in UNSUPPORTED_OPTIONS if told.get(switch)]:
             raise _not_played(name, strange[0])
-        if way not in ("LORA", "LOKR") or str(told.get("init_lora_weights")).startswith(MOVED_BASE):
+        if way not in ("LORA", "LOKR") or str(told.get("init_lora_weights")).startswith(
+            BASE_CHANGING_INITS
+        ):
             raise _not_played(name, str(way if way != "LORA" else told["init_lora_weights"]))
         return _Trained(
             way=way,

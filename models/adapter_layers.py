@@ -88,9 +88,9 @@ class AdapterStack:
         }
         self._held: dict[str, dict[str, torch.nn.Module]] = {}
         self._hooks: list[Any] = []
-        self._unheard: set[tuple[str, str]] = set()
+        self._unused: set[tuple[str, str]] = set()
 
-    def play(self, chosen: Sequence[tuple[adapter_files.Adapter, float]]) -> Iterator[Progress]:
+    def apply(self, chosen: Sequence[tuple[adapter_files.Adapter, float]]) -> Iterator[Progress]:
         """Let these adapters play, and no others, from the next step of the transformer on.
 
         Order makes no difference, bit for bit. The same file twice is one, at the later strength.
@@ -132,12 +132,12 @@ class AdapterStack:
             for name in matrices:
                 delattr(self._layers[name], f"adapter_{sha256}")
         self._hooks, self._held, self.used = [], {}, ()
-        self._unheard.clear()
+        self._unused.clear()
 
     @property
-    def unheard(self) -> tuple[str, ...]:
+    def unused(self) -> tuple[str, ...]:
         """Layers that an adapter hangs on and that did not run since `play`: none after a song."""
-        return tuple(sorted({name for _, name in self._unheard}))
+        return tuple(sorted({name for _, name in self._unused}))
 
     def _attach(self, adapter: adapter_files.Adapter, strength: float) -> AdapterUsed:
         """Hang an adapter's matrices beside the weights, as children: they move with the model."""
@@ -145,8 +145,8 @@ class AdapterStack:
         for name, matrices in self._held[adapter.sha256].items():
             layer = self._layers[name]
             layer.add_module(child, matrices)
-            self._unheard.add((child, name))
-            heard = partial(self._unheard.discard, (child, name))
+            self._unused.add((child, name))
+            heard = partial(self._unused.discard, (child, name))
             add = partial(_add, child, len(adapter.deltas[name].left), strength, heard)
             self._hooks.append(layer.register_forward_hook(add))
         found = sum(name.endswith(f".{child}") for name, _ in self._transformer.named_modules())

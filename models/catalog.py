@@ -21,7 +21,7 @@ class Model(Weights):
     """A music model, and how it sounds best.
 
     `steps`, `guidance` and `shift` are the defaults its authors tuned it for; `longest_s` is the
-    longest song it makes. `composes` tells whether its planner's codes are worth following unless
+    longest song it makes. `uses_planner` tells whether its planner's codes are worth following unless
     somebody says otherwise.
     """
 
@@ -29,8 +29,8 @@ class Model(Weights):
     guidance: float
     shift: float
     longest_s: float = 240.0
-    composes: bool = True
-    proof: ClassVar[str] = "model_index.json"
+    uses_planner: bool = True
+    marker: ClassVar[str] = "model_index.json"
 
     def missing(self, folder: Path) -> str | None:
         return missing(self, folder)
@@ -47,7 +47,7 @@ MODELS: dict[str, Model] = {
             licence="MIT",
             may_sell=True,
             size_bytes=54_000_000,
-            composes=False,
+            uses_planner=False,
             steps=16,
             guidance=3.0,
             shift=3.0,
@@ -135,30 +135,30 @@ def _bytes_in(folder: Path) -> int:
 class PlannerModel(weights.Weights):
     """A planner: where it is, and the memory in GB from which it fits beside a music model.
 
-    `within` is the folder it has in a repository that holds other models too.
+    `subfolder` is the folder it has in a repository that holds other models too.
     """
 
-    within: str = ""
-    from_gb: float = 0.0
+    subfolder: str = ""
+    min_memory_gb: float = 0.0
     licence: str = "MIT"
     may_sell: bool | None = True
     revision: str = "main"
 
     @property
-    def proof(self) -> str:
-        return str(PurePosixPath(self.within) / "config.json")
+    def marker(self) -> str:
+        return str(PurePosixPath(self.subfolder) / "config.json")
 
     @property
     def files(self) -> tuple[str, ...]:
-        here = PurePosixPath(self.within)
+        here = PurePosixPath(self.subfolder)
         return str(here / "*.json"), str(here / "*.safetensors")
 
-    def home(self, folder: Path) -> Path:
+    def path_in(self, folder: Path) -> Path:
         """Where the planner lies in the copy of its repository at `folder`."""
-        return folder / self.within
+        return folder / self.subfolder
 
     def missing(self, folder: Path) -> str | None:
-        return weights.Weights.missing(replace(self, within=""), self.home(folder))
+        return weights.Weights.missing(replace(self, subfolder=""), self.path_in(folder))
 
 
 PLANNERS = tuple(
@@ -166,11 +166,11 @@ PLANNERS = tuple(
         name=name,
         title=f"ACE-Step 5Hz planner {name}",
         repo=repo,
-        within=within,
+        subfolder=subfolder,
         size_bytes=size,
-        from_gb=from_gb,
+        min_memory_gb=min_memory_gb,
     )
-    for name, repo, within, size, from_gb in (
+    for name, repo, subfolder, size, min_memory_gb in (
         ("0.6B", "ACE-Step/acestep-5Hz-lm-0.6B", "", 1_330_000_000, 6),
         ("1.7B", "ACE-Step/Ace-Step1.5", "acestep-5Hz-lm-1.7B", 3_700_000_000, 12),
         ("4B", "ACE-Step/acestep-5Hz-lm-4B", "", 8_380_000_000, 24),
@@ -180,9 +180,9 @@ PLANNERS = tuple(
 later defaults for graphics memory, with the music model beside the planner or in turn with it."""
 
 
-def fitting(memory_gb: float) -> PlannerModel | None:
+def largest_planner(memory_gb: float) -> PlannerModel | None:
     """The largest planner for a device with `memory_gb` in all; None: do without."""
-    return next((size for size in reversed(PLANNERS) if memory_gb >= size.from_gb), None)
+    return next((size for size in reversed(PLANNERS) if memory_gb >= size.min_memory_gb), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,8 +249,8 @@ class StemsModel(Weights):
     """A separator's weights: one safetensors file, known by its size and sha256."""
 
     sha256: str
-    proof: ClassVar[str] = "955717e8.safetensors"
-    files: ClassVar[tuple[str, ...]] = (proof,)
+    marker: ClassVar[str] = "955717e8.safetensors"
+    files: ClassVar[tuple[str, ...]] = (marker,)
 
 
 HTDEMUCS = StemsModel(

@@ -36,7 +36,9 @@ OVERLAP = 0.25
 """Share of a window that the next one hears too: the model's authors' choice."""
 
 
-RESEARCH = "Stems: HTDemucs weights, for research use; their author keeps them outside its licence."
+LICENCE_NOTE = (
+    "Stems: HTDemucs weights, for research use; their author keeps them outside its licence."
+)
 """What a badge says where stems are offered."""
 
 
@@ -67,7 +69,7 @@ def load(weights: StemsModel = HTDEMUCS, device: str = "cpu") -> Iterator[Progre
     Raises:
         StudioError: `stems-missing`, or `model-broken`, naming the file.
     """
-    path = find(weights) / weights.proof
+    path = find(weights) / weights.marker
     yield Progress(stage=f"Loading {weights.title}")
     size = path.stat().st_size
     if size != weights.size_bytes:

@@ -26,7 +26,7 @@ PULSE_S = 0.25
 
 
 @dataclass(frozen=True)
-class File:
+class RemoteFile:
     """A file of a repository. `hash` is its sha256, or git's sha1 where it is no LFS file."""
 
     path: str
@@ -47,14 +47,14 @@ class File:
         return inside and plain and bool(re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", self.hash))
 
 
-class Partial:
+class PartialFile:
     """What is on disk of a file, with its hash so far. Only the holder of its lock touches it.
 
     Beside it stands the ETag of the answer that began it: the hub's own files are named by their
     hash, but what a server calls a file is what its If-Range must be told.
     """
 
-    def __init__(self, file: File, path: Path, address: str) -> None:
+    def __init__(self, file: RemoteFile, path: Path, address: str) -> None:
         self._file, self._path, self._address = file, path, address
         self._tag = path.with_name(f"{path.name}.etag")
         self._at, self._digest = 0, file.digest()
@@ -74,7 +74,7 @@ class Partial:
             self._begin_anew()
             if mine or anew:
                 break
-        raise Wrong("has other contents than published")
+        raise WrongContent("has other contents than published")
 
     def settle(self, blob: Path) -> None:
         """Make it a finished file, safe from a power cut, under its hash."""
@@ -103,17 +103,17 @@ class Partial:
         """Receive the rest, in as many attempts as bring something new."""
         from huggingface_hub.errors import HTTPError
 
-        patience, furthest = Patience(), self._at
+        patience, furthest = Backoff(), self._at
         while self._at < self._file.size:
             try:
                 yield from self._receive()
-                trouble = Wrong(f"is {self._at} bytes long and should be {self._file.size}")
+                trouble = WrongContent(f"is {self._at} bytes long and should be {self._file.size}")
             except HTTPError as error:
                 trouble = error
                 if status_of(error) == 416:
                     self._begin_anew()
             if self._at > furthest:
-                patience, furthest = Patience(), self._at
+                patience, furthest = Backoff(), self._at
             if self._at < self._file.size:
                 for _ in patience.after(trouble):
                     yield self._at
@@ -161,13 +161,13 @@ class Partial:
             if self._at and re.fullmatch(rf"bytes {self._at}-\d+/({size}|\*)", said):
                 return True
             self._begin_anew()
-            raise Wrong("came from another place than asked for")
+            raise WrongContent("came from another place than asked for")
         if sent and "Content-Encoding" not in answer.headers and int(sent) != size:
-            raise Wrong(f"is {sent} bytes long and should be {size}")
+            raise WrongContent(f"is {sent} bytes long and should be {size}")
         return False
 
 
-class Patience:
+class Backoff:
     """How long to wait for a server that fails, and when to stop."""
 
     def __init__(self) -> None:
@@ -191,7 +191,7 @@ class Patience:
             yield
 
 
-class Wrong(Exception):
+class WrongContent(Exception):
     """What came is not what the hub's listing says; the text goes on from the file's name."""
 
 

@@ -16,12 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import StudioError
-from models.http_download import PULSE_S, File, Partial, Patience, Wrong, size_of, status_of
-from models.weights import Weights, in_words
+from models.http_download import (
+    PULSE_S,
+    Backoff,
+    PartialFile,
+    RemoteFile,
+    WrongContent,
+    size_of,
+    status_of,
+)
+from models.weights import Weights, format_bytes
 
 
 @dataclass(frozen=True)
-class Step:
+class DownloadProgress:
     """How far a download is, in bytes on disk: of the file at hand, and of all files together.
 
     `component` is the file's path in its repository, empty while the hub is asked what there is.
@@ -41,8 +49,8 @@ class Step:
         if not self.component:
             return "Asking the hub"
         return (
-            f"{self.component} {self.component_percent:.0f} % of {in_words(self.component_total)}"
-            f" · all {self.overall_percent:.0f} % of {in_words(self.total)}"
+            f"{self.component} {self.component_percent:.0f} % of {format_bytes(self.component_total)}"
+            f" · all {self.overall_percent:.0f} % of {format_bytes(self.total)}"
             f" · file {min(self.files_done + 1, self.files_total)} of {self.files_total}"
         )
 
@@ -71,19 +79,19 @@ def find(weights: Weights) -> Path | None:
         )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    return Path(found) if (Path(found) / weights.proof).is_file() else None
+    return Path(found) if (Path(found) / weights.marker).is_file() else None
 
 
-def fetch(weights: Weights) -> Iterator[Step]:
+def fetch(weights: Weights) -> Iterator[DownloadProgress]:
     """Bring `weights` to disk, small files first, unless they are there; asks no hub if they are.
 
-    Yields a `Step` for every piece of at most 64 KiB, and several times a second while it waits for
+    Yields a `DownloadProgress` for every piece of at most 64 KiB, and several times a second while it waits for
     the hub or for another process that fetches the same file. Closing the generator stops there.
     However it ends, the next call goes on from the last byte on disk. Every file has the size and
     the hash that the hub's listing says (sha256, or git's sha1 for small ones) before it counts.
 
     Returns:
-        The folder (as the generator's return value). The last `Step` has all bytes and files done.
+        The folder (as the generator's return value). The last `DownloadProgress` has all bytes and files done.
 
     Raises:
         StudioError: `model-missing` where the hub cannot be reached, `model-gated`, `hub-unknown`
@@ -94,7 +102,7 @@ def fetch(weights: Weights) -> Iterator[Step]:
         return weights.folder
     if (here := find(weights)) and not weights.missing(here):
         return here
-    yield Step()
+    yield DownloadProgress()
     with _in_words(weights):
         listing = yield from _listing(weights)
         shelf = _Shelf(weights, listing)
@@ -103,9 +111,13 @@ def fetch(weights: Weights) -> Iterator[Step]:
     for count, file in enumerate(listing.files):
         with _in_words(weights, file.path, total - done):
             for at in shelf.bring(file):
-                yield Step(file.path, at, file.size, done + at, total, count, len(listing.files))
+                yield DownloadProgress(
+                    file.path, at, file.size, done + at, total, count, len(listing.files)
+                )
         done += file.size
-        yield Step(file.path, file.size, file.size, done, total, count + 1, len(listing.files))
+        yield DownloadProgress(
+            file.path, file.size, file.size, done, total, count + 1, len(listing.files)
+        )
     with _in_words(weights):
         return shelf.finish()
 
@@ -115,21 +127,21 @@ class _Listing:
     """What the hub has: the commit, the files that are wanted, and the hashes of all files."""
 
     commit: str
-    files: list[File]
+    files: list[RemoteFile]
     hashes: set[str]
 
 
-def _listing(weights: Weights) -> Iterator[Step]:
+def _listing(weights: Weights) -> Iterator[DownloadProgress]:
     """Ask the hub what it has (returned), patiently."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    patience = Patience()
+    patience = Backoff()
     while True:
         try:
             return _listed(weights)
         except HfHubHTTPError as error:
             for _ in patience.after(error):
-                yield Step()
+                yield DownloadProgress()
 
 
 def _listed(weights: Weights) -> _Listing:
@@ -147,7 +159,7 @@ def _listed(weights: Weights) -> _Listing:
             size, hash_ = (
                 (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
             )
-            tree[entry.path] = File(entry.path, size, hash_)
+            tree[entry.path] = RemoteFile(entry.path, size, hash_)
     names = filter_repo_objects(tree, allow_patterns=list(weights.files))
     files = sorted((tree[name] for name in names), key=lambda file: (file.size, file.path))
     if not files or not all(file.is_safe() for file in files):
@@ -172,7 +184,7 @@ class _Shelf:
             folder.mkdir(parents=True, exist_ok=True)
         self._sweep(listing.hashes)
 
-    def make_room(self, files: list[File]) -> None:
+    def make_room(self, files: list[RemoteFile]) -> None:
         """Refuse to begin what the disk cannot hold: `disk-full`, with what is to be freed."""
         lacking = {file.hash: file for file in files if not self._has(file)}.values()
         lacking = [file for file in lacking if size_of(self._blobs / file.hash) != file.size]
@@ -180,7 +192,7 @@ class _Shelf:
         if (short := needed - shutil.disk_usage(self._home).free) > 0:
             raise _full(short)
 
-    def bring(self, file: File) -> Iterator[int]:
+    def bring(self, file: RemoteFile) -> Iterator[int]:
         """Have `file` in the snapshot. Yields how many of its bytes are on disk."""
         if self._has(file):
             return
@@ -192,10 +204,10 @@ class _Shelf:
         finally:
             lock.release()
 
-    def _put(self, file: File) -> Iterator[int]:
+    def _put(self, file: RemoteFile) -> Iterator[int]:
         blob, link = self._blobs / file.hash, self._snapshot / file.path
         if not blob.is_file() or size_of(blob) != file.size:
-            partial = Partial(file, self._partials / file.hash, self._address(file))
+            partial = PartialFile(file, self._partials / file.hash, self._address(file))
             yield from partial.complete()
             partial.settle(blob)
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -215,11 +227,11 @@ class _Shelf:
             os.replace(half, name)
         return self._snapshot
 
-    def _has(self, file: File) -> bool:
+    def _has(self, file: RemoteFile) -> bool:
         link = self._snapshot / file.path
         return link.is_file() and size_of(link) == file.size
 
-    def _address(self, file: File) -> str:
+    def _address(self, file: RemoteFile) -> str:
         from huggingface_hub import hf_hub_url
 
         return hf_hub_url(self._weights.repo, file.path, revision=self._commit)
@@ -251,7 +263,7 @@ def _in_words(weights: Weights, file: str = "", needed: int = 0) -> Iterator[Non
         raise StudioError("model-gated", **{**told, "model": weights.repo}) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise _unknown(weights) from error
-    except (HTTPError, OSError, Wrong) as error:
+    except (HTTPError, OSError, WrongContent) as error:
         status, number = status_of(error), getattr(error, "errno", None)
         if status in (401, 403):
             raise StudioError("model-gated", **{**told, "model": weights.repo}) from error
@@ -262,7 +274,7 @@ def _in_words(weights: Weights, file: str = "", needed: int = 0) -> Iterator[Non
         if not file:
             raise StudioError("model-missing", size=weights.size, **told) from error
         problem = f"was answered with HTTP {status}" if status else "broke off"
-        if isinstance(error, Wrong):
+        if isinstance(error, WrongContent):
             problem = str(error)
         raise StudioError("download-failed", file=file, problem=problem, **told) from error
 
@@ -274,7 +286,7 @@ def _unknown(weights: Weights) -> StudioError:
 
 
 def _full(short: int) -> StudioError:
-    return StudioError("disk-full", place="the models", needed=in_words(short))
+    return StudioError("disk-full", place="the models", needed=format_bytes(short))
 
 
 def _taken(path: Path) -> Any:

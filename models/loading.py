@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffusers import AceStepPipeline
 
 
-def _prove_whole(
+def check_pipeline(
     model: catalog.Model, pipe: AceStepPipeline, announced: dict[str, set[str]]
 ) -> None:
     """Refuse a checkpoint with tensors missing, not finite, silent or not fitting together."""
@@ -56,7 +56,7 @@ def _prove_whole(
 
 
 @contextmanager
-def memory(device: str, model: catalog.Model, seconds: float) -> Iterator[None]:
+def memory_errors(device: str, model: catalog.Model, seconds: float) -> Iterator[None]:
     """Turn running out of memory into a sentence."""
     import torch
 

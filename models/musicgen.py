@@ -56,7 +56,7 @@ def choose(folder: str | Path = "") -> MusicgenModel:
     return replace(MUSICGEN, folder=Path(folder).expanduser().resolve()) if folder else MUSICGEN
 
 
-class Composer:
+class MusicgenEngine:
     """One loaded MusicGen, in float32. Not thread-safe: one piece at a time, from any thread.
 
     On a GPU the time goes into starting its many small steps, not into their width, so that a
@@ -93,12 +93,12 @@ class Composer:
         yield Progress(stage=LOADING, step=0, steps=2)
         tokenizer = _judged(weights, folder)
         yield Progress(stage=LOADING, step=1, steps=2)
-        with loading.memory(device, weights, 0.0):
+        with loading.memory_errors(device, weights, 0.0):
             model = _model(weights, folder).to(device)
         yield Progress(stage=LOADING, step=2, steps=2)
         return cls(weights, tokenizer, model, device)
 
-    def compose(self, request: Musicgen) -> Iterator[Progress]:
+    def generate(self, request: Musicgen) -> Iterator[Progress]:
         """Make a piece. Progress counts tokens, 50 for a second; closing stops before the next.
 
         Args:
@@ -114,7 +114,7 @@ class Composer:
         """
         import numpy as np
 
-        with loading.memory(self.device, self.weights, request.duration_s):
+        with loading.memory_errors(self.device, self.weights, request.duration_s):
             frames = math.ceil(round(request.duration_s * self.rate / self.hop, 6))
             tokens = yield from self.tokens(request, frames)
             wave = yield from self.decode(tokens)

@@ -32,7 +32,7 @@ FILES = ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.txt")
 class Weights:
     """Files that are fetched and judged: what they are, where they are, what they may be used for.
 
-    `folder` is set for what is on disk already; `proof` is the file that tells a whole folder;
+    `folder` is set for what is on disk already; `marker` is the file that tells a whole folder;
     `files` are the patterns to fetch.
     """
 
@@ -44,13 +44,13 @@ class Weights:
     may_sell: bool | None
     size_bytes: int
     folder: Path | None = None
-    proof: ClassVar[str] = "config.json"
+    marker: ClassVar[str] = "config.json"
     files: ClassVar[tuple[str, ...]] = FILES
 
     @property
     def size(self) -> str:
         """The download in words: "11.5 GB"."""
-        return in_words(self.size_bytes) if self.size_bytes else "size unknown"
+        return format_bytes(self.size_bytes) if self.size_bytes else "size unknown"
 
     @property
     def command(self) -> str:
@@ -59,8 +59,8 @@ class Weights:
 
     def missing(self, folder: Path) -> str | None:
         """The first file that the copy in `folder` needs and lacks, or None."""
-        if not (folder / self.proof).is_file():
-            return self.proof
+        if not (folder / self.marker).is_file():
+            return self.marker
         if lost := _lost_shard(self, folder):
             return lost
         return None if any(folder.glob("*.safetensors")) else "*.safetensors"
@@ -68,9 +68,9 @@ class Weights:
 
 def missing(model: Weights, folder: Path) -> str | None:
     """The first file that the checkpoint in `folder` needs and lacks, or None."""
-    for part, proof in {"": "model_index.json", **COMPONENTS}.items():
-        if not (folder / part / proof).is_file():
-            return f"{part}/{proof}".lstrip("/")
+    for part, marker in {"": "model_index.json", **COMPONENTS}.items():
+        if not (folder / part / marker).is_file():
+            return f"{part}/{marker}".lstrip("/")
     for part in sorted(folder.glob("*/")):
         if lost := _lost_shard(model, part):
             return f"{part.name}/{lost}"
@@ -122,7 +122,7 @@ def read_json(model: Weights, path: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def in_words(size: int) -> str:
+def format_bytes(size: int) -> str:
     """A number of bytes for people: "11.5 GB", "84 MB", "3 kB"."""
     if size >= 10**9:
         return f"{size / 1e9:.1f} GB"

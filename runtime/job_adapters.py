@@ -70,7 +70,7 @@ def dressed(job: Job) -> Job:
         except FileNotFoundError as error:
             raise StudioError("adapter-missing", name=adapter.name) from error
         except OSError as error:
-            raise files.write_error(job.folder, error, adapter_files.LARGEST) from error
+            raise files.write_error(job.folder, error, adapter_files.MAX_FILE_BYTES) from error
         mine.append(AdapterRef(file=kept, strength=worn.strength))
         judged.append((replace(adapter, path=weights), worn.strength))
         notes += adapter.notes
@@ -86,11 +86,11 @@ def play(job: Job, engine: Engine) -> Iterator[Progress]:
     """Let the job's adapters play in `engine`, and no others; what plays is returned.
 
     Raises:
-        StudioError: those of `stack.AdapterStack.play`.
+        StudioError: those of `stack.AdapterStack.apply`.
     """
     if engine not in _stacks and job.adapters:
         _stacks[engine] = adapter_layers.AdapterStack(engine.pipe.transformer, job.model.title)
-    return (yield from _stacks[engine].play(job.adapters)) if engine in _stacks else ()
+    return (yield from _stacks[engine].apply(job.adapters)) if engine in _stacks else ()
 
 
 def _layers(model: catalog.Model) -> dict[str, tuple[int, int]]:

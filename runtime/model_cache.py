@@ -62,7 +62,7 @@ def planner(job: Job) -> Iterator[Progress]:
     def load() -> Iterator[Progress]:
         from models.planner import Planner
 
-        home = job.planner.home(job.planner_folder)
+        home = job.planner.path_in(job.planner_folder)
         dtype = job.place.dtype if job.place.device == "cuda" else "float32"
         loaded = yield from Planner.load(
             home, checkpoints.codebook(job.source), job.place.device, dtype
@@ -119,9 +119,9 @@ def composer(job: Job) -> Iterator[Progress]:
     """The job's MusicGen, loaded if it is not there yet (returned)."""
 
     def load() -> Iterator[Progress]:
-        from models.musicgen import Composer
+        from models.musicgen import MusicgenEngine
 
-        loaded = yield from Composer.load(job.model, job.source, job.place.device)
+        loaded = yield from MusicgenEngine.load(job.model, job.source, job.place.device)
         _fingerprints[job.source] = checkpoints.fingerprint(job.source)
         return loaded
 
@@ -160,7 +160,7 @@ def encoded(
         return None
     key = (job.source, job.place, job.files[name], how.__name__)
     if key not in _latents:
-        with loading.memory(by.device, job.model, job.duration_s):
+        with loading.memory_errors(by.device, job.model, job.duration_s):
             _latents[key] = yield from how(by, sounds[name])
         while len(_latents) > REMEMBERED:
             _latents.popitem(last=False)

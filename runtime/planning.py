@@ -240,9 +240,9 @@ def find_planner(
     if here is not None and not checkpoints.codebook(here):
         return None, f"{model.title} was published without audio codes"
     memory = device.memory_gb(place.device)
-    best = catalog.fitting(memory)
+    best = catalog.largest_planner(memory)
     if best is None:
-        least = catalog.PLANNERS[0].from_gb
+        least = catalog.PLANNERS[0].min_memory_gb
         return None, f"the smallest needs {least:g} GB of memory and there are {memory:.1f}"
     chosen = catalog.PLANNERS[0] if place.device == "cpu" else best
     if model.name not in catalog.MODELS and checkpoints.locate(chosen) is None:

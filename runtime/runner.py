@@ -149,7 +149,7 @@ def _song(job: Job, watch: StageTimer) -> Iterator[Event]:
 def _composed(job: Job) -> Iterator[Progress]:
     """MusicGen's piece; nobody thinks first, and no adapter plays (all three returned)."""
     composer = yield from model_cache.composer(job)
-    piece = yield from composer.compose(job.request)
+    piece = yield from composer.generate(job.request)
     asked = Generate.model_construct(prompt=job.request.prompt)
     return piece, planning.PlannedSong(asked, asked), ()
 
@@ -251,7 +251,7 @@ def _finished(job: Job) -> Iterator[Event]:
         separator = yield from model_cache.separator(job)
         stems = yield from demucs.separate(separator, sound)
         files = yield from post_process.save_stems(stems, job.folder, name)
-        paths, facts, notes = (files.zip, *files.wavs.values()), {}, (*notes, demucs.RESEARCH)
+        paths, facts, notes = (files.zip, *files.wavs.values()), {}, (*notes, demucs.LICENCE_NOTE)
     else:
         told, facts = settings.read_settings(request.source) if request.settings else None, {}
         if request.mode == "master":

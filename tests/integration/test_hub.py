@@ -28,8 +28,8 @@ import cli
 from core.errors import StudioError
 from models import checkpoints, http_download
 from models import hub as downloads
-from models.http_download import File
-from models.hub import Step, fetch, find
+from models.http_download import RemoteFile
+from models.hub import DownloadProgress, fetch, find
 from models.weights import Weights
 from runtime import device
 
@@ -188,12 +188,12 @@ def test_a_model_comes_whole_and_the_hubs_own_functions_find_it(hub, cache):
     assert (folder / "tokenizer/again.json").read_bytes() == b"{}"
     assert not (folder / "evil.py").exists()
     first, *rest = steps
-    assert first == Step()
+    assert first == DownloadProgress()
     assert all(0 <= s.component_done <= s.component_total for s in rest)
     assert all(b.done - a.done <= BLOCK for a, b in pairwise(rest))
     assert all(a.done <= b.done for a, b in pairwise(rest))
     assert {s.total for s in rest} == {WHOLE}
-    assert rest[-1] == Step(BIG, SIZE, SIZE, WHOLE, WHOLE, 5, 5)
+    assert rest[-1] == DownloadProgress(BIG, SIZE, SIZE, WHOLE, WHOLE, 5, 5)
     assert rest[-1].overall_percent == rest[-1].component_percent == 100
     assert str(rest[-1]) == f"{BIG} 100 % of 3 MB · all 100 % of 3 MB · file 5 of 5"
 
@@ -423,8 +423,8 @@ def test_offline_nothing_is_asked(hub, monkeypatch):
     ],
 )
 def test_a_listing_cannot_name_a_place_outside(path, hash_):
-    assert File("a/x.json", 1, "0" * 64).is_safe()
-    assert not File(path, 1, hash_).is_safe()
+    assert RemoteFile("a/x.json", 1, "0" * 64).is_safe()
+    assert not RemoteFile(path, 1, hash_).is_safe()
 
 
 # --- what is promised of the disk

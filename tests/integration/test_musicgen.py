@@ -42,13 +42,13 @@ def patient_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def composer(own_cache, folder):
-    return drain(musicgen.Composer.load(musicgen.choose(folder), folder, "cpu"))
+    return drain(musicgen.MusicgenEngine.load(musicgen.choose(folder), folder, "cpu"))
 
 
 @pytest.fixture(scope="module")
 def patient(own_cache, patient_folder):
     chosen = musicgen.choose(patient_folder)
-    return drain(musicgen.Composer.load(chosen, patient_folder, "cpu"))
+    return drain(musicgen.MusicgenEngine.load(chosen, patient_folder, "cpu"))
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_the_codec_in_tiles_is_the_codec_in_one(composer, monkeypatch):
 
 def test_a_piece_has_just_its_length_in_two_equal_channels(patient):
     for seconds in (5, 5.0001, 7.31):
-        piece = drain(patient.compose(asked(duration_s=seconds)))
+        piece = drain(patient.generate(asked(duration_s=seconds)))
         assert piece.sound.shape == (2, round(seconds * SAMPLE_RATE))
         assert piece.sound.dtype == np.float32
         assert (piece.sound[0] == piece.sound[1]).all()
@@ -193,7 +193,7 @@ def test_a_seed_is_a_piece_whoever_else_draws(folder, composer):
     busy = threading.Thread(target=draw)
     busy.start()
     try:
-        fresh = drain(musicgen.Composer.load(musicgen.choose(folder), folder, "cpu"))
+        fresh = drain(musicgen.MusicgenEngine.load(musicgen.choose(folder), folder, "cpu"))
         second = played(fresh, asked())
     finally:
         over.set()
@@ -321,7 +321,7 @@ def test_the_seed_left_open_is_drawn_and_told(duo):
 def test_stop_acts_before_the_next_token(duo, monkeypatch):
     monkeypatch.setattr(musicgen, "PULSE_S", 0.0)
     job = drain(duo._ready(duo._job(asked(), ())))
-    plain, read = musicgen.Composer._logits, []
+    plain, read = musicgen.MusicgenEngine._logits, []
 
     def logits(*given):
         read.append(1)
@@ -329,7 +329,7 @@ def test_stop_acts_before_the_next_token(duo, monkeypatch):
             job.flag.touch()
         return plain(*given)
 
-    monkeypatch.setattr(musicgen.Composer, "_logits", logits)
+    monkeypatch.setattr(musicgen.MusicgenEngine, "_logits", logits)
     *_, ending = runner.carry_out(job)
     assert isinstance(ending, Cancelled)
     assert ending.stage == musicgen.COMPOSING
@@ -356,13 +356,13 @@ def test_changing_models_frees_the_one_before_the_other_is_loaded(duo, monkeypat
         monkeypatch.setattr(kind, "load", classmethod(load))
 
     watched(acestep.Engine)
-    watched(musicgen.Composer)
+    watched(musicgen.MusicgenEngine)
     short = song(duration_s=5, inference_steps=1)
     for request in (short, asked(), asked(seed=4), short):
         ending = end(duo, request)
         assert isinstance(ending, Take), ending
         assert len(gc.get_objects()) < 100_000, "answers wait while these are looked through"
-    assert there == [("Engine", []), ("Composer", [False]), ("Engine", [False, False])]
+    assert there == [("Engine", []), ("MusicgenEngine", [False]), ("Engine", [False, False])]
 
 
 def test_where_it_is_not_on_disk_the_command_that_fetches_it_is_told(own_cache, monkeypatch):
@@ -390,7 +390,7 @@ def test_out_of_memory_and_nonsense_have_names(duo, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(musicgen.Composer, "_logits", full)
+    monkeypatch.setattr(musicgen.MusicgenEngine, "_logits", full)
     ending = end(duo, asked())
     assert (ending.kind, ending.code) == ("failed", "out-of-memory")
 
@@ -435,7 +435,7 @@ def test_a_damaged_copy_is_refused_by_name(folder, tmp_path, said):
     hurt = copy_of(folder, tmp_path)
     HURTS[said](hurt)
     with pytest.raises(StudioError) as caught:
-        drain(musicgen.Composer.load(musicgen.choose(hurt), hurt, "cpu"))
+        drain(musicgen.MusicgenEngine.load(musicgen.choose(hurt), hurt, "cpu"))
     assert caught.value.code == "model-broken"
     assert said in caught.value.message
 
@@ -443,7 +443,7 @@ def test_a_damaged_copy_is_refused_by_name(folder, tmp_path, said):
 def test_tokens_that_the_codec_does_not_know_are_refused(tmp_path):
     odd = tiny_musicgen.write(tmp_path, num_codebooks=5)
     with pytest.raises(StudioError) as caught:
-        drain(musicgen.Composer.load(musicgen.choose(odd), odd, "cpu"))
+        drain(musicgen.MusicgenEngine.load(musicgen.choose(odd), odd, "cpu"))
     assert caught.value.code == "model-mismatch"
 
 
@@ -463,7 +463,7 @@ def test_weights_under_their_old_names_are_the_same_weights(folder, composer, tm
         return found
 
     rewrite(old, renamed)
-    loaded = drain(musicgen.Composer.load(musicgen.choose(old), old, "cpu"))
+    loaded = drain(musicgen.MusicgenEngine.load(musicgen.choose(old), old, "cpu"))
     assert (played(loaded, asked()) == played(composer, asked())).all()
 
 

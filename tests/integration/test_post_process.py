@@ -31,7 +31,7 @@ from core.requests import Generate, Stems
 from core.results import Cancelled, Progress
 from models import catalog, demucs
 from models.catalog import HTDEMUCS
-from models.demucs import RESEARCH, STEMS
+from models.demucs import LICENCE_NOTE, STEMS
 from runtime import device, model_cache
 
 
@@ -183,7 +183,7 @@ WINDOW = {"_type": "fraction", "numerator": 39, "denominator": 40}
 def published(folder, tensors, settings=SETTINGS, **said):
     """A separator's file in the authors' layout, and the row that pins it."""
     folder.mkdir(exist_ok=True)
-    path = folder / HTDEMUCS.proof
+    path = folder / HTDEMUCS.marker
     told = {
         "klass": "demucs.htdemucs.HTDemucs",
         "args": "[]",
@@ -194,7 +194,7 @@ def published(folder, tensors, settings=SETTINGS, **said):
 
 
 def pinned(folder):
-    data = (folder / HTDEMUCS.proof).read_bytes()
+    data = (folder / HTDEMUCS.marker).read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
     return replace(HTDEMUCS, folder=folder, size_bytes=len(data), sha256=sha256)
 
@@ -261,7 +261,7 @@ def test_the_row_is_the_published_file():
     assert len(HTDEMUCS.revision) == 40
     assert len(HTDEMUCS.sha256) == 64
     assert HTDEMUCS.licence == "research use"
-    assert "research" in demucs.RESEARCH
+    assert "research" in demucs.LICENCE_NOTE
 
 
 def test_stems_are_as_long_as_the_mix_and_sum_to_it(split, mix):
@@ -336,7 +336,7 @@ def test_a_take_is_split_by_the_studio_which_makes_room_first(row, own_cache, mo
         take = list(made.run(asked, "v"))[-1]
         both = stems()
         assert loaded() == ["mini", "htdemucs"]
-        assert RESEARCH in both.notes
+        assert LICENCE_NOTE in both.notes
         assert [Path(path).suffix for path in both.paths] == [".zip", *4 * [".wav"]]
         sound = sum(soundfile.read(path, always_2d=True)[0] for path in both.paths[1:])
         assert np.abs(sound.T - heard(take.path)).max() < 1e-6
@@ -398,8 +398,8 @@ def refused(row):
 
 
 def test_damaged_weights_are_refused_by_name(row, tmp_path):
-    whole = (row.folder / row.proof).read_bytes()
-    path = tmp_path / row.proof
+    whole = (row.folder / row.marker).read_bytes()
+    path = tmp_path / row.marker
     for damaged, problem in (
         (whole[:-1], "bytes long"),
         (b"", "bytes long"),
@@ -409,17 +409,17 @@ def test_damaged_weights_are_refused_by_name(row, tmp_path):
         path.write_bytes(damaged)
         error = refused(replace(row, folder=tmp_path))
         assert error.code == "model-broken"
-        assert row.proof in error.message
+        assert row.marker in error.message
         assert problem in error.message
 
 
 def test_nothing_that_a_file_names_is_run(tensors, tmp_path):
-    proof = tmp_path / "run"
-    evil = {"klass": "subprocess.Popen", "kwargs": json.dumps({"args": ["touch", str(proof)]})}
+    marker = tmp_path / "run"
+    evil = {"klass": "subprocess.Popen", "kwargs": json.dumps({"args": ["touch", str(marker)]})}
     error = refused(published(tmp_path / "evil", tensors, **evil))
     assert error.code == "model-broken"
     assert "another kind of model" in error.message
-    assert not proof.exists()
+    assert not marker.exists()
 
 
 def test_a_file_that_does_not_fit_is_refused(tensors, tmp_path):
@@ -443,14 +443,14 @@ from dataclasses import replace
 from models import catalog, checkpoints
 row = replace(catalog.HTDEMUCS, revision={revision!r})
 list(checkpoints.fetch(row))
-print(checkpoints.locate(row) / row.proof)
+print(checkpoints.locate(row) / row.marker)
 """
 
 
 def test_weights_are_fetched_by_the_room(row, tmp_path):
     place = tmp_path / "hub" / "adefossez" / "HTDemucs"
     place.mkdir(parents=True)
-    (place / row.proof).write_bytes((row.folder / row.proof).read_bytes())
+    (place / row.marker).write_bytes((row.folder / row.marker).read_bytes())
     (place / "htdemucs.yaml").write_text("models: ['955717e8']")
     with FakeHub(tmp_path / "hub", lfs_threshold=100_000) as hub:
         env = {
@@ -467,7 +467,7 @@ def test_weights_are_fetched_by_the_room(row, tmp_path):
         command = [sys.executable, "-c", script]
         run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
         assert run.returncode == 0, run.stderr
-        assert Path(run.stdout.strip()).read_bytes() == (row.folder / row.proof).read_bytes()
+        assert Path(run.stdout.strip()).read_bytes() == (row.folder / row.marker).read_bytes()
         assert not [asked for asked in hub.log if asked.path.endswith(".yaml")]
 
 

@@ -86,12 +86,12 @@ def assert_like(ours, theirs, plain):
 def test_what_peft_saved_sounds_as_in_peft(dit, plain, rack, tmp_path, kind):
     theirs = trained.train(dit, TRAININGS[kind], tmp_path)
     adapter = adapter_files.inspect(tmp_path)
-    (used,) = drain(rack.play([(adapter, 1.0)]))
+    (used,) = drain(rack.apply([(adapter, 1.0)]))
     assert_like(hear(dit), theirs, plain)
     modules = {name.rsplit(".", 1)[0] for name in saved(tmp_path)[0]}
     assert set(adapter.deltas) == modules
     assert used.modules == len(modules)
-    assert rack.unheard == ()
+    assert rack.unused == ()
     assert not adapter.notes
 
 
@@ -156,7 +156,7 @@ def test_every_layout_is_the_same_adapter(dit, plain, rack, official, tmp_path, 
     folder, theirs = official
     tensors, config = saved(folder)
     adapter = adapter_files.inspect(LAYOUTS[layout](tensors, config, tmp_path))
-    (used,) = drain(rack.play([(adapter, 1.0)]))
+    (used,) = drain(rack.apply([(adapter, 1.0)]))
     assert_like(hear(dit), theirs, plain)
     assert used.modules == len(tensors) // 2 == 48
     assert not adapter.notes
@@ -180,7 +180,7 @@ def test_an_adapter_that_diffusers_saved(engine, dit, plain, rack, official, tmp
         for name, tensor in get_peft_model_state_dict(wrapped).items()
     }
     type(engine.pipe).save_lora_weights(tmp_path, layers, transformer_lora_adapter_metadata=told)
-    drain(rack.play([(adapter_files.inspect(tmp_path), 1.0)]))
+    drain(rack.apply([(adapter_files.inspect(tmp_path), 1.0)]))
     assert_like(hear(dit), theirs, plain)
 
 
@@ -191,12 +191,12 @@ def test_settings_from_elsewhere_count_and_without_them_the_file_says_so(
     alone = tmp_path / "upload.safetensors"
     shutil.copy(folder / "adapter_model.safetensors", alone)
     told = adapter_files.inspect(alone, folder / "adapter_config.json")
-    drain(rack.play([(told, 1.0)]))
+    drain(rack.apply([(told, 1.0)]))
     assert_like(hear(dit), theirs, plain)
     bare = adapter_files.inspect(alone)
     assert "adapter_config.json" in bare.notes[0]
     assert bare.sha256 == hashlib.sha256(alone.read_bytes()).hexdigest() != told.sha256
-    drain(rack.play([(bare, 1.0)]))
+    drain(rack.apply([(bare, 1.0)]))
     assert (hear(dit) - theirs).abs().max() > 0.02
 
 
@@ -220,7 +220,7 @@ def test_lycoris_names_are_the_same_lokr(dit, plain, rack, tmp_path, kind):
         module = "lycoris_" + module.replace(".", "_")
         found |= {f"{module}.{part}": tensor, f"{module}.alpha": torch.tensor(config["alpha"])}
     path = write(tmp_path / "lycoris" / "lokr_weights.safetensors", found, {"lokr_config": "{}"})
-    drain(rack.play([(adapter_files.inspect(path), 1.0)]))
+    drain(rack.apply([(adapter_files.inspect(path), 1.0)]))
     assert_like(hear(dit), theirs, plain)
 
 
@@ -246,7 +246,7 @@ def test_whole_matrices_of_lycoris_are_played_at_one_whatever_alpha_says(
     merged = copy.deepcopy(dit)
     merged.layers[2].self_attn.to_q.weight.data += torch.kron(w1, w2)
     merged.proj_in_conv.weight.data += torch.kron(patches[:, :, None], patch)
-    drain(rack.play([(adapter_files.inspect(path), 1.0)]))
+    drain(rack.apply([(adapter_files.inspect(path), 1.0)]))
     assert_like(hear(dit), hear(merged), plain)
 
 
@@ -257,7 +257,7 @@ def test_a_full_delta_is_added_as_it_is(dit, plain, rack, tmp_path):
     )
     merged = copy.deepcopy(dit)
     merged.layers[3].mlp.up_proj.weight.data += delta
-    drain(rack.play([(adapter_files.inspect(path), 1.0)]))
+    drain(rack.apply([(adapter_files.inspect(path), 1.0)]))
     assert_like(hear(dit), hear(merged), plain)
 
 
@@ -277,10 +277,10 @@ def test_every_layer_can_be_adapted_and_each_of_them_is_heard(dit, plain, rack, 
         }
         adapter = adapter_files.inspect(write(tmp_path / f"{i}.safetensors", tensors))
         assert set(adapter.deltas) == {name}
-        drain(rack.play([(adapter, 1.0)]))
-        assert rack.unheard == (name,)
+        drain(rack.apply([(adapter, 1.0)]))
+        assert rack.unused == (name,)
         assert not torch.equal(hear(dit), plain), name
-        assert rack.unheard == ()
+        assert rack.unused == ()
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +297,7 @@ def test_three_come_and_go_and_the_weights_never_change(dit, plain, rack, three)
     modules = [name for name, _ in dit.named_modules()]
     heard = []
     for strengths in ((1.0, 0.6, 1.5), (0.3, 1.0, 0.1), (1.0, 0, 0), (0.3, 1.0, 0.1), (0, 0, 0)):
-        used = drain(rack.play(list(zip(three, strengths, strict=True))))
+        used = drain(rack.apply(list(zip(three, strengths, strict=True))))
         heard.append(hear(dit))
         assert {u.sha256: u.strength for u in used} == {
             a.sha256: s for a, s in zip(three, strengths, strict=True) if s
@@ -307,7 +307,7 @@ def test_three_come_and_go_and_the_weights_never_change(dit, plain, rack, three)
     assert torch.equal(heard[1], heard[3])
     assert not torch.equal(heard[0], heard[1])
     assert torch.equal(heard[4], plain)
-    drain(rack.play([(adapter, 1.0) for adapter in three]))
+    drain(rack.apply([(adapter, 1.0) for adapter in three]))
     rack.clear()
     assert torch.equal(hear(dit), plain)
     assert [name for name, _ in dit.named_modules()] == modules
@@ -324,14 +324,14 @@ def test_two_at_once_are_what_peft_makes_of_two(dit, plain, rack, tmp_path):
             weight.data = 0.1 * torch.randn(weight.shape, generator=draw)
     wrapped.save_pretrained(tmp_path)
     theirs = hear(wrapped)
-    drain(rack.play([(adapter_files.inspect(tmp_path / name), 1.0) for name in ("one", "two")]))
+    drain(rack.apply([(adapter_files.inspect(tmp_path / name), 1.0) for name in ("one", "two")]))
     assert_like(hear(dit), theirs, plain)
 
 
 def test_their_order_makes_no_difference(dit, rack, three):
     heard = []
     for order in ((0, 1, 2), (2, 0, 1), (1, 0, 2)):
-        drain(rack.play([(three[i], 1.0) for i in order]))
+        drain(rack.apply([(three[i], 1.0) for i in order]))
         heard.append(hear(dit))
     assert torch.equal(heard[0], heard[1])
     assert torch.equal(heard[0], heard[2])
@@ -341,9 +341,9 @@ def test_strength_is_a_factor_of_the_delta(dit, rack, official, tmp_path):
     folder, _ = official
     tensors, config = saved(folder)
     half = adapter_files.inspect(_peft(tensors, {**config, "lora_alpha": 8}, tmp_path))
-    drain(rack.play([(half, 1.0)]))
+    drain(rack.apply([(half, 1.0)]))
     softly = hear(dit)
-    drain(rack.play([(adapter_files.inspect(folder), 0.5)]))
+    drain(rack.apply([(adapter_files.inspect(folder), 0.5)]))
     assert torch.allclose(hear(dit), softly, atol=CLOSE)
 
 
@@ -351,13 +351,13 @@ def test_the_same_file_twice_is_one(dit, rack, official, tmp_path):
     folder, theirs = official
     shutil.copytree(folder, tmp_path / "copy")
     one, other = adapter_files.inspect(folder), adapter_files.inspect(tmp_path / "copy")
-    used = drain(rack.play([(one, 0.5), (other, 1.0)]))
+    used = drain(rack.apply([(one, 0.5), (other, 1.0)]))
     assert [(u.sha256, u.strength) for u in used] == [(one.sha256, 1.0)]
     assert torch.allclose(hear(dit), theirs, atol=CLOSE)
 
 
 def test_what_fails_or_is_stopped_changes_nothing(dit, rack, official, three, tmp_path):
-    drain(rack.play([(three[0], 1.0)]))
+    drain(rack.apply([(three[0], 1.0)]))
     playing, used = hear(dit), rack.used
     wide = adapter_files.inspect(write(tmp_path / "wide.safetensors", pair(into=2048, out=2048)))
     shutil.copytree(three[1].path.parent, tmp_path / "gone")
@@ -371,9 +371,9 @@ def test_what_fails_or_is_stopped_changes_nothing(dit, rack, official, three, tm
         ([(three[2], True)], "value-out-of-range"),
     ):
         with pytest.raises(StudioError) as raised:
-            drain(rack.play(chosen))
+            drain(rack.apply(chosen))
         assert raised.value.code == code
-    stopped = rack.play([(three[1], 1.0), (three[2], 1.0)])
+    stopped = rack.apply([(three[1], 1.0), (three[2], 1.0)])
     seen = [(p.stage, p.step, p.steps) for p in (next(stopped), next(stopped))]
     assert seen == [("Reading adapters", 0, 2), ("Reading adapters", 1, 2)]
     stopped.close()
@@ -382,9 +382,9 @@ def test_what_fails_or_is_stopped_changes_nothing(dit, rack, official, three, tm
 
 
 def test_strengths_change_without_reading_the_file_again(dit, rack, three, monkeypatch):
-    drain(rack.play([(three[0], 1.0), (three[1], 1.0)]))
+    drain(rack.apply([(three[0], 1.0), (three[1], 1.0)]))
     monkeypatch.setattr(adapter_files, "read", lambda adapter: pytest.fail("read again"))
-    drain(rack.play([(three[0], 0.2)]))
+    drain(rack.apply([(three[0], 0.2)]))
 
 
 @pytest.mark.parametrize("spoil", ["change", "cut"])
@@ -393,7 +393,7 @@ def test_a_file_that_changed_after_it_was_chosen_is_refused(rack, tmp_path, spoi
     adapter, whole = adapter_files.inspect(path), path.read_bytes()
     path.write_bytes(whole[:-1] + b"\1" if spoil == "change" else whole[: len(whole) // 2])
     with pytest.raises(StudioError, match="changed after it was chosen"):
-        drain(rack.play([(adapter, 1.0)]))
+        drain(rack.apply([(adapter, 1.0)]))
 
 
 def test_numbers_that_are_none_and_an_adapter_that_does_nothing_are_refused(rack, tmp_path):
@@ -412,7 +412,7 @@ def test_numbers_that_are_none_and_an_adapter_that_does_nothing_are_refused(rack
     ):
         adapter = adapter_files.inspect(write(tmp_path / f"{i}.safetensors", tensors))
         with pytest.raises(StudioError) as raised:
-            drain(rack.play([(adapter, 1.0)]))
+            drain(rack.apply([(adapter, 1.0)]))
         assert raised.value.code == code
 
 
@@ -470,7 +470,7 @@ def test_in_bfloat16_it_is_the_same_adapter_to_eight_bits(dit, plain, official):
     before = weights_hash(narrow)
     bare = hear(narrow, torch.bfloat16).float()
     rack = adapter_layers.AdapterStack(narrow, "mini")
-    drain(rack.play([(adapter_files.inspect(folder), 1.0)]))
+    drain(rack.apply([(adapter_files.inspect(folder), 1.0)]))
     ours = hear(narrow, torch.bfloat16).float()
     far = torch.stack([(ours - bare).flatten(), (theirs - plain).flatten()])
     assert torch.corrcoef(far)[0, 1] > 0.995
@@ -483,7 +483,7 @@ def test_adapters_move_with_the_model(dit, official):
     folder, theirs = official
     moved = copy.deepcopy(dit)
     rack = adapter_layers.AdapterStack(moved, "mini")
-    drain(rack.play([(adapter_files.inspect(folder), 1.0)]))
+    drain(rack.apply([(adapter_files.inspect(folder), 1.0)]))
     moved.to(torch.float64)
     assert torch.allclose(hear(moved, torch.float64).float(), theirs, atol=1e-4)
 
@@ -493,10 +493,10 @@ def test_a_song_with_an_adapter_is_another_and_without_it_the_first_again(engine
         return drain(engine.text_to_music(song(inference_steps=2), [7]))[0].sound
 
     first = render()
-    (used,) = drain(rack.play([(adapter_files.inspect(official[0]), 1.2)]))
+    (used,) = drain(rack.apply([(adapter_files.inspect(official[0]), 1.2)]))
     adapted = render()
-    assert rack.unheard == ()
-    drain(rack.play([(adapter_files.inspect(official[0]), 0.0)]))
+    assert rack.unused == ()
+    drain(rack.apply([(adapter_files.inspect(official[0]), 0.0)]))
     assert (render() == first).all()
     assert (adapted != first).mean() > 0.9
     assert results.AdapterUsed.model_validate_json(used.model_dump_json()) == used

@@ -300,7 +300,10 @@ def test_a_request_gives_what_it_settles():
 
 
 def test_the_planner_that_fits_the_memory():
-    named = {gb: (size := catalog.fitting(gb)) and size.name for gb in (4, 6, 11.9, 12, 23, 24, 80)}
+    named = {
+        gb: (size := catalog.largest_planner(gb)) and size.name
+        for gb in (4, 6, 11.9, 12, 23, 24, 80)
+    }
     assert named == {4: None, 6: "0.6B", 11.9: "0.6B", 12: "1.7B", 23: "1.7B", 24: "4B", 80: "4B"}
 
 
