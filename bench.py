@@ -85,13 +85,13 @@ def engine_against_stock(seconds: float, times: int) -> list[tuple[str, str]]:
     with torch.inference_mode():
         conditions, _ = engine.conditions(song)
         quick, _ = swift.conditions(song)
-        latents = drain(engine.denoise(conditions, song, 7))
+        latents = drain(engine.denoise(conditions, song))
         ours = {
             "words": median_s(lambda: engine.conditions(song), times),
-            "denoise": median_s(lambda: drain(engine.denoise(conditions, song, 7)), times),
+            "denoise": median_s(lambda: drain(engine.denoise(conditions, song)), times),
             "decode": median_s(lambda: drain(vae.decode(engine.pipe.vae, latents)), times),
         }
-        swift_s = median_s(lambda: drain(swift.denoise(quick, song, 7)), times)
+        swift_s = median_s(lambda: drain(swift.denoise(quick, song)), times)
         whole = median_s(lambda: stock(**given, output_type="latent"), times)
         theirs_decode = median_s(lambda: stock.vae.decode(latents.transpose(1, 2)), times)
     total = sum(ours.values())

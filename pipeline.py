@@ -68,7 +68,7 @@ def compose(
     Codes stand for a fifth of a second each; what they leave open at the end is silence to the
     model, which makes something of it.
     """
-    shown: dict[str, object] = {"timbre": timbre}
+    instruction, context = acestep.TEXT_TO_MUSIC, None
     if codes:
         import torch
 
@@ -79,9 +79,12 @@ def compose(
             context = engine.silence(acestep.frames_for(song.duration_s)).clone()
             drawn = sketch(engine, codes)[:, : context.shape[1]]
             context[:, : drawn.shape[1]] = drawn
-            shown |= {"instruction": FROM_CODES, "context": context}
-    (piece,) = yield from engine.text_to_music(song, [song.seed], **shown)
-    return piece
+            instruction = FROM_CODES
+    return (
+        yield from engine.text_to_music(
+            song, instruction=instruction, context=context, timbre=timbre
+        )
+    )
 
 
 def extend(
@@ -130,10 +133,8 @@ def repaint(
         torch.inference_mode(),
         loading.memory_errors(engine.device, engine.model, song.duration_s),
     ):
-        lap = acestep.Laps()
         if clean is None:
             clean = yield from encode(engine, source)
-        lap("Encoding")
         frames = clean.shape[1]
         inside = torch.zeros(frames, device=engine.device)
         for start, end in regions:
@@ -141,7 +142,6 @@ def repaint(
             inside[first:last] = 1.0
         shown = torch.where(inside[None, :, None] > 0, engine.silence(frames), clean)
         conditions, notes = engine.conditions(song, REPAINT, context=shown, mask=inside)
-        lap("Reading the words")
         noise, _ = sampler.draw_noise(song.seed, frames, engine.channels)
         noise = noise.to(engine.device)
         until = round(grip.injection * song.inference_steps)
@@ -152,23 +152,21 @@ def repaint(
             due = t * noise + (1 - t) * clean
             return torch.where(inside[None, :, None] > 0, x, due)
 
-        made = yield from engine.denoise(conditions, song, song.seed, hold=hold)
+        made = yield from engine.denoise(conditions, song, after_step=hold)
         mine = _outside(inside, grip.ramp_frames)[None, :, None]
         made = mine * clean + (1 - mine) * made
-        lap("Denoising")
         wave = yield from vae.decode(engine.pipe.vae, made)
         made_sound = levels.resample(wave.numpy(), engine.rate, SAMPLE_RATE, source.shape[1])
         sound, fade = source, round(grip.fade_s * SAMPLE_RATE)
         for start, end in regions:
             sound = splice.splice(sound, made_sound, start, end, fade)
         peak = float(abs(sound).max(initial=0.0))
-        piece = acestep.Rendered(
+        piece = acestep.RenderedAudio(
             sound=sound, peak_dbfs=20 * math.log10(peak) if peak else None, seed=song.seed
         )
-        piece.edges = _edges(regions, source.shape[1], fade)
+        piece.crossfades = _edges(regions, source.shape[1], fade)
         piece.changed_outside = _changed(source, sound, regions, fade)
-        lap("Decoding")
-        piece.notes, piece.timings_s = notes, lap.seconds
+        piece.notes = notes
         return piece
 
 
@@ -194,22 +192,24 @@ def cover(
         torch.inference_mode(),
         loading.memory_errors(engine.device, engine.model, song.duration_s),
     ):
-        lap = acestep.Laps()
         if clean is None:
             clean = yield from encode(engine, source)
         drawn = sketch(engine, codes_of(engine, clean))[:, : clean.shape[1]]
-        lap("Encoding")
         conditions, notes = engine.conditions(song, FROM_CODES, context=drawn, timbre=timbre)
         switch, later = int(song.inference_steps * strength), None
         if switch < song.inference_steps:
             silence = engine.silence(clean.shape[1])
             later, _ = engine.conditions(song, context=silence, timbre=timbre)
-        lap("Reading the words")
-        start = (clean, 1.0 - noise) if noise else None
+        first = sampler.step_at(sampler.SamplerConfig.of(song), 1.0 - noise) if noise else 0
         latents = yield from engine.denoise(
-            conditions, song, song.seed, later=later, switch=switch, start=start
+            conditions,
+            song,
+            then=later,
+            switch_step=switch,
+            clean=clean if noise else None,
+            first_step=first,
         )
-        return (yield from _heard(engine, latents, source, song.seed, notes, lap))
+        return (yield from _heard(engine, latents, source, song.seed, notes))
 
 
 def morph(
@@ -230,28 +230,25 @@ def morph(
         torch.inference_mode(),
         loading.memory_errors(engine.device, engine.model, song.duration_s),
     ):
-        lap = acestep.Laps()
         if clean is None:
             clean = yield from encode(engine, source)
-        lap("Encoding")
         silence = engine.silence(clean.shape[1])
         was, _ = engine.conditions(told, context=silence)
         becomes, notes = engine.conditions(song, context=silence)
-        lap("Reading the words")
         generator = torch.Generator("cpu").manual_seed(song.seed)
-        course = sampler.SamplerConfig.of(song)
+        config = sampler.SamplerConfig.of(song)
         steps = sampler.morph(
             engine.model_under(was),
             engine.model_under(becomes),
             clean,
-            course,
+            config,
             generator,
             n_min=n_min,
             n_max=n_max,
             n_avg=n_avg,
         )
-        latents = yield from acestep.staged(steps, "Denoising", course.steps)
-        return (yield from _heard(engine, latents, source, song.seed, notes, lap))
+        latents = yield from acestep.as_progress(steps, "Denoising", config.steps)
+        return (yield from _heard(engine, latents, source, song.seed, notes))
 
 
 def _heard(
@@ -260,15 +257,11 @@ def _heard(
     source: np.ndarray,
     seed: int,
     notes: list[str],
-    lap: acestep.Laps,
 ) -> Iterator[Progress]:
     """Latents to a finished piece as long as `source` (returned)."""
-    lap("Denoising")
     wave = yield from vae.decode(engine.pipe.vae, latents)
     piece = engine.finish(wave, source.shape[1], seed)
-    lap("Decoding")
     piece.notes[:0] = notes
-    piece.timings_s = lap.seconds
     return piece
 
 

@@ -164,7 +164,7 @@ class Studio:
     def song(self, piece: Piece, seconds: float, seed: int) -> Sound:
         """Text-to-music from what a held-out piece asks for."""
         request = self._request(piece, seconds, seed)
-        (made,) = drain(self.engine.text_to_music(request, [seed]))
+        made = drain(self.engine.text_to_music(request))
         return made.sound, STUDIO_RATE
 
     def repainted(self, piece: Piece, source: np.ndarray, start: int, end: int, seed: int) -> Sound:

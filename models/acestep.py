@@ -1,7 +1,7 @@
-"""ACE-Step itself: load a checkpoint, build conditions, make latents, decode them to sound.
+"""ACE-Step: load a checkpoint, encode conditions, denoise latents, decode them to audio.
 
-Stands on diffusers' components; the loop is our own. Everything long is a generator that yields
-`Progress` and returns its result; closing it stops the work there and frees what it held.
+Uses diffusers' components with a denoising loop of its own (`models/sampler`). Everything long is
+a generator that yields `Progress` and returns its result; closing it stops the work there.
 """
 
 from __future__ import annotations
@@ -9,19 +9,18 @@ from __future__ import annotations
 import gc
 import math
 import re
-import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from audio import levels
 from core.errors import StudioError
 from core.requests import INSTRUMENTAL, SAMPLE_RATE, Generate
 from core.results import Progress
 from models import catalog, checkpoints, sampler, weights
-from models.loading import check_pipeline, memory_errors
+from models.loading import check_pipeline, is_finite, memory_errors
 from models.vae import FRAME_RATE, decode, skip_zeros
 
 if TYPE_CHECKING:
@@ -31,19 +30,23 @@ if TYPE_CHECKING:
 
 
 TEXT_TO_MUSIC = "Fill the audio semantic mask based on the given conditions:"
+"""The instruction for a song from text alone. Source: the authors' task table."""
 
 
 TEXT_TOKENS, LYRIC_TOKENS = 256, 2048
-"""What the text encoder reads of the prompt and of the lyrics. Source: the authors' handler."""
+"""The most tokens that the text encoder reads of the prompt and of the lyrics.
+
+Source: the authors' handler.
+"""
 
 
 TIMBRE_FRAMES = 30 * FRAME_RATE
-"""Length of the timbre reference; without one, this much of the silence latent stands for it."""
+"""Length of the timbre reference, 30 s; without one, the silence latent takes its place."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the transformer hears besides the noise.
+    """What the transformer receives besides the noise.
 
     `cond` and `null` are [1, tokens, width], `context` is [1, frames, channels + mask].
     """
@@ -54,34 +57,20 @@ class Conditions:
 
 
 @dataclass
-class Rendered:
-    """One piece of sound, float32 [2, samples] at 48 kHz, and how it came about.
+class RenderedAudio:
+    """One finished piece of audio, float32 [2, samples] at 48 kHz, and notes on how it was made.
 
-    Where part of a source was kept, `edges` are the middle and half the width of each crossfade in
-    samples, and `changed_outside` counts the samples that differ from the source outside of the
-    regions and their crossfades.
+    Where part of a source was kept, `crossfades` has the middle and half the width of each
+    crossfade in samples, and `changed_outside` counts the samples that differ from the source
+    outside the regions and their crossfades.
     """
 
     sound: np.ndarray
     peak_dbfs: float | None
     seed: int
-    timings_s: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    edges: list[tuple[int, int]] = field(default_factory=list)
+    crossfades: list[tuple[int, int]] = field(default_factory=list)
     changed_outside: int | None = None
-
-
-class Laps:
-    """Seconds spent in each stage, told at its end."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.monotonic()
-
-    def __call__(self, stage: str) -> None:
-        now = time.monotonic()
-        self.seconds[stage] = now - self._since
-        self._since = now
 
 
 def prompt_text(
@@ -93,7 +82,7 @@ def prompt_text(
     duration_s: float,
     instruction: str = TEXT_TO_MUSIC,
 ) -> str:
-    """The prompt as the text encoder was trained on it, to the byte.
+    """The prompt in the exact format the text encoder was trained on.
 
     Source: the authors' handler (`SFT_GEN_PROMPT` and its metadata string).
     """
@@ -105,12 +94,12 @@ def prompt_text(
 
 
 def lyric_text(lyrics: str, language: str) -> str:
-    """The lyrics as the lyric encoder was trained on them, to the byte. Source: as above."""
+    """The lyrics in the exact format the lyric encoder was trained on. Source: as `prompt_text`."""
     return f"# Languages\n{language}\n\n# Lyric\n{lyrics}<|endoftext|>"
 
 
 def frames_for(duration_s: float) -> int:
-    """Latent frames that hold `duration_s`, rounded up to the transformer's patch of two."""
+    """Latent frames for `duration_s`, rounded up to the transformer's patch of two."""
     frames = math.ceil(round(duration_s * FRAME_RATE, 6))
     return frames + frames % 2
 
@@ -129,13 +118,13 @@ class Engine:
     @classmethod
     def load(
         cls, model: catalog.Model, folder: Path, device: str, dtype: str
-    ) -> Iterator[Progress]:
-        """Load `model` from `folder`, and prove that it is whole.
+    ) -> Generator[Progress, None, Engine]:
+        """Load `model` from `folder` and check that it is complete.
 
         Args:
             device: "cpu", "cuda" or "mps".
-            dtype: of the transformer, "float32" or "bfloat16". On an accelerator everything
-                follows it; on a CPU the small parts stay float32.
+            dtype: of the transformer, "float32" or "bfloat16". On an accelerator the other parts
+                use it too; on a CPU they stay float32.
 
         Returns:
             The engine (as the generator's return value).
@@ -148,20 +137,20 @@ class Engine:
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
-        gc.freeze()  # the libraries stay: `host.free` need not look through them after every job
+        gc.freeze()  # spares `device.free` from scanning the libraries after every job
         yield Progress(stage="Loading", step=0, steps=3)
-        announced = checkpoints.inspect(model, folder)
+        stored = checkpoints.inspect(model, folder)
         yield Progress(stage="Loading", step=1, steps=3)
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-        wide = getattr(torch, dtype)
-        rest = torch.float32 if device == "cpu" else wide
+        transformer_dtype = getattr(torch, dtype)
+        default = torch.float32 if device == "cpu" else transformer_dtype
         with memory_errors(device, model, 0.0):
             try:
                 warnings.filterwarnings("ignore", ".*weight_norm.* is deprecated", FutureWarning)
                 pipe = AceStepPipeline.from_pretrained(
                     folder,
-                    dtype={"transformer": wide, "default": rest},
+                    dtype={"transformer": transformer_dtype, "default": default},
                     local_files_only=True,
                     use_safetensors=True,
                 )
@@ -172,43 +161,38 @@ class Engine:
                     model, folder.name, f"does not load ({type(error).__name__})"
                 ) from error
             yield Progress(stage="Loading", step=2, steps=3)
-            check_pipeline(model, pipe, announced)
+            check_pipeline(model, pipe, stored)
             skip_zeros(pipe.vae)
             pipe.to(device)
         yield Progress(stage="Loading", step=3, steps=3)
         return cls(pipe, model, device)
 
     def text_to_music(
-        self, song: Generate, seeds: Sequence[int], **shown: Any
-    ) -> Iterator[Progress]:
-        """Make one piece for each seed, each bit for bit what it would be if made alone.
+        self,
+        song: Generate,
+        *,
+        instruction: str = TEXT_TO_MUSIC,
+        context: torch.Tensor | None = None,
+        timbre: torch.Tensor | None = None,
+    ) -> Generator[Progress, None, RenderedAudio]:
+        """Make a piece from text, and from what else the model is given; see `conditions`.
 
         Args:
-            song: a request whose steps, guidance and shift are numbers by now.
-            shown: what else the model is to go by; see `conditions`.
+            song: a request whose seed, steps, guidance and shift are resolved.
 
         Returns:
-            A list of `Rendered` (as the generator's return value).
+            The piece (as the generator's return value).
         """
         import torch
 
         with torch.inference_mode(), memory_errors(self.device, self.model, song.duration_s):
             yield Progress(stage="Reading the words", step=0, steps=1)
-            reading = Laps()
-            conditions, notes = self.conditions(song, **shown)
-            reading("Reading the words")
-            pieces = []
-            for seed in seeds:
-                lap = Laps()
-                latents = yield from self.denoise(conditions, song, seed)
-                lap("Denoising")
-                wave = yield from decode(self.pipe.vae, latents)
-                piece = self.finish(wave, round(song.duration_s * SAMPLE_RATE), seed)
-                lap("Decoding")
-                piece.timings_s = reading.seconds | lap.seconds
-                piece.notes[:0] = notes
-                pieces.append(piece)
-            return pieces
+            conditions, notes = self.conditions(song, instruction, context=context, timbre=timbre)
+            latents = yield from self.denoise(conditions, song)
+            wave = yield from decode(self.pipe.vae, latents)
+            piece = self.finish(wave, round(song.duration_s * SAMPLE_RATE), song.seed)
+            piece.notes[:0] = notes
+            return piece
 
     def conditions(
         self,
@@ -219,13 +203,12 @@ class Engine:
         mask: torch.Tensor | None = None,
         timbre: torch.Tensor | None = None,
     ) -> tuple[Conditions, list[str]]:
-        """Encode words and metadata. Also says what had to be changed for them to fit.
+        """Encode text, lyrics and metadata. Also returns notes on what was shortened to fit.
 
         Args:
-            context: latents [1, frames, channels] the model is shown; silence of the song's length
-                where there are none.
-            mask: float [frames], 1 where something new is wanted; everywhere if None.
-            timbre: latents [1, frames, channels] whose sound is borrowed; silence for none.
+            context: source latents [1, frames, channels]; silence of the song's length if None.
+            mask: float [frames], 1 where new audio is wanted; everywhere if None.
+            timbre: latents [1, frames, channels] of the reference audio; silence if None.
 
         Raises:
             StudioError: `lyrics-too-long`.
@@ -282,55 +265,60 @@ class Engine:
         self,
         conditions: Conditions,
         song: Generate,
-        seed: int,
         *,
-        later: Conditions | None = None,
-        switch: int = 0,
-        hold: sampler.Hold | None = None,
-        start: tuple[torch.Tensor, float] | None = None,
-    ) -> Iterator[Progress]:
-        """From the seed's noise to latents, float32 [1, frames, channels] (returned).
+        then: Conditions | None = None,
+        switch_step: int = 0,
+        after_step: sampler.AfterStep | None = None,
+        clean: torch.Tensor | None = None,
+        first_step: int = 0,
+    ) -> Generator[Progress, None, torch.Tensor]:
+        """Denoise the noise of the song's seed to latents, float32 [1, frames, channels].
 
         Args:
-            later, switch: conditions that take over after `switch` steps.
-            hold: puts known latents back after each step; see `sampler.sample`.
-            start: clean latents and the share of noise to begin with, instead of noise alone.
+            then, switch_step: conditions that replace the first ones after `switch_step` steps.
+            after_step: may put known latents back after each step; see `sampler.sample`.
+            clean, first_step: latents to begin from, noised to the time of `first_step`, instead
+                of noise alone.
+
+        Returns:
+            The latents (as the generator's return value).
 
         Raises:
             StudioError: `sound-not-finite`.
         """
-        course = sampler.SamplerConfig.of(song)
-        noise, generator = sampler.draw_noise(seed, conditions.context.shape[1], self.channels)
-        x, first = noise.to(self.device), 0
-        times = sampler.schedule(course.steps, course.shift)
-        if start is not None:
-            first = sampler.step_at(course, start[1])
-            x = times[first] * x + (1 - times[first]) * start[0]
+        config = sampler.SamplerConfig.of(song)
+        noise, generator = sampler.draw_noise(song.seed, conditions.context.shape[1], self.channels)
+        times = sampler.schedule(config.steps, config.shift)
+        x = noise.to(self.device)
+        if clean is not None:
+            x = times[first_step] * x + (1 - times[first_step]) * clean
         model = self.model_under(conditions)
-        if later is not None:
-            before, after, until = model, self.model_under(later), float(times[switch])
+        if then is not None:
+            before, after, until = model, self.model_under(then), float(times[switch_step])
 
             def model(x: torch.Tensor, t: float, guided: bool) -> sampler.Velocity:
                 return (before if t > until else after)(x, t, guided)
 
-        steps = sampler.sample(model, x, course, generator, first=first, hold=hold)
-        latents = yield from staged(steps, "Denoising", course.steps)
-        if not sampler.is_finite(latents):
+        steps = sampler.sample(
+            model, x, config, generator, first_step=first_step, after_step=after_step
+        )
+        latents = yield from as_progress(steps, "Denoising", config.steps)
+        if not is_finite(latents):
             raise StudioError("sound-not-finite", model=self.model.title)
         return latents
 
     def model_under(self, conditions: Conditions) -> sampler.Model:
-        """The transformer under `conditions`, as the sampler wants it."""
+        """The transformer with `conditions` bound, in the form the sampler calls."""
         import torch
 
-        def ask(x: torch.Tensor, t: float, guided: bool) -> sampler.Velocity:
+        def velocity(x: torch.Tensor, t: float, guided: bool) -> sampler.Velocity:
             rows = 2 if guided else 1
             cond = conditions.cond
-            stamp = torch.full((rows,), t, device=self.device, dtype=self.dtype)
+            timestep = torch.full((rows,), t, device=self.device, dtype=self.dtype)
             (out,) = self.pipe.transformer(
                 hidden_states=x.to(self.dtype).expand(rows, -1, -1),
-                timestep=stamp,
-                timestep_r=stamp,
+                timestep=timestep,
+                timestep_r=timestep,
                 encoder_hidden_states=torch.cat([cond, conditions.null]) if guided else cond,
                 context_latents=conditions.context.expand(rows, -1, -1),
                 return_dict=False,
@@ -338,19 +326,19 @@ class Engine:
             out = out.float()
             return sampler.Velocity(out[:1], out[1:] if guided else None)
 
-        return ask
+        return velocity
 
-    def finish(self, wave: torch.Tensor, samples: int, seed: int) -> Rendered:
-        """Bring to 48 kHz, cut to `samples`, set the level."""
+    def finish(self, wave: torch.Tensor, samples: int, seed: int) -> RenderedAudio:
+        """Resample to 48 kHz, cut to `samples` and set the level."""
         sound = levels.resample(wave.numpy(), self.rate, SAMPLE_RATE, samples)
         sound, peak = levels.level(sound)
-        piece = Rendered(sound=sound, peak_dbfs=peak, seed=seed)
+        piece = RenderedAudio(sound=sound, peak_dbfs=peak, seed=seed)
         if peak is None or peak < levels.SILENCE_DBFS:
             piece.notes.append("This take is almost silent; try another seed.")
         return piece
 
     def silence(self, frames: int) -> torch.Tensor:
-        """The silence latent [1, frames, channels], tiled if the song outlasts it."""
+        """The silence latent [1, frames, channels], repeated if the song is longer."""
         silence = self.pipe.condition_encoder.silence_latent
         if frames > silence.shape[1]:
             silence = silence.repeat(1, math.ceil(frames / silence.shape[1]), 1)
@@ -360,7 +348,10 @@ class Engine:
         return self.pipe.tokenizer([text], return_tensors="pt").input_ids.to(self.device)
 
     def _fit_caption(self, song: Generate, instruction: str) -> tuple[str, bool]:
-        """The longest beginning of the style, ending at a word, that leaves room for the metas."""
+        """The longest beginning of the style, cut at a word, that leaves room for the metadata.
+
+        Also returns whether anything was cut.
+        """
 
         def fits(caption: str) -> bool:
             return self._tokens(_prompt_of(song, caption, instruction)).shape[1] <= TEXT_TOKENS
@@ -390,8 +381,10 @@ def _prompt_of(song: Generate, caption: str, instruction: str) -> str:
     )
 
 
-def staged(steps: Iterator[int], stage: str, total: int) -> Iterator[Progress]:
-    """Turn step numbers into progress, and hand on what the steps return."""
+def as_progress(
+    steps: Generator[int, None, torch.Tensor], stage: str, total: int
+) -> Generator[Progress, None, torch.Tensor]:
+    """Report step numbers as `Progress` of `stage`, and return what the steps return."""
     while True:
         try:
             done = next(steps)

@@ -106,7 +106,7 @@ class MusicgenEngine:
                 device with the same number of threads, whatever else draws random numbers.
 
         Returns:
-            `pipeline.Rendered` (as the generator's return value): two equal channels, since the
+            `acestep.RenderedAudio` (as the generator's return value): two equal channels, since the
             model is mono, of just the length asked for.
 
         Raises:
@@ -123,7 +123,7 @@ class MusicgenEngine:
         samples = round(request.duration_s * SAMPLE_RATE)
         mono = levels.resample(wave, self.rate, SAMPLE_RATE, samples)
         sound, peak = levels.level(np.repeat(mono, 2, axis=0))
-        return acestep.Rendered(sound=sound, peak_dbfs=peak, seed=request.seed)
+        return acestep.RenderedAudio(sound=sound, peak_dbfs=peak, seed=request.seed)
 
     def tokens(self, request: Musicgen, frames: int) -> Iterator[Progress]:
         """Compose `frames` frames: int64 [codebooks, frames], on the device (returned).

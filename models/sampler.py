@@ -1,13 +1,13 @@
-"""Flow matching on latents: schedules, guidance (APG, ADG), solvers (ODE, SDE, Heun).
+"""Sampling by flow matching: time schedules, guidance (APG, ADG) and the table of solvers.
 
-Tensors in, tensors out. Time runs from t = 1 (noise) to t = 0 (data); the model predicts the
-velocity v = noise - data, so the clean estimate is x0 = x - t * v.
+Works on tensors alone and knows nothing of the transformer. Time runs from t = 1 (noise) to t = 0
+(data); the model predicts the velocity v = noise - data, so the clean estimate is x0 = x - t * v.
+A new solver is one function and one row of `SOLVERS`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,11 +24,11 @@ APG_NORM_LIMIT = 2.5
 
 
 ADG_MAX_ANGLE = 3.14 / 6
-"""Radians. 3.14, not pi: the number the authors wrote."""
+"""Radians. 3.14, not pi: the number in the authors' code."""
 
 
 class Velocity(NamedTuple):
-    """What the model says at one point: [1, frames, channels] with and without the condition."""
+    """The model's output at one point: [1, frames, channels] with and without the condition."""
 
     cond: torch.Tensor
     uncond: torch.Tensor | None
@@ -38,38 +38,101 @@ Model = Callable[["torch.Tensor", float, bool], Velocity]
 """(x [1, frames, channels], t, guided) -> Velocity. `uncond` is needed only when guided."""
 
 
+AfterStep = Callable[["torch.Tensor", int, "torch.Tensor"], "torch.Tensor"]
+"""(x after a step, steps done, its time as a 0-d tensor) -> x to continue with."""
+
+
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How to go from noise to sound.
+    """How to get from noise to latents.
 
-    `guide_from` and `guide_to` bound the shifted time t in which guidance acts, as the authors of
-    ACE-Step mean it: 1 is the beginning, both ends count.
+    Guidance acts where `cfg_start` <= t <= `cfg_end`, with t the shifted time. As in the ACE-Step
+    authors' code, t = 1 is the beginning.
     """
 
     steps: int
     guidance: float = 1.0
     method: str = "ode"
     shift: float = 1.0
-    guide_from: float = 0.0
-    guide_to: float = 1.0
+    cfg_start: float = 0.0
+    cfg_end: float = 1.0
     adg: bool = False
 
     @classmethod
     def of(cls, song: SongRequest) -> SamplerConfig:
-        """The course that a request asks for, its open values resolved."""
+        """The settings of a request whose steps, guidance and shift are resolved."""
         return cls(
             steps=song.inference_steps,
             guidance=song.guidance_scale,
             method=song.infer_method,
             shift=song.shift,
-            guide_from=song.cfg_interval_start,
-            guide_to=song.cfg_interval_end,
+            cfg_start=song.cfg_interval_start,
+            cfg_end=song.cfg_interval_end,
             adg=song.use_adg,
         )
 
     def guided_at(self, t: float) -> bool:
-        """Whether the second, unconditional pass is worth its price at time `t`."""
-        return self.guidance > 1.0 and self.guide_from <= t <= self.guide_to
+        """Whether time `t` needs the second, unconditional pass."""
+        return self.guidance > 1.0 and self.cfg_start <= t <= self.cfg_end
+
+
+class Step(NamedTuple):
+    """One step of a run, as a solver sees it.
+
+    `t` and `t_next` are 0-d float32 tensors on the CPU, whatever the device of `x`: torch passes
+    those to kernels as plain numbers, so no step waits for a copy.
+    """
+
+    x: torch.Tensor
+    v: torch.Tensor
+    t: torch.Tensor
+    t_next: torch.Tensor
+    is_last: bool
+    velocity_next: Callable[[torch.Tensor], torch.Tensor]
+    """The guided velocity of another x at `t_next`; leaves APG's momentum as it is."""
+    fresh_noise: Callable[[], torch.Tensor]
+    """Standard normal noise shaped like `x`, from the run's own generator."""
+
+
+def euler(step: Step) -> torch.Tensor:
+    """Follow the velocity in a straight line."""
+    return step.x + (step.t_next - step.t) * step.v
+
+
+def heun(step: Step) -> torch.Tensor:
+    """Follow the mean of the velocities at both ends of the step (trapezoidal rule).
+
+    The last step is Euler's: the model is not evaluated at t = 0.
+    """
+    ahead = euler(step)
+    if step.is_last:
+        return ahead
+    return step.x + (step.t_next - step.t) * (step.v + step.velocity_next(ahead)) / 2
+
+
+def sde(step: Step) -> torch.Tensor:
+    """Estimate the clean latents, then noise them afresh to the next time of the schedule."""
+    clean = step.x - step.t * step.v
+    return step.t_next * step.fresh_noise() + (1 - step.t_next) * clean
+
+
+class Solver(NamedTuple):
+    """A row of the solver table.
+
+    `evaluates_next` says that the solver also evaluates the model at the end of each step but the
+    last; time estimates count those evaluations.
+    """
+
+    advance: Callable[[Step], torch.Tensor]
+    evaluates_next: bool = False
+
+
+SOLVERS = {
+    "ode": Solver(euler),
+    "sde": Solver(sde),
+    "heun": Solver(heun, evaluates_next=True),
+}
+"""By the values of `infer_method` in a request."""
 
 
 def schedule(steps: int, shift: float) -> torch.Tensor:
@@ -85,7 +148,7 @@ def schedule(steps: int, shift: float) -> torch.Tensor:
 
 
 def draw_noise(seed: int, frames: int, channels: int) -> tuple[torch.Tensor, torch.Generator]:
-    """Standard normal float32 [1, frames, channels] on the CPU, and the generator to go on with.
+    """Standard normal float32 [1, frames, channels], and the generator to continue with.
 
     Drawn on the CPU whatever the device, so that a seed means the same song everywhere.
     """
@@ -95,74 +158,75 @@ def draw_noise(seed: int, frames: int, channels: int) -> tuple[torch.Tensor, tor
     return torch.randn(1, frames, channels, generator=generator), generator
 
 
-Hold = Callable[["torch.Tensor", int, "torch.Tensor"], "torch.Tensor"]
-"""(x after a step, steps done, the time it is at) -> x to go on with."""
-
-
 def sample(
     model: Model,
     noise: torch.Tensor,
-    course: SamplerConfig,
+    config: SamplerConfig,
     generator: torch.Generator,
     *,
-    first: int = 0,
-    hold: Hold | None = None,
-) -> Iterator[int]:
-    """Walk from `noise` to latents. Yields the number of steps done, starting with `first`.
+    first_step: int = 0,
+    after_step: AfterStep | None = None,
+) -> Generator[int, None, torch.Tensor]:
+    """Integrate from `noise` to latents. Yields the number of steps done, from `first_step` on.
 
     Args:
-        model: asked once a step; twice, but for the last, by Heun.
+        model: evaluated once a step, or as the solver's row in `SOLVERS` says.
         noise: float32 [1, frames, channels] on the model's device.
-        generator: CPU generator for what the SDE draws on the way.
-        first: the step to begin with; `noise` then stands at that step's time.
-        hold: may put known latents back after each step.
+        generator: CPU generator for the noise that the SDE draws during the run.
+        first_step: the step to begin with; `noise` must then be noised to that step's time.
+        after_step: may put known latents back after each step.
 
     Returns:
         The latents, float32, of the same shape (as the generator's return value).
     """
-    import torch
-
-    times = schedule(course.steps, course.shift)
+    times = schedule(config.steps, config.shift)
+    solver = SOLVERS[config.method]
     apg = Apg()
 
-    def velocity(x: torch.Tensor, i: int, remember: bool = True) -> torch.Tensor:
-        return guide(model, x, float(times[i]), course, apg, remember)
+    def velocity(x: torch.Tensor, i: int, update_momentum: bool = True) -> torch.Tensor:
+        return guide(model, x, float(times[i]), config, apg, update_momentum)
 
     x = noise
-    yield first
-    for i in range(first, course.steps):
-        t, t_next = times[i].to(x.device), times[i + 1].to(x.device)
-        v = velocity(x, i)
-        if course.method == "sde":
-            clean = x - t * v
-            fresh = torch.randn(x.shape, generator=generator).to(x.device)
-            x = t_next * fresh + (1 - t_next) * clean
-        else:
-            ahead = x + (t_next - t) * v
-            if course.method == "heun" and i + 1 < course.steps:
-                ahead = x + (t_next - t) * (v + velocity(ahead, i + 1, remember=False)) / 2
-            x = ahead
-        x = hold(x, i + 1, t_next) if hold else x
+    yield first_step
+    for i in range(first_step, config.steps):
+        x = solver.advance(
+            Step(
+                x=x,
+                v=velocity(x, i),
+                t=times[i],
+                t_next=times[i + 1],
+                is_last=i + 1 == config.steps,
+                velocity_next=lambda ahead, i=i: velocity(ahead, i + 1, update_momentum=False),
+                fresh_noise=lambda x=x: _noise_like(x, generator),
+            )
+        )
+        if after_step:
+            x = after_step(x, i + 1, times[i + 1])
         yield i + 1
     return x
 
 
 def guide(
-    model: Model, x: torch.Tensor, t: float, course: SamplerConfig, apg: Apg, remember: bool = True
+    model: Model,
+    x: torch.Tensor,
+    t: float,
+    config: SamplerConfig,
+    apg: Apg,
+    update_momentum: bool = True,
 ) -> torch.Tensor:
-    """The velocity at (x, t) with the guidance that `course` asks for there."""
-    guided = course.guided_at(t)
+    """The velocity at (x, t), with guidance where `config` has it."""
+    guided = config.guided_at(t)
     v = model(x, t, guided)
     if not guided:
         return v.cond
-    if course.adg:
-        return adg(x, v, t, course.guidance)
-    return apg(v, course.guidance, remember)
+    if config.adg:
+        return adg(x, v, t, config.guidance)
+    return apg(v, config.guidance, update_momentum)
 
 
-def step_at(course: SamplerConfig, t: float) -> int:
-    """The step of `course` whose time is nearest to `t`."""
-    times = schedule(course.steps, course.shift)[:-1]
+def step_at(config: SamplerConfig, t: float) -> int:
+    """The step of `config` whose time is nearest to `t`."""
+    times = schedule(config.steps, config.shift)[:-1]
     return int((times - t).abs().argmin())
 
 
@@ -170,55 +234,56 @@ def morph(
     source: Model,
     target: Model,
     clean: torch.Tensor,
-    course: SamplerConfig,
+    config: SamplerConfig,
     generator: torch.Generator,
     *,
     n_min: float,
     n_max: float,
     n_avg: int,
-) -> Iterator[int]:
-    """Flow editing: carry clean latents from one description to another without inverting them.
+) -> Generator[int, None, torch.Tensor]:
+    """Flow editing: move clean latents from one description to another without inverting them.
 
     While n_min < t <= n_max the difference between both velocities, at equally noised points,
     moves the edit; from n_min on the target alone finishes it. Always Euler. Yields steps done.
-    Source: Kulikov et al., FlowEdit, arXiv 2412.08629, as in ACE-Step 1.5's morph.
+    Source: Kulikov et al., FlowEdit, arXiv 2412.08629, as in ACE-Step 1.5's morph. The bounds are
+    noise levels here; in the authors' code they are shares of the steps, counted from the start.
 
     Args:
         source, target: the model under the old and the new description.
         clean: float32 [1, frames, channels], the source's latents.
-        n_avg: draws of noise averaged in each step.
+        n_avg: noise samples averaged in each step.
 
     Returns:
         The edited latents; `clean` itself where n_max is 0 (as the generator's return value).
     """
     import torch
 
-    times = schedule(course.steps, course.shift)
+    times = schedule(config.steps, config.shift)
     apg_source, apg_target = Apg(), Apg()
     edit = clean
     path: torch.Tensor | None = None
     yield 0
-    for i in range(course.steps):
-        t, t_next = times[i].to(clean.device), times[i + 1].to(clean.device)
-        now = float(times[i])
-        if now > n_max:
+    for i in range(config.steps):
+        t, t_next = times[i], times[i + 1]
+        t_number = float(t)
+        if t_number > n_max:
             yield i + 1
             continue
-        if now > n_min:
+        if t_number > n_min:
             moved = torch.zeros_like(clean)
             for draw in range(n_avg):
-                noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-                there = (1 - t) * clean + t * noise
-                last = draw + 1 == n_avg
-                v_target = guide(target, edit + there - clean, now, course, apg_target, last)
-                v_source = guide(source, there, now, course, apg_source, last)
+                noised = (1 - t) * clean + t * _noise_like(clean, generator)
+                is_last = draw + 1 == n_avg
+                v_target = guide(
+                    target, edit + noised - clean, t_number, config, apg_target, is_last
+                )
+                v_source = guide(source, noised, t_number, config, apg_source, is_last)
                 moved = moved + (v_target - v_source) / n_avg
             edit = edit + (t_next - t) * moved
         else:
             if path is None:
-                noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-                path = edit + t * (noise - clean)
-            path = path + (t_next - t) * guide(target, path, now, course, apg_target)
+                path = edit + t * (_noise_like(clean, generator) - clean)
+            path = path + (t_next - t) * guide(target, path, t_number, config, apg_target)
         yield i + 1
     return edit if path is None else path
 
@@ -227,24 +292,24 @@ class Apg:
     """Adaptive projected guidance with ACE-Step's constants; keeps its momentum between calls.
 
     Only the part of (cond - uncond) that is orthogonal to cond is added, per channel over time:
-    it steers without overdriving. Source: Sadat et al., arXiv 2410.02416.
+    it steers without oversaturating. Source: Sadat et al., arXiv 2410.02416.
     """
 
     def __init__(self) -> None:
         self._average: torch.Tensor | float = 0.0
 
-    def __call__(self, v: Velocity, scale: float, remember: bool = True) -> torch.Tensor:
-        """The guided velocity, shaped like `v.cond`. `remember=False` leaves the momentum alone."""
+    def __call__(self, v: Velocity, scale: float, update_momentum: bool = True) -> torch.Tensor:
+        """The guided velocity, shaped like `v.cond`."""
         import torch
 
         average = (v.cond - v.uncond) + APG_MOMENTUM * self._average
-        if remember:
+        if update_momentum:
             self._average = average
         norm = average.norm(p=2, dim=1, keepdim=True)
         update = average * torch.minimum(torch.ones_like(norm), APG_NORM_LIMIT / norm)
-        wide, along = _widened(update), _widened(v.cond)
+        update64, along = _float64(update), _float64(v.cond)
         along = torch.nn.functional.normalize(along, dim=1)
-        across = wide - (wide * along).sum(dim=1, keepdim=True) * along
+        across = update64 - (update64 * along).sum(dim=1, keepdim=True) * along
         return v.cond + (scale - 1.0) * across.to(v.cond.device, v.cond.dtype)
 
 
@@ -262,38 +327,43 @@ def adg(x: torch.Tensor, v: Velocity, t: float, scale: float) -> torch.Tensor:
     """
     import torch
 
-    at, cond, uncond = _widened(x), _widened(v.cond), _widened(v.uncond)
-    clean, plain = at - t * cond, at - t * uncond
+    x64, cond, uncond = _float64(x), _float64(v.cond), _float64(v.uncond)
+    clean, clean_uncond = x64 - t * cond, x64 - t * uncond
     weight = max(scale - 1.0, 0.0) + 1e-3
-    cosine = torch.nn.functional.cosine_similarity(clean, plain, dim=-1).unsqueeze(-1)
+    cosine = torch.nn.functional.cosine_similarity(clean, clean_uncond, dim=-1).unsqueeze(-1)
     angle = torch.arccos(cosine.clamp(-1.0, 1.0))
     turned = (weight * angle).clamp(-ADG_MAX_ANGLE, ADG_MAX_ANGLE)
-    apart = clean - plain
-    unit = torch.nn.functional.normalize(plain, dim=-1)
-    across = apart - (apart * unit).sum(dim=-1, keepdim=True) * unit
+    difference = clean - clean_uncond
+    unit = torch.nn.functional.normalize(clean_uncond, dim=-1)
+    across = difference - (difference * unit).sum(dim=-1, keepdim=True) * unit
     sine = torch.sin(angle)
     gain = torch.where(sine > 1e-3, torch.sin(turned) / sine.clamp_min(1e-3), weight)
     guided = torch.cos(turned) * clean + gain * across
-    return ((at - guided) / t).to(v.cond.device, v.cond.dtype)
+    return ((x64 - guided) / t).to(v.cond.device, v.cond.dtype)
 
 
-def _widened(x: torch.Tensor) -> torch.Tensor:
-    """`x` in float64, on the CPU where the device has none (Apple's)."""
-    return x.cpu().double() if x.device.type == "mps" else x.double()
-
-
-def evaluations(course: SamplerConfig) -> int:
-    """How many rows the model computes in this course: what a time estimate multiplies.
+def evaluations(config: SamplerConfig) -> int:
+    """How many rows the model computes in a run: the factor of a time estimate.
 
     Needs no torch, so that a page can estimate before anything heavy is imported.
     """
-    even = (1 - i / course.steps for i in range(course.steps))
-    asked = [course.shift * t / (1 + (course.shift - 1) * t) for t in even]
-    if course.method == "heun":
-        asked += asked[1:]
-    return sum(2 if course.guided_at(t) else 1 for t in asked)
+    even = (1 - i / config.steps for i in range(config.steps))
+    evaluated = [config.shift * t / (1 + (config.shift - 1) * t) for t in even]
+    if SOLVERS[config.method].evaluates_next:
+        evaluated += evaluated[1:]
+    return sum(2 if config.guided_at(t) else 1 for t in evaluated)
 
 
-def is_finite(x: torch.Tensor) -> bool:
-    """No NaN and no infinity in `x`."""
-    return math.isfinite(float(x.abs().max())) if x.numel() else True
+def _noise_like(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Standard normal noise drawn on the CPU, moved to the device of `x`."""
+    import torch
+
+    noise = torch.randn(x.shape, generator=generator)
+    if x.device.type == "cuda":  # from pinned memory the copy does not make the host wait
+        return noise.pin_memory().to(x.device, non_blocking=True)
+    return noise.to(x.device)
+
+
+def _float64(x: torch.Tensor) -> torch.Tensor:
+    """`x` in float64, on the CPU where the device has none (Apple's)."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()

@@ -194,8 +194,8 @@ def work_of(job: Job, loaded: bool = False, planned: bool = False) -> dict[str, 
     listens = job.planner is not None and bool(job.sounds) and job.request.mode != "generate"
     plans = job.planner is not None and not listens
     composes = plans and isinstance(job.request, Generate) and bool(job.request.thinking)
-    course = sampler.SamplerConfig.of(job.request)
-    rows = sampler.evaluations(course)
+    config = sampler.SamplerConfig.of(job.request)
+    rows = sampler.evaluations(config)
     return _told(
         {
             "Loading": float(not loaded),

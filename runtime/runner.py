@@ -22,7 +22,7 @@ from core.errors import StudioError
 from core.files import write_text
 from core.requests import EXPORTS, HELPERS, SAMPLE_RATE, Cover, Extend, Generate, Lyrics, Musicgen
 from core.results import Cancelled, Draft, Event, ExportedFiles, Failed, Progress, SeamCheck, Take
-from models.acestep import Engine, Rendered
+from models.acestep import Engine, RenderedAudio
 from runtime import device, job_adapters, model_cache, planning
 from runtime.job import Job
 
@@ -133,7 +133,7 @@ def _song(job: Job, watch: StageTimer) -> Iterator[Event]:
         codes=tuple(thoughts.codes),
         files=job.files,
         changed_outside=piece.changed_outside,
-        seams=tuple(_seam(piece, *edge) for edge in piece.edges),
+        seams=tuple(_seam(piece, *edge) for edge in piece.crossfades),
         adapters=tuple(each.model_dump() for each in playing),
         check=check,
         made_at=datetime.now(UTC),
@@ -167,7 +167,7 @@ def _rendered(job: Job) -> Iterator[Progress]:
 def _made(
     job: Job, engine: Engine, thoughts: planning.PlannedSong, sounds: dict[str, np.ndarray]
 ) -> Iterator[Progress]:
-    """The operation that the request's mode asks for; returns the `Rendered` piece."""
+    """The operation that the request's mode asks for; returns the `RenderedAudio` piece."""
     import pipeline
     from pipeline import region_of
 
@@ -212,7 +212,7 @@ def _made(
     return (yield from pipeline.repaint(engine, song, source, [region], grip, clean))
 
 
-def _seam(piece: Rendered, at: int, half_width: int) -> SeamCheck:
+def _seam(piece: RenderedAudio, at: int, half_width: int) -> SeamCheck:
     heard = splice.seam(piece.sound, at, half_width, SAMPLE_RATE)
     return SeamCheck(at_s=at / SAMPLE_RATE, **heard._asdict())
 

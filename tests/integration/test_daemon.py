@@ -880,7 +880,7 @@ def test_four_minutes_are_the_same_wherever_the_tiles_of_the_decoder_meet(engine
     request, sounds = song(duration_s=240, inference_steps=4), []
     with torch.inference_mode():
         conditions, _ = engine.conditions(request)
-        latents = drain(engine.denoise(conditions, request, 7))
+        latents = drain(engine.denoise(conditions, request))
         for frames in (vae.TILE_FRAMES, 333):
             monkeypatch.setattr(vae, "TILE_FRAMES", frames)
             sounds.append(drain(vae.decode(engine.pipe.vae, latents)).numpy())

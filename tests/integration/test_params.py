@@ -25,7 +25,7 @@ BASE = {"instrumental": False, "lyrics": "[Verse]\nla la la"}
 
 def made(engine, **changes) -> np.ndarray:
     request = song(**{**BASE, **changes})
-    return drain(engine.text_to_music(request, [request.seed]))[0].sound
+    return drain(engine.text_to_music(request)).sound
 
 
 def rms(sound: np.ndarray) -> float:

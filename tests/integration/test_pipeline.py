@@ -24,7 +24,7 @@ def ask(**changes):
 @pytest.fixture(scope="module")
 def source(engine):
     """Ten seconds that the embedded model made, float32 [2, samples] at 48 kHz."""
-    return drain(engine.text_to_music(song(seed=3, inference_steps=8), [3]))[0].sound
+    return drain(engine.text_to_music(song(seed=3, inference_steps=8))).sound
 
 
 @pytest.fixture
@@ -158,7 +158,6 @@ def test_a_cover_at_full_strength_never_lets_go_and_may_start_from_the_source(
     piece = drain(pipeline.cover(engine, ask(guidance_scale=1.0), source, noise=0.5))
     assert len(read) == 1
     assert [float(c["timestep"][0]) for c in heard] == [0.5, 0.25]
-    assert list(piece.timings_s) == ["Encoding", "Reading the words", "Denoising", "Decoding"]
     assert piece.sound.shape == source.shape
 
 

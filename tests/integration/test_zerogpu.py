@@ -63,7 +63,7 @@ from runtime import device, device_queue, model_cache
 import numpy as np
 from core.requests import Generate
 from core.results import Progress
-from models.acestep import Rendered
+from models.acestep import RenderedAudio
 
 MAIN, MARK, MINI = os.getpid(), {mark!r}, catalog.MODELS["mini"]
 assert device.ON_ZERO
@@ -72,7 +72,7 @@ class Engine:
     "The far wall: steps that take time, in the forked worker."
     model = MINI
 
-    def text_to_music(self, song, seeds, **_):
+    def text_to_music(self, song, **_):
         assert os.getpid() != MAIN
         yield Progress(stage="Reading the words")
         for i in range(song.inference_steps + 1):
@@ -82,7 +82,7 @@ class Engine:
                 open(MARK, "w").close()
                 os._exit(1)
         yield Progress(stage="Decoding")
-        return [Rendered(np.zeros((2, 480), np.float32), None, seeds[0])]
+        return RenderedAudio(np.zeros((2, 480), np.float32), None, song.seed)
 
 class Nothing:
     "What scipy measures; it would look for torch."

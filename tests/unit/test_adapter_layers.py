@@ -490,7 +490,7 @@ def test_adapters_move_with_the_model(dit, official):
 
 def test_a_song_with_an_adapter_is_another_and_without_it_the_first_again(engine, rack, official):
     def render():
-        return drain(engine.text_to_music(song(inference_steps=2), [7]))[0].sound
+        return drain(engine.text_to_music(song(inference_steps=2))).sound
 
     first = render()
     (used,) = drain(rack.apply([(adapter_files.inspect(official[0]), 1.2)]))

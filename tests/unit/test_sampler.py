@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import typing
 
 import numpy as np
 import pytest
 import torch
 from conftest import drain
 
+from core.requests import SongRequest
 from models import sampler
 from models.sampler import SamplerConfig, Velocity
 
@@ -17,13 +19,13 @@ FRAMES, CHANNELS = 40, 6
 
 
 class Field:
-    """A model with a known velocity field, which records what it is asked."""
+    """A model with a known velocity field, which records its calls."""
 
     def __init__(self, seed: int = 3) -> None:
         g = torch.Generator().manual_seed(seed)
         self.a = torch.randn(CHANNELS, CHANNELS, generator=g, dtype=torch.float64) * 0.4
         self.b = torch.randn(CHANNELS, CHANNELS, generator=g, dtype=torch.float64) * 0.4
-        self.asked: list[tuple[float, bool]] = []
+        self.calls: list[tuple[float, bool]] = []
 
     def cond(self, x: np.ndarray, t: float) -> np.ndarray:
         return np.tanh(x @ self.a.numpy()) + t
@@ -32,7 +34,7 @@ class Field:
         return np.tanh(x @ self.b.numpy()) - t
 
     def __call__(self, x: torch.Tensor, t: float, guided: bool) -> Velocity:
-        self.asked.append((t, guided))
+        self.calls.append((t, guided))
         wide = x.numpy().astype(np.float64)
         cond = torch.from_numpy(self.cond(wide, t)).float()
         return Velocity(cond, torch.from_numpy(self.uncond(wide, t)).float() if guided else None)
@@ -51,12 +53,12 @@ def close(a: torch.Tensor, b: np.ndarray, tolerance: float = 2e-5) -> bool:
     return float(np.abs(a.numpy().astype(np.float64) - b).max()) < tolerance
 
 
-def test_schedule_is_the_published_turbo_table():
+def test_schedule_equals_the_published_turbo_table():
     table = [1.0, 0.9545, 0.9, 0.8333, 0.75, 0.6429, 0.5, 0.3, 0.0]
     assert np.allclose(sampler.schedule(8, 3.0).numpy(), table, atol=1e-4)
 
 
-def test_noise_means_the_same_at_any_length_and_is_drawn_on_the_cpu():
+def test_noise_depends_on_the_seed_alone():
     one, _ = sampler.draw_noise(5, 309, 64)
     again, _ = sampler.draw_noise(5, 309, 64)
     other, _ = sampler.draw_noise(6, 309, 64)
@@ -64,6 +66,12 @@ def test_noise_means_the_same_at_any_length_and_is_drawn_on_the_cpu():
     assert not torch.equal(one, other)
     assert one.dtype == torch.float32
     assert abs(float(one.std()) - 1) < 0.02
+
+
+def test_there_is_a_solver_for_every_method_of_a_request():
+    assert set(sampler.SOLVERS) == set(
+        typing.get_args(SongRequest.model_fields["infer_method"].annotation)
+    )
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -75,10 +83,10 @@ def test_ode_is_euler(shift):
     for now, then in itertools.pairwise(t):
         want = want - (now - then) * field.cond(want, now)
     assert close(got, want)
-    assert [a for a, _ in field.asked] == pytest.approx(t[:-1])
+    assert [a for a, _ in field.calls] == pytest.approx(t[:-1])
 
 
-def test_heun_is_the_trapezoidal_rule_and_ends_with_euler():
+def test_heun_is_the_trapezoidal_rule_with_an_euler_last_step():
     x, g = noise()
     field = Field()
     got = drain(sampler.sample(field, x, SamplerConfig(steps=5, method="heun", shift=2.0), g))
@@ -90,13 +98,13 @@ def test_heun_is_the_trapezoidal_rule_and_ends_with_euler():
             ahead = want + (t[i + 1] - t[i]) * (v + field.cond(ahead, t[i + 1])) / 2
         want = ahead
     assert close(got, want)
-    assert len(field.asked) == 9
+    assert len(field.calls) == 9
 
 
-def test_heun_is_more_exact_than_euler_at_equal_cost():
-    def end(course):
+def test_heun_is_more_accurate_than_euler_at_equal_cost():
+    def end(config):
         x, g = noise()
-        return drain(sampler.sample(Field(), x, course, g))
+        return drain(sampler.sample(Field(), x, config, g))
 
     truth = end(SamplerConfig(steps=2000))
     heun = float((end(SamplerConfig(steps=10, method="heun")) - truth).abs().mean())
@@ -104,7 +112,7 @@ def test_heun_is_more_exact_than_euler_at_equal_cost():
     assert heun < 0.5 * euler
 
 
-def test_sde_renoises_to_the_schedules_own_next_time_from_the_seed():
+def test_sde_renoises_to_the_next_time_of_the_schedule():
     x, g = noise()
     field = Field()
     got = drain(sampler.sample(field, x, SamplerConfig(steps=4, method="sde", shift=3.0), g))
@@ -174,8 +182,8 @@ def test_adg_survives_equal_and_opposite_estimates():
         assert bool(sampler.adg(x, Velocity(same, uncond), 1.0, 7.0).isfinite().all())
 
 
-def test_guidance_without_float64_goes_by_way_of_the_cpu(monkeypatch):
-    """Apple's devices have no float64: what they hand over must be widened elsewhere."""
+def test_guidance_runs_on_the_cpu_where_the_device_has_no_float64(monkeypatch):
+    """Apple's devices have no float64."""
     moved = []
 
     class Apple(torch.Tensor):
@@ -190,48 +198,48 @@ def test_guidance_without_float64_goes_by_way_of_the_cpu(monkeypatch):
             moved.append(self.shape)
             return self.as_subclass(torch.Tensor)
 
-    wide = sampler._widened(torch.ones(1, 4, CHANNELS).as_subclass(Apple))
+    wide = sampler._float64(torch.ones(1, 4, CHANNELS).as_subclass(Apple))
     assert wide.dtype == torch.float64
     assert moved
 
 
-def test_interval_is_the_authors_and_costs_nothing_outside():
+def test_cfg_interval_bounds_t_and_skips_the_unconditional_pass_outside():
     field, (x, g) = Field(), noise()
-    course = SamplerConfig(steps=8, guidance=5.0, shift=3.0, guide_from=0.5, guide_to=0.9)
-    drain(sampler.sample(field, x, course, g))
-    for t, guided in field.asked:
+    config = SamplerConfig(steps=8, guidance=5.0, shift=3.0, cfg_start=0.5, cfg_end=0.9)
+    drain(sampler.sample(field, x, config, g))
+    for t, guided in field.calls:
         assert guided == (0.5 <= t <= 0.9)
-    assert sampler.evaluations(course) == 8 + sum(guided for _, guided in field.asked)
+    assert sampler.evaluations(config) == 8 + sum(guided for _, guided in field.calls)
 
 
 @pytest.mark.parametrize(
-    "course", [SamplerConfig(steps=4), SamplerConfig(steps=4, adg=True), SamplerConfig(4, 1.0)]
+    "config", [SamplerConfig(steps=4), SamplerConfig(steps=4, adg=True), SamplerConfig(4, 1.0)]
 )
-def test_guidance_of_one_asks_the_model_once(course):
+def test_guidance_of_one_evaluates_only_the_condition(config):
     field, (x, g) = Field(), noise()
-    drain(sampler.sample(field, x, course, g))
-    assert not any(guided for _, guided in field.asked)
+    drain(sampler.sample(field, x, config, g))
+    assert not any(guided for _, guided in field.calls)
 
 
-def test_each_step_is_announced_and_closing_stops_there():
+def test_each_step_is_reported_and_closing_stops_the_run():
     field, (x, g) = Field(), noise()
     steps = sampler.sample(field, x, SamplerConfig(steps=9), g)
     assert [next(steps) for _ in range(4)] == [0, 1, 2, 3]
     steps.close()
-    assert len(field.asked) == 3
+    assert len(field.calls) == 3
 
 
-def test_a_held_part_stays_and_later_starts_skip_steps():
+def test_after_step_keeps_known_latents_and_first_step_skips_steps():
     x, g = noise()
     known = torch.zeros_like(x)
 
-    def hold(now, done, t_next):
-        now = now.clone()
-        now[:, :10] = t_next * x[:, :10] + (1 - t_next) * known[:, :10]
-        return now
+    def hold(latents, done, t_next):
+        latents = latents.clone()
+        latents[:, :10] = t_next * x[:, :10] + (1 - t_next) * known[:, :10]
+        return latents
 
     field = Field()
-    steps = sampler.sample(field, x, SamplerConfig(steps=6), g, first=2, hold=hold)
+    steps = sampler.sample(field, x, SamplerConfig(steps=6), g, first_step=2, after_step=hold)
     seen = []
     while True:
         try:
@@ -240,15 +248,15 @@ def test_a_held_part_stays_and_later_starts_skip_steps():
             got = end.value
             break
     assert seen == [2, 3, 4, 5, 6]
-    assert [t for t, _ in field.asked] == pytest.approx(times(6, 1.0)[2:6])
+    assert [t for t, _ in field.calls] == pytest.approx(times(6, 1.0)[2:6])
     assert torch.equal(got[:, :10], known[:, :10])
     assert float(got[:, 10:].abs().mean()) > 0
 
 
-def test_the_step_nearest_to_a_noise_level_is_found():
-    course = SamplerConfig(steps=10, shift=3.0)
+def test_step_at_finds_the_step_nearest_to_a_noise_level():
+    config = SamplerConfig(steps=10, shift=3.0)
     for level in (1.0, 0.8, 0.33, 0.0):
-        i = sampler.step_at(course, level)
+        i = sampler.step_at(config, level)
         times_ = times(10, 3.0)[:-1]
         assert abs(times_[i] - level) == min(abs(t - level) for t in times_)
 
@@ -263,8 +271,8 @@ def morph64(source, target, clean, steps, draws, n_min, n_max, n_avg):
         if t[i] > n_min:
             moved = np.zeros_like(clean)
             for _ in range(n_avg):
-                there = (1 - t[i]) * clean + t[i] * next(draws)
-                moved += target(edit + there - clean, t[i]) - source(there, t[i])
+                noised = (1 - t[i]) * clean + t[i] * next(draws)
+                moved += target(edit + noised - clean, t[i]) - source(noised, t[i])
             edit = edit + (t[i + 1] - t[i]) * moved / n_avg
         else:
             if path is None:
@@ -288,15 +296,15 @@ def test_morph_follows_the_flow_edit_formulas(n_min, n_max, n_avg):
     assert close(got, morph64(one.cond, other.cond, start, 8, draws, **limits))
 
 
-def test_morph_of_no_strength_or_to_the_same_words_is_the_source():
+def test_morph_with_n_max_0_or_to_the_same_description_returns_the_source():
     clean, _ = sampler.draw_noise(21, FRAMES, CHANNELS)
     g = torch.Generator().manual_seed(9)
-    asked = Field()
+    calls = Field()
     none = sampler.morph(
-        asked, asked, clean, SamplerConfig(steps=8), g, n_min=0.0, n_max=0.0, n_avg=1
+        calls, calls, clean, SamplerConfig(steps=8), g, n_min=0.0, n_max=0.0, n_avg=1
     )
     assert torch.equal(drain(none), clean)
-    assert asked.asked == []
+    assert calls.calls == []
     same = sampler.morph(
         Field(), Field(), clean, SamplerConfig(8), g, n_min=0.0, n_max=1.0, n_avg=1
     )
