@@ -1,1 +1,1 @@
-"""The JSON-RPC daemon."""
+"""The JSON-RPC daemon for editors: `python app.py daemon`."""

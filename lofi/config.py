@@ -1,11 +1,12 @@
-"""The daemon's settings: environment (`LOFI_*`) over a TOML file over defaults.
+"""Settings of the daemon: `LOFI_*` variables override config.toml, which overrides defaults.
 
-A value that does not fit is named in a warning and its default stays: an editor's typo must not
-keep the music from playing.
+An invalid value is reported on standard error and its default is used: a typo in an editor's
+configuration must not keep the daemon from starting.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tomllib
@@ -13,50 +14,56 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-Backend = Literal["musicgen", "ace_step"]
+log = logging.getLogger(__name__)
+
+BackendName = Literal["musicgen", "ace_step"]
 
 
-Scheduler = Literal["euler", "heun", "pingpong"]
+SchedulerName = Literal["euler", "heun", "pingpong"]
 
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 
-DEVICES = {"metal": "mps", "coreml": "mps"}
+DEVICE_ALIASES = {"metal": "mps", "coreml": "mps"}
 """Other names for Apple's GPU."""
 
 
-APP = "lofi.nvim"
+APP_NAME = "lofi.nvim"
+"""Name of the daemon's folders."""
 
 
-PREFIX = "LOFI_"
+ENV_PREFIX = "LOFI_"
 
 
-def _plain(value: Any) -> Any:
+def _normalized(value: Any) -> Any:
     return value.strip().lower().replace("-", "_") if isinstance(value, str) else value
 
 
 def _device(value: Any) -> Any:
-    return DEVICES.get(_plain(value), _plain(value)) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return DEVICE_ALIASES.get(_normalized(value), _normalized(value))
 
 
 def _folder(value: Any) -> Any:
     if isinstance(value, str) and value.strip():
         return Path(value).expanduser()
-    raise ValueError("names no folder")
+    raise ValueError("is not a folder name")
 
 
 Folder = Annotated[Path, BeforeValidator(_folder)]
 
 
 class Config(BaseModel):
-    """What may be set. A field's name in upper case behind `LOFI_` is its variable, as it stands its
-    key in the TOML file. None means: whatever suits the model or the machine."""
+    """The settings. A field's name is its key in config.toml, and with `LOFI_` before it in upper
+    case its environment variable. None means whatever suits the model or the machine."""
 
     model_config = ConfigDict(frozen=True)
-    backend: Annotated[Backend, BeforeValidator(_plain)] = "ace_step"
+    backend: Annotated[BackendName, BeforeValidator(_normalized)] = "ace_step"
     ace_step_model_path: str | None = None
     model_path: Folder | None = None
     cache_path: Folder | None = None
@@ -65,63 +72,61 @@ class Config(BaseModel):
     device: Annotated[DeviceName, BeforeValidator(_device)] = "auto"
     threads: int | None = Field(None, ge=1, le=256)
     ace_step_steps: int | None = Field(None, ge=1, le=200)
-    ace_step_scheduler: Annotated[Scheduler, BeforeValidator(_plain)] = "euler"
+    ace_step_scheduler: Annotated[SchedulerName, BeforeValidator(_normalized)] = "euler"
     ace_step_guidance: float | None = Field(None, ge=1, le=30, allow_inf_nan=False)
 
     @property
-    def cache(self) -> Path:
-        """Where tracks are kept."""
-        return self.cache_path or cache_folder()
+    def tracks_folder(self) -> Path:
+        """Where finished tracks are kept."""
+        return (self.cache_path or cache_folder()) / "tracks"
 
 
 def read(environ: Mapping[str, str] = os.environ) -> Config:
-    """The settings of this process. Says on standard error what it could not use."""
-    path = Path(environ.get("LOFI_CONFIG") or config_folder() / "config.toml")
-    given = {name: (value, str(path)) for name, value in _in_file(path).items()}
+    """The settings of this process. Invalid and unknown ones are logged and left out."""
+    path = Path(environ["LOFI_CONFIG"]) if environ.get("LOFI_CONFIG") else config_file()
+    given = {name: (value, str(path)) for name, value in _read_toml(path).items()}
     for name, value in environ.items():
-        if name.startswith(PREFIX) and name != "LOFI_CONFIG" and value.strip():
-            given[name.removeprefix(PREFIX).lower()] = (value, "the environment")
-    kept: dict[str, Any] = {}
-    for name, (value, place) in given.items():
+        if name.startswith(ENV_PREFIX) and name != "LOFI_CONFIG" and value.strip():
+            given[name.removeprefix(ENV_PREFIX).lower()] = (value, "the environment")
+    valid: dict[str, Any] = {}
+    for name, (value, origin) in given.items():
         if name not in Config.model_fields:
-            _warn(f"{name} in {place} is not a setting; known: {', '.join(Config.model_fields)}.")
+            known = ", ".join(Config.model_fields)
+            log.warning("%s in %s is not a setting. Known: %s.", name, origin, known)
             continue
         try:
-            kept[name] = getattr(Config.model_validate({name: value}), name)
+            valid[name] = getattr(Config.model_validate({name: value}), name)
         except ValidationError as error:
-            default = Config.model_fields[name].default
+            default = Config.model_fields[name].default or "automatic"
             problem = error.errors()[0]["msg"]
-            _warn(f"{name} in {place} is {value!r}: {problem}. It stays {default or 'automatic'}.")
-    return Config.model_construct(**kept)
+            text = "%s in %s is invalid (%r): %s. Using the default: %s."
+            log.warning(text, name, origin, value, problem, default)
+    return Config.model_construct(**valid)
 
 
-def config_folder() -> Path:
-    """Where this system keeps a person's settings for us."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("APPDATA") or Path.home()) / APP
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / APP
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / APP
+def config_file() -> Path:
+    """The config.toml of this user, in the system's folder for settings.
+
+    On a Mac, ~/Library/Application Support is used when `XDG_CONFIG_HOME` names a folder that has
+    no config.toml.
+    """
+    folder = platformdirs.user_config_path(APP_NAME, appauthor=False, roaming=True)
+    file = folder / "config.toml"
+    if sys.platform == "darwin" and not file.exists():
+        return Path.home() / "Library" / "Application Support" / APP_NAME / "config.toml"
+    return file
 
 
 def cache_folder() -> Path:
-    """Where this system keeps what can be made again."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / APP / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / APP
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / APP
+    """The daemon's folder among this user's caches."""
+    return platformdirs.user_cache_path(APP_NAME, appauthor=False)
 
 
-def _in_file(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))  # Windows editors may write a BOM
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        _warn(f"{path} cannot be read: {error}. It is left out.")
+        log.warning("%s cannot be read and is ignored: %s.", path, error)
         return {}
-
-
-def _warn(text: str) -> None:
-    print(f"lofi: {text}", file=sys.stderr)

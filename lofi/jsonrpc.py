@@ -1,29 +1,32 @@
-"""JSON-RPC 2.0, one message a line, on private copies of standard input and output.
+"""JSON-RPC 2.0 on standard input and output, one message per line.
 
-What a library prints lands on standard error. Writing never holds anybody up, and no notification
-overtakes the answer that it follows from.
+Only this module writes to the real standard output: whatever libraries print goes to standard
+error. Writing never blocks the caller, and a notification never precedes the response it belongs
+to.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import queue
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-LONGEST_LINE = 4 << 20
-"""Bytes of one message. The longest that makes sense has a few thousand."""
+log = logging.getLogger(__name__)
+
+MAX_LINE_BYTES = 4 << 20
+"""The longest accepted message. Real ones have a few thousand bytes."""
 
 
 FLUSH_S = 0.5
-"""How long a reader is waited for at the end."""
+"""How long `flush` waits for a slow reader."""
 
 
 ERRORS = {
@@ -43,15 +46,19 @@ ERRORS = {
     "INVALID_GUIDANCE_SCALE": (-32010, "Invalid guidance scale"),
     "INVALID_SCHEDULER": (-32011, "Invalid scheduler"),
 }
-"""The constants of an answer, with the number and the message of each."""
+"""Error constants with their JSON-RPC code and message."""
 
 
-class Refused(Exception):
-    """A message that gets an error for an answer.
+Notify = Callable[[str, dict[str, Any]], None]
+"""Sends a notification, given its method and params. May be called from any thread."""
+
+
+class RpcError(Exception):
+    """An error response.
 
     Args:
         name: a key of `ERRORS`.
-        details: what is wrong, with its limits, and a way out.
+        details: what is wrong, with the limits, and what to do.
     """
 
     def __init__(self, name: str, details: str) -> None:
@@ -60,58 +67,60 @@ class Refused(Exception):
 
 
 class Params(BaseModel):
-    """Params of a method, by name; none unless a subclass has fields."""
+    """Named parameters of a method. The base class itself allows none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Method = tuple[type[Params], Callable[[Any], dict[str, Any]]]
-"""What a method is asked with, and what answers."""
+Handler = Callable[[Any], dict[str, Any]]
+"""Takes the validated params of a method and returns its result, or raises `RpcError`."""
 
 
-class Pipes:
-    """Standard input and output, taken away from everybody else in this process.
+class StdioTransport:
+    """Lines on standard input and output, which nothing else in this process can use afterwards.
 
     Args:
-        gone: called when nobody reads any more.
+        on_disconnect: called when the reader of our output is gone.
     """
 
-    def __init__(self, gone: Callable[[], None]) -> None:
+    def __init__(self, on_disconnect: Callable[[], None]) -> None:
         self._in, self._out = os.dup(0), os.dup(1)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
         sys.stdout.flush()
-        os.dup2(2, 1)  # print(), C's printf, children: all to standard error from here on
-        self._gone = gone
+        os.dup2(
+            2, 1
+        )  # print(), C's printf and child processes write to standard error from here on
+        self._on_disconnect = on_disconnect
         self._outbox: queue.SimpleQueue[bytes | threading.Event] = queue.SimpleQueue()
         threading.Thread(target=self._write, daemon=True).start()
 
     def send(self, message: Any) -> None:
-        """Put `message` in line to be written, and go on."""
+        """Queue `message` for writing and return at once."""
         text = json.dumps(message, allow_nan=False, separators=(",", ":"))
         self._outbox.put(text.encode() + b"\n")
 
     def flush(self) -> None:
-        """Wait until all is written, but not for long."""
+        """Wait until everything queued is written, at most `FLUSH_S`."""
         written = threading.Event()
         self._outbox.put(written)
         written.wait(FLUSH_S)
 
     def lines(self) -> Iterator[bytes | None]:
-        """Lines that are not empty, until the end; None for one that is too long."""
+        """Non-blank lines until the end of the input; None in place of one that is too long."""
         rest, skipping = bytearray(), False
-        # os.read leaves the interpreter free to end; it aborts on a buffered reader that waits.
+        # A buffered reader that is waiting aborts the interpreter at exit; os.read does not.
         while chunk := os.read(self._in, 1 << 16):
             rest += chunk
             if b"\n" in chunk:
-                *whole, last = rest.split(b"\n")
+                *complete, last = rest.split(b"\n")
                 rest = bytearray(last)
-                for line in whole[skipping:]:
+                for line in complete[skipping:]:
                     if line.strip():
                         yield bytes(line)
                 skipping = False
-            if len(rest) > LONGEST_LINE:
+            if len(rest) > MAX_LINE_BYTES:
                 if not skipping:
                     yield None
                 rest, skipping = bytearray(), True
@@ -129,174 +138,189 @@ class Pipes:
                 while rest:
                     rest = rest[os.write(self._out, rest) :]
             except OSError:
-                self._gone()
+                self._on_disconnect()
                 return
 
 
 class JsonRpcServer:
-    """Requests to answers, by a table of methods.
+    """Dispatches requests to handlers and sends responses and notifications.
+
+    Handlers may be added in two steps: a message for a method that has none yet is held until
+    `add_handlers` brings it.
 
     Args:
-        methods: by name. What they raise beside `Refused` is not told, but printed.
-        early: the methods that are answered before `open`; messages to others wait for it.
-        gone: called when nobody reads any more.
+        methods: the params of every method, by its name.
+        handlers: the methods that can be answered from the start.
+        on_disconnect: called when the reader of our output is gone.
     """
 
     def __init__(
-        self, methods: dict[str, Method], early: frozenset[str], gone: Callable[[], None]
+        self,
+        methods: dict[str, type[Params]],
+        handlers: dict[str, Handler],
+        on_disconnect: Callable[[], None],
     ) -> None:
-        self._pipes = Pipes(gone)
-        self._methods, self._early = methods, early
-        self._opened = threading.Event()
-        self._order = threading.RLock()
-        self._answering = False
-        self._notes: list[dict[str, Any]] = []
+        self._transport = StdioTransport(on_disconnect)
+        self._methods, self._handlers = methods, dict(handlers)
+        self._complete = threading.Event()
+        self._lock = threading.RLock()
+        self._replying = False
+        self._notifications: list[dict[str, Any]] = []
         self._held: list[Any] = []
 
-    def serve(self, ended: Callable[[], bool]) -> None:
-        """Answer until the input does or `ended` says so; then all but the last is written."""
-        for line in self._pipes.lines():
-            self._take(line)
-            if ended():
+    def serve(self, stopped: Callable[[], bool]) -> None:
+        """Answer messages until the input ends or `stopped` returns True."""
+        for line in self._transport.lines():
+            self._receive(line)
+            if stopped():
                 return
 
-    def open(self) -> None:
-        """Answer all that had to wait, and from now on everything at once."""
-        with self._order:
-            self._opened.set()
+    def add_handlers(self, handlers: dict[str, Handler]) -> None:
+        """Add the handlers that were missing, and answer the messages held for them."""
+        with self._lock:
+            self._handlers |= handlers
             for message in self._held:
                 self._reply(message)
             self._held.clear()
+            self._complete.set()
 
-    def tell(self, method: str, facts: dict[str, Any]) -> None:
-        """Send a notification; behind the answer that is being made, if one is. Any thread."""
-        note = {"jsonrpc": "2.0", "method": method, "params": facts}
-        with self._order:
-            if self._answering:
-                self._notes.append(note)
+    def notify(self, method: str, params: dict[str, Any]) -> None:
+        """Send a notification, after the response that is being made if there is one."""
+        message = {"jsonrpc": "2.0", "method": method, "params": params}
+        with self._lock:
+            if self._replying:
+                self._notifications.append(message)
             else:
-                self._pipes.send(note)
+                self._transport.send(message)
 
-    def finish(self, patience_s: float) -> None:
-        """Give held messages so long to be answered, and what was said a moment to be written."""
+    def finish(self, timeout_s: float) -> None:
+        """Wait up to `timeout_s` for held messages to be answered, and briefly for the writing."""
         if self._held:
-            self._opened.wait(patience_s)
-        with self._order:
-            self._pipes.flush()
+            self._complete.wait(timeout_s)
+        with self._lock:
+            self._transport.flush()
 
-    def _take(self, line: bytes | None) -> None:
+    def _receive(self, line: bytes | None) -> None:
         try:
-            message = _parsed(line)
-        except Refused as refused:
-            self._pipes.send(_error(None, refused))
+            message = _parse(line)
+        except RpcError as error:
+            self._transport.send(_error_response(None, error))
             return
-        with self._order:
-            if self._opened.is_set() or all(map(self._is_early, _each(message))):
-                self._reply(message)
-            else:
+        members = message if isinstance(message, list) else [message]
+        with self._lock:
+            if any(self._must_wait(member) for member in members):
                 self._held.append(message)
+            else:
+                self._reply(message)
 
-    def _is_early(self, message: Any) -> bool:
+    def _must_wait(self, message: Any) -> bool:
         method = message.get("method") if isinstance(message, dict) else None
         known = isinstance(method, str) and method in self._methods
-        return not known or method in self._early
+        return known and method not in self._handlers
 
     def _reply(self, message: Any) -> None:
-        """Answer one message or one batch, then say what has come of it."""
-        self._answering = True
+        """Answer one message or one batch, then send the notifications this caused."""
+        self._replying = True
         try:
             if isinstance(message, list) and message:
-                answers = [answer for each in message if (answer := self._answer(each))]
+                response = [r for member in message if (r := self._response(member))]
             else:
-                answers = self._answer(message)
-            if answers:
-                self._pipes.send(answers)
+                response = self._response(message)
+            if response:
+                self._transport.send(response)
         finally:
-            self._answering = False
-        for note in self._notes:
-            self._pipes.send(note)
-        self._notes.clear()
+            self._replying = False
+        for notification in self._notifications:
+            self._transport.send(notification)
+        self._notifications.clear()
 
-    def _answer(self, message: Any) -> dict[str, Any] | None:
-        """The answer to one message; None to a notification."""
-        asked = message if isinstance(message, dict) else {}
-        name = asked.get("id") if type(asked.get("id")) in (str, int, float) else None
-        silent = "id" not in asked
+    def _response(self, message: Any) -> dict[str, Any] | None:
+        """The response to one message; None if it is a notification."""
+        fields = message if isinstance(message, dict) else {}
+        request_id = fields.get("id") if type(fields.get("id")) in (str, int, float) else None
+        is_notification = "id" not in fields
         try:
-            method, params = _shape(message)
+            method, params = _method_and_params(message)
             if method not in self._methods:
                 known = ", ".join(self._methods)
-                raise Refused("METHOD_NOT_FOUND", f"{method[:80]!r} is none of: {known}.")
-            model, answer = self._methods[method]
-            result = answer(_checked(model, params))
-        except Refused as error:
-            refused, silent = error, silent and error.name != "INVALID_REQUEST"
-        except Exception:  # noqa: BLE001 - whatever it is, its text is nothing for the wire
-            traceback.print_exc(file=sys.stderr)
-            refused = Refused("INTERNAL_ERROR", "Try again; standard error says more.")
-        else:
-            return None if silent else {"jsonrpc": "2.0", "id": name, "result": result}
-        return None if silent else _error(name, refused)
+                raise RpcError("METHOD_NOT_FOUND", f"No method {method[:80]!r}. Known: {known}.")
+            result = self._handlers[method](_validate(self._methods[method], params))
+        except RpcError as error:
+            if is_notification and error.name != "INVALID_REQUEST":
+                return None
+            return _error_response(request_id, error)
+        except Exception:  # the text of an unforeseen exception does not belong on the wire
+            log.exception("A request failed unexpectedly.")
+            error = RpcError("INTERNAL_ERROR", "Try again; the log on stderr has the cause.")
+            return None if is_notification else _error_response(request_id, error)
+        if is_notification:
+            return None
+        return {"jsonrpc": "2.0", "id": request_id, "result": result}
 
 
-def _each(message: Any) -> list[Any]:
-    return message if isinstance(message, list) else [message]
-
-
-def _parsed(line: bytes | None) -> Any:
+def _parse(line: bytes | None) -> Any:
     if line is None:
-        raise Refused("PARSE_ERROR", f"A line may have {LONGEST_LINE} bytes. Send less at once.")
+        problem = f"The line is longer than {MAX_LINE_BYTES} bytes. Send shorter messages."
+        raise RpcError("PARSE_ERROR", problem)
     try:
-        return json.loads(line.decode(), parse_constant=_no_number, parse_float=_finite)
+        return json.loads(line.decode(), parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        problem = "The line is not JSON in UTF-8. Send one message a line."
-        raise Refused("PARSE_ERROR", problem) from error
+        problem = "The line is not JSON in UTF-8. Send one message per line."
+        raise RpcError("PARSE_ERROR", problem) from error
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON")
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
 
 
 def _finite(text: str) -> float:
-    """A number that can be said again: 1e999 cannot."""
+    """A float that can be written as JSON again, which 1e999 cannot."""
     number = float(text)
-    return number if math.isfinite(number) else _no_number(text)
+    return number if math.isfinite(number) else _no_constant(text)
 
 
-def _shape(message: Any) -> tuple[str, Any]:
-    """Method and params of a request, once it has the shape that JSON-RPC gives it."""
+def _method_and_params(message: Any) -> tuple[str, Any]:
+    """Method and params of a well-formed request.
+
+    Raises:
+        RpcError: INVALID_REQUEST.
+    """
     problem = ""
     if not isinstance(message, dict):
-        problem = "a message is an object"
+        problem = "a message must be an object"
     elif message.get("jsonrpc") != "2.0":
-        problem = 'jsonrpc is "2.0"'
+        problem = 'jsonrpc must be "2.0"'
     elif not isinstance(message.get("method"), str):
-        problem = "method is a text"
+        problem = "method must be a string"
     elif "id" in message and type(message["id"]) not in (str, int, float, type(None)):
-        problem = "id is a text or a number"
+        problem = "id must be a string or a number"
     elif not isinstance(message.get("params", {}), dict | list):
-        problem = "params is an object"
+        problem = "params must be an object"
     if problem:
-        raise Refused("INVALID_REQUEST", f"In JSON-RPC 2.0 {problem}.")
+        raise RpcError("INVALID_REQUEST", f"In JSON-RPC 2.0 {problem}.")
     return message["method"], message.get("params", {})
 
 
-def _checked(model: type[Params], params: Any) -> Params:
-    """`params` by the types of `model`; an empty list is none, as Lua writes it."""
+def _validate(model: type[Params], params: Any) -> Params:
+    """Check `params` against the types of `model`. An empty list, as Lua writes {}, means none."""
     if isinstance(params, list) and params:
-        raise Refused("INVALID_PARAMS", "Params go by name: send an object.")
+        raise RpcError("INVALID_PARAMS", "Positional params are not supported: send an object.")
     try:
         return model.model_validate(params or {})
     except ValidationError as error:
-        complaints = "; ".join(
+        problems = "; ".join(
             f"{str([*each['loc'], 'a name'][0])[:40]}: {each['msg'].removeprefix('Value error, ')}"
             for each in error.errors()[:8]
         )
         known = ", ".join(model.model_fields) or "none"
-        raise Refused("INVALID_PARAMS", f"{complaints}. Params here: {known}.") from error
+        raise RpcError("INVALID_PARAMS", f"{problems}. Accepted params: {known}.") from error
 
 
-def _error(name: Any, refused: Refused) -> dict[str, Any]:
-    code, message = ERRORS[refused.name]
-    data = {"error_code": refused.name, "details": refused.details}
-    return {"jsonrpc": "2.0", "id": name, "error": {"code": code, "message": message, "data": data}}
+def _error_response(request_id: Any, error: RpcError) -> dict[str, Any]:
+    code, message = ERRORS[error.name]
+    data = {"error_code": error.name, "details": error.details}
+    return {
+        "jsonrpc": "2.0",
+        "id": request_id,
+        "error": {"code": code, "message": message, "data": data},
+    }

@@ -1,329 +1,349 @@
-"""Music for an editor: a queue of ten before the studio, and finished tracks kept on disk.
+"""The daemon's job queue: one job runs, at most `MAX_QUEUED` wait, `high` before `normal`.
 
-Everything that happens is told through one function, by the names that the wire has for it.
+The studio has a queue of its own, first come, first served, for everyone who shares its device. It
+never holds more than one job of the daemon: order, positions and priorities are decided here.
 """
 
 from __future__ import annotations
 
-import sys
+import logging
 import threading
 import time
-import traceback
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from core.errors import StudioError
-from core.results import Cancelled, Event, Failed, Progress, Take
-from lofi.backends import Backends, OnEvent, TrackOrder
-from lofi.config import Config
+from core.results import Event, Failed, Progress, Take
+from lofi.backends import Backends
+from lofi.jsonrpc import Notify
 from lofi.track_cache import TrackCache
+from lofi.track_request import TrackRequest
 
-LONGEST_QUEUE = 10
-"""Jobs that may wait beside the one that runs."""
+log = logging.getLogger(__name__)
+
+MAX_QUEUED = 10
+"""Jobs that may wait while another runs. One more is refused with QUEUE_FULL."""
 
 
-EVERY_PERCENT = 5
-"""How far a job gets between two messages."""
+PROGRESS_PERCENT = 5
+"""A `generation_progress` is sent whenever another multiple of this is passed."""
 
 
 LAST_PERCENT = 99
-"""What a job says while its sound is decoded and written."""
+"""What a job reports while its audio is decoded and written."""
 
 
-STOP_S = 1.5
-"""How long the running job is waited for at the end."""
+STOP_TIMEOUT_S = 1.5
+"""How long `stop` waits for the running job to end."""
 
 
-REMEMBERED = 1000
-"""Ended jobs that are still known by name."""
+MAX_REMEMBERED = 1000
+"""Ended jobs whose ids are kept, to answer a late `cancel` correctly."""
 
 
 MAIN_STAGES = ("Denoising", "Composing")
 """The stages whose steps are a job's progress."""
 
 
-AFTER_STEPS = {"ace_step": 8, "musicgen": 0}
-"""What comes after a job's last step, in steps, as long as it was never measured on this machine:
-decoding and writing take as long as eight steps, and next to nothing beside tokens."""
+STEPS_AFTER = {"ace_step": 8, "musicgen": 0}
+"""Cost of decoding and writing, in denoising steps or tokens, until this machine has been measured:
+as long as eight steps, and next to nothing compared with tokens."""
 
 
-NOT_LOADED = {"model-broken", "model-mismatch", "model-missing", "model-gated", "device-missing"}
-"""Failures that mean a model cannot be played at all."""
+LOAD_FAILURES = {"model-broken", "model-mismatch", "model-missing", "model-gated", "device-missing"}
+"""Error codes that mean the model cannot be used at all."""
+
+
+class Submitted(NamedTuple):
+    """The outcome of `Scheduler.submit`.
+
+    Attributes:
+        status: "cached", "generating" or "queued".
+        position: how many jobs will finish first.
+        cached: the sidecar of a cached track; the caller sends its notification.
+    """
+
+    status: str
+    position: int
+    cached: dict[str, Any] | None = None
 
 
 @dataclass
 class Job:
-    """An order that waits or runs."""
+    """A track that is queued or being made."""
 
-    order: TrackOrder
+    track: TrackRequest
     high: bool = False
     stopping: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
     stage: str = ""
-    done: int = 0
-    told: int = 0
-    began: float = 0.0
-    first: tuple[int, float] = (0, 0.0)
+    step: int = 0
+    percent: int = 0
+    started_at: float = 0.0
+    stage_start: tuple[int, float] = (0, 0.0)
 
     def progress(self, event: Progress, now: float) -> dict[str, Any] | None:
-        """What is to be said of `event`: more whenever another 5 % are done, 99 instead of 100."""
+        """Params of the `generation_progress` that `event` calls for; None if it calls for none.
+
+        Percentages rise strictly, and `LAST_PERCENT` stands for the last step.
+        """
         if event.stage != self.stage:
-            self.stage, self.first = event.stage, (event.step, now)
+            self.stage, self.stage_start = event.stage, (event.step, now)
         if event.stage not in MAIN_STAGES or not event.steps:
             return None
-        total = self.order.total_steps
-        self.done = min(total, round(event.step * total / event.steps))
-        percent = 100 * self.done // total
-        if percent // EVERY_PERCENT == self.told // EVERY_PERCENT or self.told == LAST_PERCENT:
+        total = self.track.total_steps
+        self.step = min(total, round(event.step * total / event.steps))
+        percent = 100 * self.step // total
+        passed = percent // PROGRESS_PERCENT != self.percent // PROGRESS_PERCENT
+        if not passed or self.percent == LAST_PERCENT:
             return None
-        self.told = min(LAST_PERCENT, percent)
-        said = {
-            "track_id": self.order.track_id,
-            "percent": self.told,
-            "current_step": self.done,
+        self.percent = min(LAST_PERCENT, percent)
+        params = {
+            "track_id": self.track.track_id,
+            "percent": self.percent,
+            "current_step": self.step,
             "total_steps": total,
-            "eta_sec": round(self._left(event, now), 2),
+            "eta_sec": round(self._time_left_s(event, now), 2),
         }
-        if self.order.backend == "musicgen":
-            said |= {"tokens_generated": self.done, "tokens_estimated": total}
-        return said
+        if self.track.backend == "musicgen":
+            params |= {"tokens_generated": self.step, "tokens_estimated": total}
+        return params
 
-    def _left(self, event: Progress, now: float) -> float:
-        """Seconds to the end: the middle of what the studio expects, or by the steps alone."""
+    def _time_left_s(self, event: Progress, now: float) -> float:
+        """The middle of the studio's estimate, or an extrapolation from the steps so far."""
         if event.left_s:
             return sum(event.left_s) / 2
-        step, since = self.first
-        left = event.steps - event.step + AFTER_STEPS[self.order.backend]
-        return (now - since) / max(1, event.step - step) * left
+        first_step, since = self.stage_start
+        left = event.steps - event.step + STEPS_AFTER[self.track.backend]
+        return (now - since) / max(1, event.step - first_step) * left
 
 
 class Scheduler:
-    """The queue, its worker, and what the two backends are doing.
+    """Runs jobs one at a time, on a thread of its own, and reports them through `notify`.
+
+    Every accepted job ends with exactly one of `generation_complete`, `generation_error` and
+    `generation_cancelled`.
 
     Args:
-        tell: gets the name of a notification and its fields, from any thread.
+        notify: sends a notification; called from several threads.
     """
 
-    def __init__(self, config: Config, tell: OnEvent) -> None:
-        self.config, self._tell = config, tell
-        self.tracks = TrackCache(
-            config.cache / "tracks", config.cache_max_mb * 10**6, config.cache_max_tracks
-        )
-        self._guard = threading.Condition()
+    def __init__(self, backends: Backends, cache: TrackCache, notify: Notify) -> None:
+        self._backends, self._cache, self._notify = backends, cache, notify
+        self._condition = threading.Condition()
         self._waiting: list[Job] = []
         self._running: Job | None = None
-        self._past: OrderedDict[str, None] = OrderedDict()
-        self.backends: Backends | None = None
-
-    def prepare(self) -> None:
-        """Find the backends and start to work. Once, before anything else is asked."""
-        self.backends = Backends(self.config, self._tell)
+        self._ended: OrderedDict[str, None] = OrderedDict()
         threading.Thread(target=self._work, daemon=True).start()
 
-    def accept(
-        self, order: TrackOrder, high: bool = False
-    ) -> tuple[str, int, dict[str, Any] | None]:
-        """Put `order` in the queue, unless its track is there or on its way.
+    def submit(self, track: TrackRequest, high: bool = False) -> Submitted:
+        """Queue `track`, unless it is cached, queued or running already.
 
-        Returns:
-            "cached", "generating" or "queued", how many tracks come before it, and the facts of a
-            cached track. The caller tells those once it has answered.
+        A repeated request with `high` moves a queued normal job forward. Cached and repeated
+        tracks are accepted even when the queue is full.
 
         Raises:
             StudioError: `queue-full`.
         """
-        if facts := self.tracks.find(order.track_id):
-            return "cached", 0, facts
-        with self._guard:
-            if self._running and self._running.order.track_id == order.track_id:
-                return "generating", 0, None
-            known = [job for job in self._waiting if job.order.track_id == order.track_id]
-            if not known and self._running is None:
-                self._running = Job(order, high)
-                self._guard.notify_all()
-                return "generating", 0, None
-            if not known and len(self._waiting) >= LONGEST_QUEUE:
+        if sidecar := self._cache.find(track.track_id):
+            return Submitted("cached", 0, sidecar)
+        with self._condition:
+            if self._running and self._running.track.track_id == track.track_id:
+                return Submitted("generating", 0)
+            queued = [job for job in self._waiting if job.track.track_id == track.track_id]
+            if not queued and self._running is None:
+                self._running = Job(track, high)
+                self._condition.notify_all()
+                return Submitted("generating", 0)
+            if not queued and len(self._waiting) >= MAX_QUEUED:
                 raise StudioError("queue-full", waiting=len(self._waiting))
-            job = known[0] if known else Job(order, high)
-            if not known or (high and not job.high):
+            job = queued[0] if queued else Job(track, high)
+            if not queued or (high and not job.high):
                 job.high = high
                 self._waiting = [other for other in self._waiting if other is not job]
-                before = sum(other.high for other in self._waiting) if high else len(self._waiting)
-                self._waiting.insert(before, job)
-            return "queued", self._waiting.index(job) + 1, None
+                ahead = sum(other.high for other in self._waiting) if high else len(self._waiting)
+                self._waiting.insert(ahead, job)
+            return Submitted("queued", self._waiting.index(job) + 1)
 
-    def cancel(self, track: str) -> bool:
-        """Stop the job of `track`; whether it was the running one. Its end is told later.
+    def cancel(self, track_id: str) -> bool:
+        """Cancel a job; returns whether it was the running one. Its notification follows.
 
         Raises:
             StudioError: `track-unknown`, `track-complete`.
         """
-        with self._guard:
+        with self._condition:
             running = self._running
-            if running and running.order.track_id == track:
+            if running and running.track.track_id == track_id:
                 running.stopping = True
-                self.backends.studio.stop(track)
+                self._backends.studio.stop(track_id)
                 return True
-            dropped = [job for job in self._waiting if job.order.track_id == track]
+            dropped = [job for job in self._waiting if job.track.track_id == track_id]
             for job in dropped:
                 self._waiting.remove(job)
                 self._remember(job)
         for job in dropped:
-            self._cancelled(job)
+            self._notify_cancelled(job)
         if dropped:
             return False
-        ended = track in self._past or self.tracks.find(track, use=False)
-        raise StudioError("track-complete" if ended else "track-unknown", track=track[:40])
+        ended = track_id in self._ended or self._cache.find(track_id, use=False)
+        raise StudioError("track-complete" if ended else "track-unknown", track=track_id[:40])
 
     def loading(self) -> str:
         """The backend that is being loaded; empty if none is."""
-        with self._guard:
+        with self._condition:
             job = self._running
-        return job.order.backend if job and job.stage.startswith("Loading") else ""
+        return job.track.backend if job and job.stage.startswith("Loading") else ""
 
     def stop(self) -> None:
-        """End all jobs, the running one at its next step or after `STOP_S` at the latest."""
-        with self._guard:
+        """Cancel all jobs and wait for the running one, at most `STOP_TIMEOUT_S`."""
+        with self._condition:
             dropped, self._waiting = self._waiting, []
             if running := self._running:
                 running.stopping = True
-                self.backends.studio.stop(running.order.track_id)
+                self._backends.studio.stop(running.track.track_id)
         for job in dropped:
-            self._cancelled(job)
-        if running and not running.ended.wait(STOP_S):
-            self._cancelled(running)
+            self._notify_cancelled(job)
+        if running and not running.ended.wait(STOP_TIMEOUT_S):
+            self._notify_cancelled(running)
+
+    def completed(self, sidecar: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
+        """Params of `generation_complete`.
+
+        Args:
+            seconds: how long the track took; None if it came from the cache.
+        """
+        names = ("track_id", "duration_sec", "sample_rate", "channels", "prompt", "seed")
+        return {
+            **{name: sidecar[name] for name in (*names, "model_version", "backend")},
+            "path": str(self._cache.path(sidecar["track_id"])),
+            "generation_time_sec": seconds or 0.0,
+            "cached": seconds is None,
+        }
 
     def _work(self) -> None:
-        """The worker's thread: one job after the other, for ever."""
+        """Body of the worker thread."""
         while True:
-            with self._guard:
+            with self._condition:
                 while self._running is None:
-                    self._guard.wait()
+                    self._condition.wait()
                 job = self._running
             try:
-                self._play(job)
+                self._run(job)
             except StudioError as error:
-                self._failed(job, Failed.from_error(error))
-            except Exception as error:  # noqa: BLE001 - the next job is to be played all the same
-                traceback.print_exc(file=sys.stderr)
-                self._failed(
+                self._fail(job, Failed.from_error(error))
+            except Exception as error:
+                log.exception("A job failed unexpectedly.")
+                self._fail(
                     job, Failed.from_error(StudioError("internal", kind=type(error).__name__))
                 )
             finally:
-                self.backends.studio.leave(job.order.track_id)
+                self._backends.studio.leave(job.track.track_id)
                 job.ended.set()
 
-    def _play(self, job: Job) -> None:
-        order, job.began = job.order, time.monotonic()
-        if self.backends.no_device:
-            raise self.backends.no_device
-        if self.backends.home(order.backend) is None:  # the studio would fetch it, unasked
-            raise self.backends.missing(order.backend)
+    def _run(self, job: Job) -> None:
+        track, job.started_at = job.track, time.monotonic()
+        if self._backends.device_error:
+            raise self._backends.device_error
+        if self._backends.installed_folder(track.backend) is None:
+            # The studio would download it, which only download_backend may do.
+            raise self._backends.not_installed(track.backend)
         ending: Event | None = None
-        studio = self.backends.studio
-        for event in studio.run(order.request, order.track_id):
+        studio = self._backends.studio
+        for event in studio.run(track.request, track.track_id):
             if job.stopping:
-                studio.stop(order.track_id)  # the first time may have been too early
+                studio.stop(track.track_id)  # the first call may have come before the job existed
             if not isinstance(event, Progress):
                 ending = event
-            elif said := job.progress(event, time.monotonic()):
-                self._tell("generation_progress", said)
+            elif params := job.progress(event, time.monotonic()):
+                self._notify("generation_progress", params)
         if isinstance(ending, Take):
             self._finish(job, ending)
-        elif isinstance(ending, Cancelled) or job.stopping:
-            self._over(job)
-            self._cancelled(job)
+        elif isinstance(ending, Failed) and not job.stopping:
+            self._fail(job, ending)
         else:
-            self._failed(job, ending)
+            self._start_next(job)
+            self._notify_cancelled(job)
 
     def _finish(self, job: Job, take: Take) -> None:
-        """Bring the take among the tracks, unless the job is stopped before it is there."""
+        """Put the take into the cache, unless the job is cancelled first."""
         from audio import encode
         from audio.tags import Tags
 
-        order = job.order
-        weights = self.backends.weights[order.backend]
+        track = job.track
+        weights = self._backends.weights[track.backend]
         licence = weights.licence
         if weights.may_sell is False:
             licence += ", not for commercial use"
-        tags = Tags(order.prompt, weights.title, licence)
-        staged = self.tracks.stage(order.track_id, encode.short(Path(take.path), tags))
-        spent = round(time.monotonic() - job.began, 3)
-        with self._guard:
+        tags = Tags(track.prompt, weights.title, licence)
+        staged = self._cache.stage(track.track_id, encode.short(Path(take.path), tags))
+        seconds = round(time.monotonic() - job.started_at, 3)
+        sidecar = None
+        with self._condition:
             if not job.stopping:
-                facts = self.tracks.publish(
-                    order.track_id,
+                sidecar = self._cache.publish(
+                    track.track_id,
                     staged,
                     {
-                        "backend": order.backend,
-                        "model_version": order.model_version,
-                        "prompt": order.prompt,
-                        "seed": order.seed,
-                        "requested_duration_sec": order.duration_sec,
+                        "backend": track.backend,
+                        "model_version": track.model_version,
+                        "prompt": track.prompt,
+                        "seed": track.seed,
+                        "requested_duration_sec": track.duration_sec,
                         "duration_sec": take.duration_s,
-                        "params": order.params,
+                        "params": track.params,
                         "sample_rate": take.sample_rate,
                         "channels": 2,
-                        "generation_time_sec": spent,
+                        "generation_time_sec": seconds,
                         "licence": licence,
                         "commercial_use": weights.may_sell,
                         "request": take.request,
                         "device": take.device.model_dump(mode="json"),
                         "model_sha256": take.model.sha256,
                     },
-                    {waiting.order.track_id for waiting in self._waiting},
+                    keep={waiting.track.track_id for waiting in self._waiting},
                 )
-            self._over(job)
-        if job.stopping:
+            self._start_next(job)
+        if sidecar is None:
             staged.path.unlink(missing_ok=True)
-            self._cancelled(job)
+            self._notify_cancelled(job)
             return
-        self.backends.fault(order.backend, None)
-        self._tell("generation_complete", self.complete(facts, spent))
+        self._backends.set_error(track.backend, None)
+        self._notify("generation_complete", self.completed(sidecar, seconds))
 
-    def complete(self, facts: dict[str, Any], spent: float | None = None) -> dict[str, Any]:
-        """The fields that tell of a track that took `spent` seconds; None if it was there."""
-        names = ("track_id", "duration_sec", "sample_rate", "channels", "prompt", "seed")
-        return {
-            **{name: facts[name] for name in (*names, "model_version", "backend")},
-            "path": str(self.tracks.path(facts["track_id"])),
-            "generation_time_sec": spent or 0.0,
-            "cached": spent is None,
-        }
-
-    def _over(self, job: Job) -> None:
-        """`job` is not running any more; the next one is."""
-        with self._guard:
+    def _start_next(self, job: Job) -> None:
+        """Let the next job run, if `job` is still the running one."""
+        with self._condition:
             if self._running is job:
                 self._remember(job)
                 self._running = self._waiting.pop(0) if self._waiting else None
 
     def _remember(self, job: Job) -> None:
-        self._past[job.order.track_id] = None
-        while len(self._past) > REMEMBERED:
-            self._past.popitem(last=False)
+        self._ended[job.track.track_id] = None
+        while len(self._ended) > MAX_REMEMBERED:
+            self._ended.popitem(last=False)
 
-    def _cancelled(self, job: Job) -> None:
-        order = job.order
-        self._tell(
+    def _notify_cancelled(self, job: Job) -> None:
+        track = job.track
+        self._notify(
             "generation_cancelled",
-            {"track_id": order.track_id, "at_step": job.done, "total_steps": order.total_steps},
+            {"track_id": track.track_id, "at_step": job.step, "total_steps": track.total_steps},
         )
 
-    def _failed(self, job: Job, failed: Failed) -> None:
-        self._over(job)
+    def _fail(self, job: Job, failed: Failed) -> None:
+        self._start_next(job)
         if job.stopping:
-            self._cancelled(job)
+            self._notify_cancelled(job)
             return
-        said = f"{failed.message} {failed.action}"
+        message = f"{failed.message} {failed.action}"
         code = "MODEL_INFERENCE_FAILED"
         if failed.code == "backend-missing":
             code = "MODEL_NOT_FOUND"
-        elif failed.code in NOT_LOADED or job.stage.startswith("Loading"):
+        elif failed.code in LOAD_FAILURES or job.stage.startswith("Loading"):
             code = "MODEL_LOAD_FAILED"
-            self.backends.fault(job.order.backend, said)
-        self._tell(
-            "generation_error", {"track_id": job.order.track_id, "code": code, "message": said}
+            self._backends.set_error(job.track.backend, message)
+        self._notify(
+            "generation_error",
+            {"track_id": job.track.track_id, "code": code, "message": message},
         )

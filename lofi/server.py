@@ -1,267 +1,198 @@
-"""The studio for an editor: the methods of lofi over a wire of JSON-RPC.
+"""The daemon process: the JSON-RPC methods for an editor, from start to exit.
 
-Every message is answered at once, whatever plays, and the process ends with its editor.
+Requests are answered at once even while a track is made, and the process ends when its input does.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shutil
 import signal
 import sys
 import threading
-import traceback
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, Literal, NoReturn
-
-from pydantic import AfterValidator, BeforeValidator
+from typing import Any, NoReturn
 
 from core.errors import StudioError
-from core.requests import Generate
 from lofi import config
-from lofi.backends import BACKENDS, SCHEDULERS
-from lofi.jsonrpc import JsonRpcServer, Params, Refused
+from lofi.backends import Backends
+from lofi.jsonrpc import Handler, JsonRpcServer, Notify, Params, RpcError
 from lofi.scheduler import Scheduler
+from lofi.track_cache import TrackCache
+from lofi.track_request import GenerateParams, backend_name, resolve
+
+log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 
-PATIENCE_S = 0.8
-"""How long the end waits for the answers that are still owed."""
+FINISH_TIMEOUT_S = 0.8
+"""How long the exit waits for outstanding responses."""
 
 
-EARLY = frozenset({"ping", "shutdown"})
-"""What is answered before the device and the models are found."""
-
-
-SHORTEST_S = 5
-
-
-MOST = 2**64 - 1
-"""The largest seed."""
-
-
-REFUSALS = {
+RPC_ERRORS = {
     "queue-full": "QUEUE_FULL",
     "backend-missing": "BACKEND_NOT_INSTALLED",
     "track-unknown": "TRACK_NOT_FOUND",
     "track-complete": "ALREADY_COMPLETE",
 }
-"""The studio's own errors that an answer may have."""
+"""Studio errors that a response may carry, with their names on the wire."""
 
 
-def _whole(value: Any) -> Any:
-    """Lua knows one kind of number: 30.0 is a whole one."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if type(value) in (int, type(None)):
-        return value
-    raise ValueError("is a whole number")
+class CancelParams(Params):
+    """Params of `cancel`."""
 
-
-def _number(value: Any) -> Any:
-    if type(value) in (int, float, type(None)):
-        return value
-    raise ValueError("is a number")
-
-
-def _text(value: str) -> str:
-    """JSON can hold half a character, which no file and no model can."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("holds half a character") from error
-    return value
-
-
-def _seed(value: int | None) -> int | None:
-    if value is None or 0 <= value <= MOST:
-        return value
-    raise ValueError(f"runs from 0 to {MOST}")
-
-
-Text = Annotated[str, AfterValidator(_text)]
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-
-
-WholeOrNot = Annotated[int | None, BeforeValidator(_whole)]
-
-
-NumberOrNot = Annotated[float | None, BeforeValidator(_number)]
-
-
-class ToGenerate(Params):
-    """Params of `generate`, by their types; ranges are judged one by one afterwards."""
-
-    prompt: Text
-    duration_sec: Whole = 30
-    backend: str | None = None
-    seed: Annotated[WholeOrNot, AfterValidator(_seed)] = None
-    priority: Literal["normal", "high"] = "normal"
-    inference_steps: WholeOrNot = None
-    scheduler: str | None = None
-    guidance_scale: NumberOrNot = None
-
-
-class ToCancel(Params):
     track_id: str
 
 
-class ToDownload(Params):
+class DownloadParams(Params):
+    """Params of `download_backend`."""
+
     backend: str
 
 
+METHODS: dict[str, type[Params]] = {
+    "generate": GenerateParams,
+    "cancel": CancelParams,
+    "get_backends": Params,
+    "download_backend": DownloadParams,
+    "ping": Params,
+    "shutdown": Params,
+}
+
+
+class TrackService:
+    """The methods about tracks and models. Making one finds the device and the models, which takes
+    a moment where a GPU has to be asked."""
+
+    def __init__(self, settings: config.Config, notify: Notify) -> None:
+        self._settings, self._notify = settings, notify
+        self._backends = Backends(settings, notify)
+        limits = (settings.cache_max_mb * 10**6, settings.cache_max_tracks)
+        cache = TrackCache(settings.tracks_folder, *limits)
+        self._scheduler = Scheduler(self._backends, cache, notify)
+
+    def handlers(self) -> dict[str, Handler]:
+        """The methods by their names."""
+        return {
+            "generate": self._generate,
+            "cancel": self._cancel,
+            "get_backends": self._get_backends,
+            "download_backend": self._download_backend,
+        }
+
+    def stop(self) -> None:
+        """Cancel all jobs."""
+        self._scheduler.stop()
+
+    def _generate(self, params: GenerateParams) -> dict[str, Any]:
+        with _as_rpc_error():
+            track = resolve(params, self._backends, self._settings)
+            submitted = self._scheduler.submit(track, params.priority == "high")
+        if submitted.cached:
+            self._notify("generation_complete", self._scheduler.completed(submitted.cached))
+        return {
+            "track_id": track.track_id,
+            "status": submitted.status,
+            "position": submitted.position,
+            "seed": track.seed,
+            "backend": track.backend,
+        }
+
+    def _cancel(self, params: CancelParams) -> dict[str, Any]:
+        with _as_rpc_error():
+            return {"cancelled": True, "was_generating": self._scheduler.cancel(params.track_id)}
+
+    def _get_backends(self, _: Params) -> dict[str, Any]:
+        backends = self._backends.describe(self._scheduler.loading())
+        return {"backends": backends, "default_backend": self._settings.backend}
+
+    def _download_backend(self, params: DownloadParams) -> dict[str, Any]:
+        return self._backends.download(backend_name(params.backend))
+
+
 class Daemon:
-    """The methods, and the life of the process that answers them."""
+    """The process: `ping` works at once, everything else when the models have been found."""
 
     def __init__(self, settings: config.Config) -> None:
+        self._settings = settings
         self._version = studio_version()
-        self._ending = False
-        self._found = threading.Event()
-        methods = {
-            "generate": (ToGenerate, self._generate),
-            "cancel": (ToCancel, self._cancel),
-            "get_backends": (Params, self._get_backends),
-            "download_backend": (ToDownload, self._download_backend),
-            "ping": (Params, self._ping),
-            "shutdown": (Params, self._shutdown),
-        }
-        self._wire = JsonRpcServer(methods, EARLY, lambda: self._end(0))
-        self._lofi = Scheduler(settings, self._wire.tell)
+        self._shutting_down = threading.Event()
+        self._ready: list[TrackService] = []
+        handlers: dict[str, Handler] = {"ping": self._ping, "shutdown": self._shutdown}
+        self._rpc = JsonRpcServer(METHODS, handlers, on_disconnect=lambda: self._exit(0))
 
     def serve(self) -> NoReturn:
-        """Answer until the input ends, the editor says so, or a signal comes."""
-        signal.signal(signal.SIGINT, lambda *_: self._end(INTERRUPTED))
-        signal.signal(signal.SIGTERM, lambda *_: self._end(128 + signal.SIGTERM))
-        threading.Thread(target=self._find, daemon=True).start()
-        self._wire.serve(lambda: self._ending)
-        self._wire.finish(PATIENCE_S)
-        if self._ending and self._found.is_set():
-            self._lofi.stop()
-            self._wire.finish(0)
-        self._end(0)
+        """Answer until the input ends, `shutdown` is called or a signal arrives; then exit."""
+        signal.signal(signal.SIGINT, lambda *_: self._exit(INTERRUPTED))
+        signal.signal(signal.SIGTERM, lambda *_: self._exit(128 + signal.SIGTERM))
+        threading.Thread(target=self._start, daemon=True).start()
+        self._rpc.serve(self._shutting_down.is_set)
+        self._rpc.finish(FINISH_TIMEOUT_S)
+        if self._shutting_down.is_set():
+            for service in self._ready:
+                service.stop()
+                self._rpc.finish(0)
+        self._exit(0)
 
-    def _find(self) -> None:
-        """What takes a moment at the start: a thread of its own."""
+    def _start(self) -> None:
+        """Body of the thread that finds the models."""
         try:
-            self._lofi.prepare()
-        except Exception:  # noqa: BLE001 - without it nothing can be played
-            traceback.print_exc(file=sys.stderr)
-            self._end(1)
-        self._found.set()
-        self._wire.open()
+            service = TrackService(self._settings, self._rpc.notify)
+        except Exception:
+            log.exception("The daemon cannot start.")
+            self._exit(1)
+        self._ready.append(service)
+        self._rpc.add_handlers(service.handlers())
 
-    def _end(self, code: int) -> NoReturn:
-        """Leave, even out of native code that nobody can interrupt."""
-        if self._found.is_set():
+    def _exit(self, code: int) -> NoReturn:
+        """End the process at once, even while a thread is inside native code."""
+        if self._ready:
             from core import files
 
             shutil.rmtree(files.private_folder(), ignore_errors=True)
         sys.stderr.flush()
         os._exit(code)
 
-    def _generate(self, asked: ToGenerate) -> dict[str, Any]:
-        backend = _backend(self._lofi.config.backend if asked.backend is None else asked.backend)
-        self._judge(asked, backend)
-        with _Refusing():
-            order = self._lofi.backends.order(
-                backend,
-                asked.prompt,
-                asked.duration_sec,
-                asked.seed,
-                asked.inference_steps,
-                asked.guidance_scale,
-                asked.scheduler and asked.scheduler.lower(),
-            )
-            status, position, facts = self._lofi.accept(order, asked.priority == "high")
-        if facts:
-            self._wire.tell("generation_complete", self._lofi.complete(facts))
-        return {
-            "track_id": order.track_id,
-            "status": status,
-            "position": position,
-            "seed": order.seed,
-            "backend": backend,
-        }
-
-    def _judge(self, asked: ToGenerate, backend: str) -> None:
-        """Refuse what is out of range, in the order that the contract has."""
-        params = {param.name: param for param in Generate.params()}
-        longest = params["prompt"].max_length
-        if not asked.prompt.strip():
-            raise Refused("INVALID_PROMPT", "The prompt is empty. Write what is to be heard.")
-        if len(asked.prompt) > longest:
-            problem = f"The prompt has {len(asked.prompt)} characters, and {longest} fit. Cut it."
-            raise Refused("INVALID_PROMPT", problem)
-        steps, guidance = params["inference_steps"], params["guidance_scale"]
-        longest_s = self._lofi.backends.longest_s(backend)
-        for name, value, low, high, error in (
-            ("duration_sec", asked.duration_sec, SHORTEST_S, longest_s, "DURATION"),
-            ("inference_steps", asked.inference_steps, steps.low, steps.high, "INFERENCE_STEPS"),
-            ("guidance_scale", asked.guidance_scale, guidance.low, guidance.high, "GUIDANCE_SCALE"),
-        ):
-            if value is not None and not low <= value <= high:
-                problem = f"{name} runs from {low} to {high} with {backend}, not {str(value)[:40]}."
-                raise Refused(f"INVALID_{error}", problem)
-        if asked.scheduler is not None and asked.scheduler.lower() not in SCHEDULERS:
-            known = ", ".join(SCHEDULERS)
-            raise Refused("INVALID_SCHEDULER", f"{asked.scheduler[:40]!r} is none of: {known}.")
-
-    def _cancel(self, asked: ToCancel) -> dict[str, Any]:
-        with _Refusing():
-            return {"cancelled": True, "was_generating": self._lofi.cancel(asked.track_id)}
-
-    def _get_backends(self, _: Params) -> dict[str, Any]:
-        told = self._lofi.backends.told(self._lofi.loading())
-        return {"backends": told, "default_backend": self._lofi.config.backend}
-
-    def _download_backend(self, asked: ToDownload) -> dict[str, Any]:
-        return self._lofi.backends.download(_backend(asked.backend))
-
     def _ping(self, _: Params) -> dict[str, Any]:
         return {"status": "ok", "version": self._version}
 
     def _shutdown(self, _: Params) -> dict[str, Any]:
-        self._ending = True
+        self._shutting_down.set()
         return {"status": "shutting_down"}
 
 
-class _Refusing:
-    """Within it, the studio's own errors are refusals in the words of the wire."""
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        if isinstance(error, StudioError) and error.code in REFUSALS:
-            raise Refused(REFUSALS[error.code], str(error)) from error
-
-
-def _backend(name: str) -> str:
-    if name not in BACKENDS:
-        raise Refused("INVALID_BACKEND", f"{name[:40]!r} is none of: {', '.join(BACKENDS)}.")
-    return name
+@contextlib.contextmanager
+def _as_rpc_error() -> Iterator[None]:
+    """Turn the studio errors in `RPC_ERRORS` into error responses."""
+    try:
+        yield
+    except StudioError as error:
+        if error.code not in RPC_ERRORS:
+            raise
+        raise RpcError(RPC_ERRORS[error.code], str(error)) from error
 
 
 def studio_version() -> str:
-    """Of this studio, as `ping` tells it."""
+    """The installed version, as `ping` reports it."""
     try:
         return version("ace-music-studio")
     except PackageNotFoundError:
         return "source"
 
 
-def main(**given: str | None) -> NoReturn:
+def main(**overrides: str | None) -> NoReturn:
     """Serve on standard input and output until they end.
 
     Args:
-        given: settings from the command line, over all others; None for what was left open.
+        overrides: settings from the command line; None where a flag was not given.
     """
+    logging.basicConfig(format="lofi: %(message)s")
     if sys.stdin.isatty():
-        print("Waiting for JSON-RPC, one message a line. Ctrl-C ends it.", file=sys.stderr)
-    settings = config.read()
-    given = {name: value for name, value in given.items() if value is not None}
-    Daemon(settings.model_copy(update=given)).serve()
+        print("Waiting for JSON-RPC, one message per line. Ctrl-C ends it.", file=sys.stderr)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    Daemon(config.read().model_copy(update=given)).serve()

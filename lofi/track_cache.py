@@ -1,8 +1,8 @@
-"""Finished tracks on disk: what they are called, how they are kept whole, which of them stay.
+"""Cache of finished tracks on disk: ids, atomic writes, eviction.
 
-Any number of daemons share the folder, and each may be killed at any moment. A track is a WAV and a
-JSON file beside it; both are written whole under other names first, and moved under a lock that the
-system gives up when its holder dies.
+Any number of daemons share the folder, and each may be killed at any moment. A track is a WAV file
+and a JSON sidecar. Both are written under temporary names first, and renamed while holding a lock
+that the system releases when its holder dies.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Any, NamedTuple
 from core import files
 
 SCHEMA = 1
-"""Raised whenever the same request would give another file, and no version of a model says so."""
+"""Raise it when the same request would give a different file although no model version changed."""
 
 
-NAME = re.compile(r"[0-9a-f]{16}")
+TRACK_ID = re.compile(r"[0-9a-f]{16}")
 
 
-LOCK_S = 2.0
-"""How long another daemon is waited for: moving two files takes none of it."""
+LOCK_TIMEOUT_S = 2.0
+"""How long to wait for another daemon, which only renames two files under the lock."""
 
 
 STALE_S = 600.0
-"""A half file this old belongs to nobody: writing one takes a second."""
+"""A temporary file of this age was abandoned: writing one takes a second."""
 
 
 def track_id(
@@ -41,29 +41,29 @@ def track_id(
     prompt: str,
     seed: int,
     duration_s: float,
-    rest: Sequence[Any] = (),
+    sampling: Sequence[Any] = (),
 ) -> str:
-    """The name of the track that these values make: 16 hexadecimal digits.
+    """The id of the track that these values produce: 16 hexadecimal digits.
 
     Args:
         duration_s: as requested.
-        rest: what else decides how it sounds, in an order of its own; 7 and 7.0 are one.
+        sampling: further values that shape the sound, in a fixed order. 7 and 7.0 are the same.
     """
-    values = [SCHEMA, backend, model_version, prompt, seed, duration_s, *rest]
-    short = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
-    text = json.dumps(short, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    values = [SCHEMA, backend, model_version, prompt, seed, duration_s, *sampling]
+    numbers = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+    text = json.dumps(numbers, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-NEEDED = {
+REQUIRED_KEYS = {
     *("track_id", "backend", "model_version", "prompt", "seed", "duration_sec", "sample_rate"),
     *("channels", "last_used", "size_bytes"),
 }
-"""What a sidecar must say to be one."""
+"""Keys without which a sidecar is invalid."""
 
 
 class Staged(NamedTuple):
-    """A sound that is on disk, whole, under a name that nobody reads."""
+    """A complete audio file under a temporary name."""
 
     path: Path
     size_bytes: int
@@ -71,11 +71,11 @@ class Staged(NamedTuple):
 
 
 class TrackCache:
-    """The tracks in one folder, at most so many bytes and so many of them.
+    """The tracks in one folder, limited in bytes and number; the least recently used go first.
 
     Args:
-        max_bytes: of all WAVs together; the track just written stays even if it is larger.
-        max_tracks: how many; None for any number.
+        max_bytes: of all WAV files together. The newest track stays even if it alone is larger.
+        max_tracks: None for any number.
     """
 
     def __init__(self, folder: Path, max_bytes: int, max_tracks: int | None = None) -> None:
@@ -83,16 +83,16 @@ class TrackCache:
         self._max_bytes, self._max_tracks = max_bytes, max_tracks
 
     def path(self, track: str) -> Path:
-        """Where the track's sound is, or would be."""
+        """The track's WAV file, whether it exists or not."""
         return self.folder / f"{track}.wav"
 
     def find(self, track: str, use: bool = True) -> dict[str, Any] | None:
-        """What the sidecar of `track` says, if its sound is there too; else both are removed.
+        """The sidecar of `track`, if its WAV is complete; otherwise both files are removed.
 
         Args:
-            use: whether this counts as having used the track.
+            use: whether this counts as a use of the track.
         """
-        if not NAME.fullmatch(track):  # anything else might lead out of the folder
+        if not TRACK_ID.fullmatch(track):  # anything else could lead out of the folder
             return None
         if not self._sidecar(track).exists() and not self.path(track).exists():
             return None
@@ -102,43 +102,46 @@ class TrackCache:
                 self._remove(track)
             elif use:
                 facts["last_used"] = _now()
-                with contextlib.suppress(OSError):  # a read-only cache still plays
+                with contextlib.suppress(OSError):  # a read-only cache can still be played from
                     self._write_sidecar(track, facts)
             return facts
 
-    def stage(self, track: str, sound: bytes) -> Staged:
-        """Bring `sound`, a whole WAV, to disk.
+    def stage(self, track: str, wav: bytes) -> Staged:
+        """Write `wav` under a temporary name.
 
         Raises:
             StudioError: `disk-full`, `not-writable`.
         """
-        half = self.folder / f".{track}.{os.getpid()}.wav.part"
+        temporary = self.folder / f".{track}.{os.getpid()}.wav.part"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _put(half, sound)
+            _write_synced(temporary, wav)
         except OSError as error:
             with contextlib.suppress(OSError):
-                half.unlink()
-            raise files.write_error(half, error, len(sound)) from error
-        return Staged(half, len(sound), hashlib.sha256(sound).hexdigest())
+                temporary.unlink()
+            raise files.write_error(temporary, error, len(wav)) from error
+        return Staged(temporary, len(wav), hashlib.sha256(wav).hexdigest())
 
     def publish(
         self, track: str, staged: Staged, facts: dict[str, Any], keep: Collection[str] = ()
     ) -> dict[str, Any]:
-        """Move what was staged to its name with `facts` beside it; returns what the sidecar says.
+        """Rename a staged file to its final name and write `facts` beside it.
 
-        A track that is there already, from another daemon, stays as it is. Older ones make room,
+        A track that another daemon has published meanwhile stays as it is. Old tracks are evicted,
         but none in `keep`.
 
+        Returns:
+            The sidecar.
+
         Raises:
-            StudioError: `disk-full`, `not-writable`; nothing of the track is left then.
+            StudioError: `disk-full`, `not-writable`; no file of the track is left then.
         """
         now = _now()
         with self._locked():
-            known = self._read(track)
-            if known is not None:
+            existing = self._read(track)
+            if existing is not None:
                 staged.path.unlink(missing_ok=True)
-                return known
+                return existing
             facts = {
                 "track_id": track,
                 **facts,
@@ -150,50 +153,50 @@ class TrackCache:
             try:
                 os.replace(staged.path, self.path(track))
                 self._write_sidecar(track, facts)
-                _sync(self.folder)
+                _sync_folder(self.folder)
             except OSError as error:
                 self._remove(track)
                 staged.path.unlink(missing_ok=True)
                 raise files.write_error(self.path(track), error, staged.size_bytes) from error
-            self._make_room({track, *keep})
+            self._evict({track, *keep})
         return facts
 
     def _read(self, track: str) -> dict[str, Any] | None:
         try:
             facts = json.loads(self._sidecar(track).read_text("utf-8"))
-            whole = facts.keys() >= NEEDED and isinstance(facts["last_used"], str)
-            whole = whole and facts["track_id"] == track
-            return facts if whole and self._size(track) == facts["size_bytes"] else None
+            valid = facts.keys() >= REQUIRED_KEYS and isinstance(facts["last_used"], str)
+            valid = valid and facts["track_id"] == track
+            return facts if valid and self._size(track) == facts["size_bytes"] else None
         except (OSError, ValueError, AttributeError):
             return None
 
     def _size(self, track: str) -> int:
         return self.path(track).stat().st_size
 
-    def _make_room(self, keep: Collection[str]) -> None:
-        """Remove what is no track, then the least recently used until the rest fits."""
+    def _evict(self, keep: Collection[str]) -> None:
+        """Remove leftovers and broken tracks, then the least recently used beyond the limits."""
         found = {}
         for path in self.folder.iterdir():
             if path.suffix == ".part":
                 with contextlib.suppress(OSError):
                     if time.time() - path.stat().st_mtime > STALE_S:
                         path.unlink()
-            elif path.suffix in (".wav", ".json") and NAME.fullmatch(path.stem):
+            elif path.suffix in (".wav", ".json") and TRACK_ID.fullmatch(path.stem):
                 found[path.stem] = self._read(path.stem)
         for track in [track for track, facts in found.items() if facts is None]:
             self._remove(track)
             del found[track]
-        whole, count = sum(facts["size_bytes"] for facts in found.values()), len(found)
+        total, count = sum(facts["size_bytes"] for facts in found.values()), len(found)
         for track in sorted(found, key=lambda track: found[track]["last_used"]):
             fits = self._max_tracks is None or count <= self._max_tracks
-            if fits and whole <= self._max_bytes:
+            if fits and total <= self._max_bytes:
                 return
             if track not in keep:
                 self._remove(track)
-                whole, count = whole - found[track]["size_bytes"], count - 1
+                total, count = total - found[track]["size_bytes"], count - 1
 
     def _remove(self, track: str) -> None:
-        """The sidecar first: without it the sound is no track any more."""
+        """The sidecar goes first: a WAV without one is not a track any more."""
         for path in (self._sidecar(track), self.path(track)):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -202,36 +205,36 @@ class TrackCache:
         return self.folder / f"{track}.json"
 
     def _write_sidecar(self, track: str, facts: dict[str, Any]) -> None:
-        half = self.folder / f".{track}.{os.getpid()}.json.part"
+        temporary = self.folder / f".{track}.{os.getpid()}.json.part"
         try:
-            _put(half, (json.dumps(facts, indent=2) + "\n").encode())
-            os.replace(half, self._sidecar(track))
+            _write_synced(temporary, (json.dumps(facts, indent=2) + "\n").encode())
+            os.replace(temporary, self._sidecar(track))
         finally:
-            half.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One daemon at a time; where locks do not work or are not given up, without."""
+        """Lock the folder. Goes on without where locks do not work or the holder keeps it."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.folder / ".lock")
         with contextlib.suppress(Timeout, OSError, NotImplementedError):
-            lock.acquire(timeout=LOCK_S, poll_interval=0.01)
+            lock.acquire(timeout=LOCK_TIMEOUT_S, poll_interval=0.01)
         try:
             yield
         finally:
             lock.release()
 
 
-def _put(path: Path, content: bytes) -> None:
+def _write_synced(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
-    """Let a folder's new names outlast a power cut, where the system knows how."""
+def _sync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut, where the system supports it."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -144,7 +144,9 @@ def test_a_disk_that_takes_nothing_is_named_and_nothing_of_the_track_stays(tmp_p
         TrackCache(tmp_path / "file" / "tracks", MANY).stage(name(1), b"x")
     kept = TrackCache(tmp_path, MANY)
     staged = kept.stage(name(1), b"x")
-    monkeypatch.setattr(track_cache, "_put", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(
+        track_cache, "_write_synced", lambda *_: (_ for _ in ()).throw(OSError("full"))
+    )
     with pytest.raises(StudioError):
         kept.publish(name(1), staged, FACTS)
     assert {p.name for p in tmp_path.iterdir()} == {".lock", "file"}
@@ -153,7 +155,7 @@ def test_a_disk_that_takes_nothing_is_named_and_nothing_of_the_track_stays(tmp_p
 def test_a_lock_that_nobody_gives_up_keeps_nobody_waiting(tmp_path, monkeypatch):
     from filelock import FileLock
 
-    monkeypatch.setattr(track_cache, "LOCK_S", 0.2)
+    monkeypatch.setattr(track_cache, "LOCK_TIMEOUT_S", 0.2)
     kept = TrackCache(tmp_path, MANY)
     put(kept, 1)
     with FileLock(tmp_path / ".lock"):
@@ -165,8 +167,8 @@ def test_a_lock_that_nobody_gives_up_keeps_nobody_waiting(tmp_path, monkeypatch)
 WRITER = """
 import json, os, random, sys
 from pathlib import Path
-from lofi.track_cache import Tracks
-kept, facts = Tracks(Path(sys.argv[1]), 4_000_000), json.loads(sys.argv[2])
+from lofi.track_cache import TrackCache
+kept, facts = TrackCache(Path(sys.argv[1]), 4_000_000), json.loads(sys.argv[2])
 print("writes", flush=True)
 while True:
     track = f"{random.randrange(12):016x}"
