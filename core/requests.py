@@ -51,6 +51,18 @@ INSTRUMENTAL = "[Instrumental]"
 """Lyrics that mean: nobody sings. The spelling the models were trained on."""
 
 
+EDITION = 2
+"""The rules by which a request becomes what the models read. A take records them, and a file of an
+older edition is replayed by its own.
+
+1: the transformer read empty lyrics as they stood; plans had keys in ASCII only, captions of at
+   most 100 words, and no language for a song marked as instrumental.
+2: empty lyrics mean an instrumental for the planner and the transformer alike; the planner may
+   spell keys with sharp and flat signs, its captions are not shortened, every plan may have a
+   language.
+"""
+
+
 LANGUAGE_NAMES = {
     "ar": "Arabic",
     "az": "Azerbaijani",
@@ -156,6 +168,32 @@ class SongRequest(Request):
         if end < start:
             raise ValueError(f"is {end:g}, below Guidance ends at ({start:g})")
         return end
+
+
+def effective_lyrics(request: SongRequest, edition: int = EDITION) -> str:
+    """The lyrics as the planner and the transformer read them.
+
+    An instrumental has `INSTRUMENTAL` in their place, and so has a song without any: the authors'
+    preprocessing puts it there for empty lyrics.
+
+    Args:
+        edition: in edition 1 the transformer read empty lyrics as they stood, and the planner
+            already followed the rule of edition 2.
+    """
+    if request.instrumental or (edition >= 2 and not request.lyrics.strip()):
+        return INSTRUMENTAL
+    return request.lyrics
+
+
+def lyrics_note(request: SongRequest, edition: int = EDITION) -> str:
+    """What to tell a person where the lyrics are read otherwise than they wrote them, or ""."""
+    blank = not request.lyrics.strip()
+    if request.instrumental:
+        return "" if blank else "Instrumental: the lyrics were left out."
+    return NO_LYRICS if blank and edition >= 2 else ""
+
+
+NO_LYRICS = "No lyrics were given: the song was made as an instrumental."
 
 
 def _says_something(prompt: str) -> str:

@@ -11,15 +11,16 @@ import math
 import re
 import warnings
 from collections.abc import Generator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from audio import levels
 from core.errors import StudioError
-from core.requests import INSTRUMENTAL, SAMPLE_RATE, Generate
+from core.requests import EDITION, SAMPLE_RATE, Generate, effective_lyrics, lyrics_note
 from core.results import Progress
-from models import catalog, checkpoints, sampler, weights
+from models import catalog, checkpoints, sampler, timbre_token, weights
 from models.loading import check_pipeline, is_finite, memory_errors
 from models.vae import FRAME_RATE, decode, skip_zeros
 
@@ -174,6 +175,7 @@ class Engine:
         instruction: str = TEXT_TO_MUSIC,
         context: torch.Tensor | None = None,
         timbre: torch.Tensor | None = None,
+        edition: int = EDITION,
     ) -> Generator[Progress, None, RenderedAudio]:
         """Make a piece from text, and from what else the model is given; see `conditions`.
 
@@ -187,7 +189,9 @@ class Engine:
 
         with torch.inference_mode(), memory_errors(self.device, self.model, song.duration_s):
             yield Progress(stage="Reading the words", step=0, steps=1)
-            conditions, notes = self.conditions(song, instruction, context=context, timbre=timbre)
+            conditions, notes = self.conditions(
+                song, instruction, context=context, timbre=timbre, edition=edition
+            )
             latents = yield from self.denoise(conditions, song)
             wave = yield from decode(self.pipe.vae, latents)
             piece = self.finish(wave, round(song.duration_s * SAMPLE_RATE), song.seed)
@@ -202,6 +206,7 @@ class Engine:
         context: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
         timbre: torch.Tensor | None = None,
+        edition: int = EDITION,
     ) -> tuple[Conditions, list[str]]:
         """Encode text, lyrics and metadata. Also returns notes on what was shortened to fit.
 
@@ -209,6 +214,8 @@ class Engine:
             context: source latents [1, frames, channels]; silence of the song's length if None.
             mask: float [frames], 1 where new audio is wanted; everywhere if None.
             timbre: latents [1, frames, channels] of the reference audio; silence if None.
+            edition: see `core.requests.EDITION`. Edition 1 reads empty lyrics as they stand and
+                leaves out the timbre token of XL.
 
         Raises:
             StudioError: `lyrics-too-long`.
@@ -222,11 +229,9 @@ class Engine:
                 f"The style was cut to its first {len(caption.split())} words: more would have "
                 "pushed tempo, key and length out of what the model reads."
             )
-        lyrics = song.lyrics
-        if song.instrumental:
-            if lyrics.strip():
-                notes.append("Instrumental: the lyrics were left out.")
-            lyrics = INSTRUMENTAL
+        if note := lyrics_note(song, edition):
+            notes.append(note)
+        lyrics = effective_lyrics(song, edition)
         text_ids = self._tokens(_prompt_of(song, caption, instruction))
         lyric_ids = self._tokens(lyric_text(lyrics, song.vocal_language))
         if lyric_ids.shape[1] > LYRIC_TOKENS:
@@ -242,16 +247,19 @@ class Engine:
         if mask is None:
             mask = torch.ones(context.shape[1])
         mask = mask.to(context)[None, :, None].expand(-1, -1, self.channels)
-        cond, _ = encoder(
-            text_hidden_states=pipe.text_encoder(input_ids=text_ids).last_hidden_state,
-            text_attention_mask=torch.ones_like(text_ids, dtype=torch.bool),
-            lyric_hidden_states=pipe.text_encoder.get_input_embeddings()(lyric_ids),
-            lyric_attention_mask=torch.ones_like(lyric_ids, dtype=torch.bool),
-            refer_audio_acoustic_hidden_states_packed=(
-                self.silence(TIMBRE_FRAMES) if timbre is None else timbre
-            ),
-            refer_audio_order_mask=torch.zeros(1, dtype=torch.long, device=self.device),
-        )
+        with_token = edition >= 2 and timbre_token.has_token(pipe.transformer.config)
+        prepared = timbre_token.prepended(encoder.timbre_encoder) if with_token else nullcontext()
+        with prepared:
+            cond, _ = encoder(
+                text_hidden_states=pipe.text_encoder(input_ids=text_ids).last_hidden_state,
+                text_attention_mask=torch.ones_like(text_ids, dtype=torch.bool),
+                lyric_hidden_states=pipe.text_encoder.get_input_embeddings()(lyric_ids),
+                lyric_attention_mask=torch.ones_like(lyric_ids, dtype=torch.bool),
+                refer_audio_acoustic_hidden_states_packed=(
+                    self.silence(TIMBRE_FRAMES) if timbre is None else timbre
+                ),
+                refer_audio_order_mask=torch.zeros(1, dtype=torch.long, device=self.device),
+            )
         return (
             Conditions(
                 cond=cond.to(self.dtype),
