@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from audio import levels, splice
 from core.errors import StudioError
-from core.requests import SAMPLE_RATE, Edit, Generate
+from core.requests import EDITION, SAMPLE_RATE, Edit, Generate
 from core.results import Progress
 from models import acestep, loading, sampler, vae
 
@@ -62,6 +62,7 @@ def compose(
     *,
     codes: Sequence[int] = (),
     timbre: torch.Tensor | None = None,
+    edition: int = EDITION,
 ) -> Iterator[Progress]:
     """A new song that follows the planner's `codes`, or has the sound of `timbre`, or both.
 
@@ -82,7 +83,7 @@ def compose(
             instruction = FROM_CODES
     return (
         yield from engine.text_to_music(
-            song, instruction=instruction, context=context, timbre=timbre
+            song, instruction=instruction, context=context, timbre=timbre, edition=edition
         )
     )
 
@@ -94,6 +95,7 @@ def extend(
     *,
     before_s: float = 0.0,
     after_s: float = 0.0,
+    edition: int = EDITION,
 ) -> Iterator[Progress]:
     """Go on after the end of `source`, before its beginning, or both.
 
@@ -112,6 +114,7 @@ def extend(
         padded,
         [(a, b) for a, b in regions if b > a],
         RepaintSettings.of("conservative", 0.0),
+        edition=edition,
     )
 
 
@@ -122,6 +125,7 @@ def repaint(
     regions: list[tuple[int, int]],
     grip: RepaintSettings,
     clean: torch.Tensor | None = None,
+    edition: int = EDITION,
 ) -> Iterator[Progress]:
     """Make what lies inside `regions` (start and end in samples) anew.
 
@@ -141,7 +145,9 @@ def repaint(
             first, last = _frames_of(start, end, frames)
             inside[first:last] = 1.0
         shown = torch.where(inside[None, :, None] > 0, engine.silence(frames), clean)
-        conditions, notes = engine.conditions(song, REPAINT, context=shown, mask=inside)
+        conditions, notes = engine.conditions(
+            song, REPAINT, context=shown, mask=inside, edition=edition
+        )
         noise, _ = sampler.draw_noise(song.seed, frames, engine.channels)
         noise = noise.to(engine.device)
         until = round(grip.injection * song.inference_steps)
@@ -179,11 +185,12 @@ def cover(
     noise: float = 0.0,
     timbre: torch.Tensor | None = None,
     clean: torch.Tensor | None = None,
+    edition: int = EDITION,
 ) -> Iterator[Progress]:
     """The song of `source` in another style, and with the sound of `timbre` if there is one.
 
     Args:
-        strength: share of the steps that follow the source's 5 Hz sketch; then the model is free.
+        strength: share of the remaining steps that follow the source's 5 Hz sketch.
         noise: how much of the source itself to start from, 0 (noise alone) to 1.
     """
     import torch
@@ -195,12 +202,15 @@ def cover(
         if clean is None:
             clean = yield from encode(engine, source)
         drawn = sketch(engine, codes_of(engine, clean))[:, : clean.shape[1]]
-        conditions, notes = engine.conditions(song, FROM_CODES, context=drawn, timbre=timbre)
-        switch, later = int(song.inference_steps * strength), None
+        conditions, notes = engine.conditions(
+            song, FROM_CODES, context=drawn, timbre=timbre, edition=edition
+        )
+        config, later = sampler.SamplerConfig.of(song), None
+        first = sampler.step_at(config, 1.0 - noise) if noise else 0
+        switch = sampler.switch_step(config, strength, first, edition)
         if switch < song.inference_steps:
             silence = engine.silence(clean.shape[1])
-            later, _ = engine.conditions(song, context=silence, timbre=timbre)
-        first = sampler.step_at(sampler.SamplerConfig.of(song), 1.0 - noise) if noise else 0
+            later, _ = engine.conditions(song, context=silence, timbre=timbre, edition=edition)
         latents = yield from engine.denoise(
             conditions,
             song,
@@ -222,6 +232,7 @@ def morph(
     n_max: float,
     n_avg: int,
     clean: torch.Tensor | None = None,
+    edition: int = EDITION,
 ) -> Iterator[Progress]:
     """Carry `source`, described by `told`, to what `song` describes. See `sampler.morph`."""
     import torch
@@ -233,8 +244,8 @@ def morph(
         if clean is None:
             clean = yield from encode(engine, source)
         silence = engine.silence(clean.shape[1])
-        was, _ = engine.conditions(told, context=silence)
-        becomes, notes = engine.conditions(song, context=silence)
+        was, _ = engine.conditions(told, context=silence, edition=edition)
+        becomes, notes = engine.conditions(song, context=silence, edition=edition)
         generator = torch.Generator("cpu").manual_seed(song.seed)
         config = sampler.SamplerConfig.of(song)
         steps = sampler.morph(

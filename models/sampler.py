@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from core.requests import SongRequest
+from core.requests import EDITION, SongRequest
 
 if TYPE_CHECKING:
     import torch
@@ -228,6 +228,21 @@ def step_at(config: SamplerConfig, t: float) -> int:
     """The step of `config` whose time is nearest to `t`."""
     times = schedule(config.steps, config.shift)[:-1]
     return int((times - t).abs().argmin())
+
+
+def switch_step(
+    config: SamplerConfig, strength: float, first_step: int = 0, edition: int = EDITION
+) -> int:
+    """The step at which a cover stops following its source.
+
+    Args:
+        strength: share of the steps that follow the source, 0 to 1. Of the steps that remain after
+            `first_step`, as in the authors' code; in edition 1, of all steps.
+        first_step: the step that the cover begins with.
+    """
+    if edition < 2:
+        return int(config.steps * strength)
+    return first_step + int((config.steps - first_step) * strength)
 
 
 def morph(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import drain, song
 
+import pipeline
 from audio import levels
 from core.errors import StudioError
 from models import acestep, sampler, vae
@@ -109,17 +110,17 @@ def test_tiled_decode_equals_untiled_decode(engine, monkeypatch):
 
 
 def test_encoding_is_repeatable_equal_when_tiled_and_decodes_to_the_same_pitch(engine, monkeypatch):
-    vae, rate = engine.pipe.vae, engine.rate
+    autoencoder, rate = engine.pipe.vae, engine.rate
     t = torch.arange(int(13.3 * rate)) / rate
     sound = 0.3 * torch.stack([torch.sin(2 * torch.pi * f * t) for f in (220.0, 330.0)])
     with torch.inference_mode():
-        whole = drain(encode(vae, sound))
+        whole = drain(encode(autoencoder, sound))
         assert whole.shape == (1, 333, engine.channels)
-        assert torch.equal(whole, drain(encode(vae, sound)))
+        assert torch.equal(whole, drain(encode(autoencoder, sound)))
         monkeypatch.setattr(vae, "TILE_FRAMES", 64)
-        tiled = drain(encode(vae, sound))
+        tiled = drain(encode(autoencoder, sound))
         assert float((tiled - whole).abs().max() / whole.abs().max()) < 1e-5
-        back = drain(decode(vae, whole))[:, : sound.shape[1]]
+        back = drain(decode(autoencoder, whole))[:, : sound.shape[1]]
     left, right = (np.abs(np.fft.rfft(channel)) for channel in back.numpy())
     assert np.argmax(left) * rate / back.shape[1] == pytest.approx(220, abs=3)
     assert np.argmax(right) * rate / back.shape[1] == pytest.approx(330, abs=3)
@@ -207,6 +208,33 @@ def test_instrumental_replaces_the_lyrics_and_notes_it(engine):
     assert any("# lyric\n[instrumental]" in text for text in seen)
     assert any("# lyric\nla la la" in text for text in seen)
     assert notes == ["Instrumental: the lyrics were left out."]
+
+
+@pytest.mark.parametrize("edition", [1, 2])
+def test_empty_lyrics_mean_instrumental_since_edition_2(engine, edition):
+    with torch.inference_mode():
+        empty, notes = engine.conditions(song(lyrics=" \n", instrumental=False), edition=edition)
+        instrumental, none = engine.conditions(song(lyrics="", instrumental=True), edition=edition)
+    same = empty.cond.shape == instrumental.cond.shape and torch.equal(
+        empty.cond, instrumental.cond
+    )
+    assert (same, bool(notes), none) == (edition == 2, edition == 2, [])
+
+
+@pytest.mark.parametrize(("edition", "follows"), [(1, [False, False]), (2, [True, False])])
+def test_a_cover_from_noised_source_follows_it_for_its_share_of_the_remaining_steps(
+    engine, edition, follows
+):
+    seen = []
+    hook = engine.pipe.transformer.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["context_latents"][0]), with_kwargs=True
+    )
+    source = 0.1 * np.random.default_rng(0).standard_normal((2, 240_000), np.float32)
+    request = song(duration_s=5, inference_steps=4, guidance_scale=1.0)
+    drain(pipeline.cover(engine, request, source, strength=0.5, noise=0.5, edition=edition))
+    hook.remove()
+    silence = engine.silence(125)[0]
+    assert [not torch.equal(s[:, : engine.channels], silence) for s in seen] == follows
 
 
 def test_lyrics_beyond_the_token_limit_are_refused(engine):

@@ -261,6 +261,13 @@ def test_step_at_finds_the_step_nearest_to_a_noise_level():
         assert abs(times_[i] - level) == min(abs(t - level) for t in times_)
 
 
+def test_strength_is_a_share_of_the_remaining_steps_and_in_edition_1_of_all():
+    config = SamplerConfig(steps=10)
+    assert [sampler.switch_step(config, s) for s in (0.0, 0.29, 0.5, 1.0)] == [0, 2, 5, 10]
+    assert [sampler.switch_step(config, s, 6) for s in (0.0, 0.25, 0.5, 1.0)] == [6, 7, 8, 10]
+    assert [sampler.switch_step(config, s, 6, 1) for s in (0.0, 0.5, 1.0)] == [0, 5, 10]
+
+
 def morph64(source, target, clean, steps, draws, n_min, n_max, n_avg):
     """Flow editing by its formulas, without guidance."""
     t = times(steps, 1.0)
