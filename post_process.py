@@ -83,7 +83,7 @@ def master(
     stage = "Setting the loudness"
     yield Progress(stage=stage)
     before = loudness.loudness(sound)
-    envelope = loudness.envelope(sound)
+    envelope = loudness.peak_envelope(sound)
     highest = float(envelope.max(initial=0.0))
     if before is None:
         peak = 20 * math.log10(highest) if highest else None
@@ -112,7 +112,7 @@ def master(
         gain_db = min(gain_db + off / slope, most)
     yield Progress(stage=stage, step=6, steps=6)
     # Between samples whose gains differ the wave passes the ceiling by some 1e-5 dB.
-    done *= np.float32(min(1.0, ceiling / float(loudness.envelope(done).max()) * (1 - 1e-6)))
+    done *= np.float32(min(1.0, ceiling / float(loudness.peak_envelope(done).max()) * (1 - 1e-6)))
     after = loudness.loudness(done)
     return done, Loudness(
         target_lufs=target_lufs,

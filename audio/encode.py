@@ -96,7 +96,7 @@ def convert(
     yield from save(sound.T, path, kind, settings, tags)
 
 
-def short(source: Path, tags: Tags) -> bytes:
+def wav_16_bit(source: Path, tags: Tags) -> bytes:
     """A take's WAV with 16 bits a sample, each rounded from its 24, as the bytes of a file.
 
     Without dither and without settings: the same song gives the same bytes.

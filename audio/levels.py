@@ -20,7 +20,7 @@ SILENCE_DBFS = -60.0
 """Below this peak a take is left as quiet as it is: raising it would only raise the noise."""
 
 
-def level(sound: np.ndarray) -> tuple[np.ndarray, float | None]:
+def normalize_peak(sound: np.ndarray) -> tuple[np.ndarray, float | None]:
     """Scale `sound` so that its highest sample stands at `PEAK_DBFS`.
 
     Returns:
@@ -53,7 +53,7 @@ def resample(sound: np.ndarray, rate: int, to_rate: int, samples: int) -> np.nda
     return np.pad(sound, ((0, 0), (0, missing))) if missing > 0 else sound[:, :samples]
 
 
-def peaks(sound: np.ndarray, buckets: int) -> list[float]:
+def waveform_peaks(sound: np.ndarray, buckets: int) -> list[float]:
     """For a picture: lowest and highest sample of each of `buckets` stretches, in turn.
 
     `sound` is [channels, samples]; 240 s into 1000 take about 40 ms. No sound gives zeros.

@@ -43,7 +43,7 @@ def loudness(sound: np.ndarray) -> float | None:
     return float(-0.691 + 10 * np.log10(loud.mean()))
 
 
-def matched(loudnesses: Sequence[float | None]) -> list[float]:
+def matching_gains(loudnesses: Sequence[float | None]) -> list[float]:
     """The gain in dB, 0 or below, that makes each sound as loud as the quietest; 0 for silence."""
     known = [lufs for lufs in loudnesses if lufs is not None]
     return [0.0 if lufs is None else min(known) - lufs for lufs in loudnesses]
@@ -75,11 +75,11 @@ def _weighted(sound: np.ndarray, hop: int) -> np.ndarray:
 
 def true_peak(sound: np.ndarray) -> float | None:
     """The highest point of the wave in dBTP, between samples too; None for digital silence."""
-    peak = float(envelope(sound).max(initial=0.0))
+    peak = float(peak_envelope(sound).max(initial=0.0))
     return 20 * math.log10(peak) if peak > 0 else None
 
 
-def envelope(sound: np.ndarray) -> np.ndarray:
+def peak_envelope(sound: np.ndarray) -> np.ndarray:
     """How high the wave rises from each sample up to the next, on any channel: float32 [samples].
 
     The wave is looked at in four places a sample (BS.1770-4, annex 2), through 32 taps a place. It

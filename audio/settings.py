@@ -45,7 +45,7 @@ def settings_of(take: Take) -> dict[str, Any]:
     return {SCHEMA: VERSION, **told, "names": names, "mastered": []}
 
 
-def mastered(settings: dict[str, Any], request: Master) -> dict[str, Any]:
+def with_mastering(settings: dict[str, Any], request: Master) -> dict[str, Any]:
     """`settings` for the sound that `request` makes of theirs."""
     done = {"target_lufs": request.target_lufs, "ceiling_dbtp": request.ceiling_dbtp}
     return {**settings, "mastered": [*settings["mastered"], done][-MOST_MASTERS:]}
@@ -61,11 +61,11 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
     Raises:
         StudioError: `settings-unreadable`, or `source-missing` and `source-unreadable` where there
-            is no ordinary file.
+            is no regular file.
     """
     path = Path(path)
     name = _shown(path.name)
-    with decode.ordinary(path, name) as file:
+    with decode.open_regular_file(path, name) as file:
         try:
             found = _found(file)
             return None if found is None else _checked(_parsed(found))
@@ -170,7 +170,7 @@ def _checked(told: dict[str, Any]) -> dict[str, Any]:
     changes = {"request": request.model_dump(), "adapters": adapters}
     checked = {**settings_of(take.model_copy(update=changes)), "names": names}
     for done in _checked_masters(told.get("mastered", [])):
-        checked = mastered(checked, done)
+        checked = with_mastering(checked, done)
     return checked
 
 

@@ -120,7 +120,7 @@ class Seam(NamedTuple):
     good: bool
 
 
-def seam(sound: np.ndarray, at: int, half_width: int, rate: int) -> Seam:
+def measure_seam(sound: np.ndarray, at: int, half_width: int, rate: int) -> Seam:
     """Measure the seam of `sound` [channels, samples] around sample `at`, on its mono sum.
 
     click: the largest second difference in 4 ms, over that of the 15 ms to either side, the worst

@@ -87,7 +87,7 @@ class Progress(BaseModel):
 
 
 class SeamCheck(BaseModel):
-    """How an edge of an edit measures: see `audio.seam`, whose limits decide `good`."""
+    """How an edge of an edit measures: see `audio.splice.measure_seam`, whose limits decide `good`."""
 
     model_config = ConfigDict(frozen=True)
     at_s: float
@@ -196,7 +196,7 @@ class Idea(BaseModel):
 class AudioInfo(BaseModel):
     """A file that was brought, before anything is made of it.
 
-    `peaks` are the lowest and highest sample of each stretch, in turn (see `audio.peaks`).
+    `peaks` are the lowest and highest sample of each stretch, in turn (see `audio.levels.waveform_peaks`).
     """
 
     model_config = ConfigDict(frozen=True)

@@ -277,7 +277,7 @@ class Scheduler:
         if weights.may_sell is False:
             licence += ", not for commercial use"
         tags = Tags(track.prompt, weights.title, licence)
-        staged = self._cache.stage(track.track_id, encode.short(Path(take.path), tags))
+        staged = self._cache.stage(track.track_id, encode.wav_16_bit(Path(take.path), tags))
         seconds = round(time.monotonic() - job.started_at, 3)
         sidecar = None
         with self._condition:

@@ -339,7 +339,7 @@ class Engine:
     def finish(self, wave: torch.Tensor, samples: int, seed: int) -> RenderedAudio:
         """Resample to 48 kHz, cut to `samples` and set the level."""
         sound = levels.resample(wave.numpy(), self.rate, SAMPLE_RATE, samples)
-        sound, peak = levels.level(sound)
+        sound, peak = levels.normalize_peak(sound)
         piece = RenderedAudio(sound=sound, peak_dbfs=peak, seed=seed)
         if peak is None or peak < levels.SILENCE_DBFS:
             piece.notes.append("This take is almost silent; try another seed.")

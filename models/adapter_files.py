@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from audio.decode import ordinary
+from audio.decode import open_regular_file
 from core.errors import StudioError
 from core.params import MAX_ADAPTER_RANK
 
@@ -199,9 +199,9 @@ def inspect(path: Path, config: Path | None = None) -> Adapter:
     weights, config = _find(path, config, name)
     said = None
     if config:
-        with ordinary(config, name, "adapter") as file:
+        with open_regular_file(config, name, "adapter") as file:
             said = file.read(MAX_CONFIG_BYTES + 1)
-    with ordinary(weights, name, "adapter") as file:
+    with open_regular_file(weights, name, "adapter") as file:
         tensors, metadata, data = _header(file, os.fstat(file.fileno()).st_size, name)
         if not tensors:
             raise unreadable(name, "there is nothing in it")
@@ -233,7 +233,7 @@ def read(adapter: Adapter) -> Iterator[tuple[str, str, tuple[int, ...], bytearra
     Raises:
         StudioError: `adapter-missing`, or `adapter-unreadable` if it is not what was judged.
     """
-    with ordinary(adapter.path, adapter.name, "adapter") as file:
+    with open_regular_file(adapter.path, adapter.name, "adapter") as file:
         whole = file.read(MAX_FILE_BYTES + 1)
         digest = hashlib.sha256(whole)
         digest.update(adapter.config)

@@ -122,7 +122,7 @@ class MusicgenEngine:
             raise StudioError("sound-not-finite", model=self.weights.title)
         samples = round(request.duration_s * SAMPLE_RATE)
         mono = levels.resample(wave, self.rate, SAMPLE_RATE, samples)
-        sound, peak = levels.level(np.repeat(mono, 2, axis=0))
+        sound, peak = levels.normalize_peak(np.repeat(mono, 2, axis=0))
         return acestep.RenderedAudio(sound=sound, peak_dbfs=peak, seed=request.seed)
 
     def tokens(self, request: Musicgen, frames: int) -> Iterator[Progress]:

@@ -213,7 +213,7 @@ def _made(
 
 
 def _seam(piece: RenderedAudio, at: int, half_width: int) -> SeamCheck:
-    heard = splice.seam(piece.sound, at, half_width, SAMPLE_RATE)
+    heard = splice.measure_seam(piece.sound, at, half_width, SAMPLE_RATE)
     return SeamCheck(at_s=at / SAMPLE_RATE, **heard._asdict())
 
 
@@ -259,7 +259,7 @@ def _finished(job: Job) -> Iterator[Event]:
                 sound, request.target_lufs, request.ceiling_dbtp
             )
             name, facts = f"{name}-master", loud.model_dump(mode="json")
-            told = told and settings.mastered(told, request)
+            told = told and settings.with_mastering(told, request)
         paths = (job.folder / f"{name}.{request.format}",)
         tags = _tags(request.source, request.ai_generated)
         yield from encode.save(sound, paths[0], request.format, told, tags)

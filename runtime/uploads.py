@@ -112,7 +112,7 @@ def _decoded(path: Path, stopped: Callable[[], bool]) -> Upload:
         seconds=heard.sound.shape[1] / SAMPLE_RATE,
         rate=heard.rate,
         channels=heard.channels,
-        peaks=tuple(levels.peaks(heard.sound, BUCKETS)),
+        peaks=tuple(levels.waveform_peaks(heard.sound, BUCKETS)),
         notes=heard.notes,
     )
     return Upload(kept, sha256, heard.sound.shape[1], look)

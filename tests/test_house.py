@@ -41,7 +41,7 @@ OUTSIDE = {
     "demucs": ("models.demucs",),
     "soundfile": ("audio.encode",),
     "soxr": ("audio",),
-    "av": ("audio.decode",),
+    "av": ("audio.decode_worker",),
 }
 """Which parts may import a library, by the beginning of their names."""
 

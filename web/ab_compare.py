@@ -13,7 +13,7 @@ import gradio as gr
 
 import theme
 import tooltips as words
-from audio.loudness import matched
+from audio.loudness import matching_gains
 from core.errors import StudioError
 from core.results import Take
 from web import markup, summaries
@@ -95,5 +95,5 @@ class AbCompare:
                 "gain_db": gain_db,
                 "lufs": loudness,
             }
-            for take, loudness, gain_db in zip(takes, lufs, matched(lufs), strict=True)
+            for take, loudness, gain_db in zip(takes, lufs, matching_gains(lufs), strict=True)
         ]

@@ -60,8 +60,8 @@ def test_a_master_says_before_after_gain_peak_and_a_target_it_missed():
 
 
 def test_the_louder_take_is_turned_down_and_none_is_turned_up():
-    assert loudness.matched([-14.2, -17.0]) == pytest.approx([-2.8, 0.0])
-    assert loudness.matched([None, -17.0]) == [0.0, 0.0]
+    assert loudness.matching_gains([-14.2, -17.0]) == pytest.approx([-2.8, 0.0])
+    assert loudness.matching_gains([None, -17.0]) == [0.0, 0.0]
 
 
 # ---- links ----

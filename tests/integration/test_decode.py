@@ -6,7 +6,9 @@ import io
 import os
 import random
 import resource
+import shutil
 import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,12 +22,9 @@ import psutil
 import pytest
 import soundfile
 from conftest import ROOT
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from audio import decode as decoder
-from audio import levels, splice
-from audio.decode import Source, decode
+from audio.decode import DecodedAudio, decode, read_metadata
 from core.errors import StudioError
 from core.requests import SAMPLE_RATE
 
@@ -283,11 +282,11 @@ def private(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def heard(place, private) -> dict[str, Source | StudioError]:
+def heard(place, private) -> dict[str, DecodedAudio | StudioError]:
     """Every file of the tables, decoded once, two at a time."""
     (place / "secret.wav").write_bytes(wav())
 
-    def hear(name: str, make: Callable[[], bytes]) -> Source | StudioError:
+    def hear(name: str, make: Callable[[], bytes]) -> DecodedAudio | StudioError:
         data = make()
         playlist = b"secret.wav" in data
         (place / name).write_bytes(data.replace(b"@", bytes(place)) if playlist else data)
@@ -308,7 +307,7 @@ def loudest_hz(sound: np.ndarray) -> float:
     return float(np.argmax(spectrum) * SAMPLE_RATE / len(middle))
 
 
-def check_sound(source: Source, seconds: float, slack_s: float) -> None:
+def check_sound(source: DecodedAudio, seconds: float, slack_s: float) -> None:
     sound = source.sound
     assert sound.dtype == np.float32
     assert sound.flags.c_contiguous
@@ -322,7 +321,7 @@ def check_sound(source: Source, seconds: float, slack_s: float) -> None:
 @pytest.mark.parametrize("name", GOOD, ids=ascii)
 def test_a_sound_file_comes_in_whole(heard, name):
     source = heard[name]
-    assert isinstance(source, Source), source
+    assert isinstance(source, DecodedAudio), source
     coarse = name in ("bare.aac", "without index.mp3")  # which tell of no padding
     check_sound(source, SECONDS, 0.06 if coarse else 0.0)
     if not coarse:
@@ -335,7 +334,7 @@ def test_a_sound_file_comes_in_whole(heard, name):
 def test_a_damaged_file_gives_what_is_left_and_says_so(heard, name):
     _, least_s, note = MENDED[name]
     source = heard[name]
-    assert isinstance(source, Source), source
+    assert isinstance(source, DecodedAudio), source
     check_sound(source, (least_s + SECONDS) / 2, (SECONDS - least_s) / 2 + 0.06)
     assert note in " ".join(source.notes)
     assert bool(source.notes) >= bool(note)
@@ -473,16 +472,16 @@ def test_two_hours_are_refused_in_under_a_second_of_computing(tmp_path, private,
     (tmp_path / f"long.{kind}").unlink()
 
 
-@pytest.mark.parametrize("broken", ["_chunks = None", "_counted_s = lambda *a: 0.0"])
-def test_length_is_judged_before_decoding_and_again_while_decoding(
+@pytest.mark.parametrize("broken", ["_chunks = None", "_packets_s = lambda *a: 0.0"])
+def test_length_is_checked_before_decoding_and_again_while_decoding(
     tmp_path, private, monkeypatch, broken
 ):
     """Either alone refuses two hours, without room for them in memory."""
     (tmp_path / "long.wav").write_bytes(two_hours("wav"))
-    program = (
-        f"decoding.ADDRESSES = 1 << 30; decoding.{broken}; decoding._be_the_decoder(48000, 20)"
+    run_as_worker(
+        monkeypatch,
+        f"worker.ADDRESS_SPACE = 1 << 30; worker.{broken}; worker.main(['audio', 48000, 20])",
     )
-    pretend(monkeypatch, program)
     assert refusal(tmp_path / "long.wav", private).code == "source-too-long"
     (tmp_path / "long.wav").unlink()
 
@@ -497,34 +496,39 @@ def test_a_length_guessed_from_the_bit_rate_is_no_reason_for_a_note(tmp_path, pr
     assert "cut off" not in " ".join(source.notes)
 
 
-def pretend(monkeypatch, program: str) -> None:
-    """Let `program` be the decoder."""
-    start = f"import os, sys, time; sys.path.insert(0, {str(ROOT)!r}); from audio import decode as decoding\n"
-    monkeypatch.setattr(decoder, "DECODER", (sys.executable, "-c", start + program))
+def run_as_worker(monkeypatch, program: str) -> None:
+    """Let `program` be the child process."""
+    start = "import os, sys, time; from audio import decode_worker as worker\n"
+    monkeypatch.setattr(decoder, "WORKER", (sys.executable, "-c", start + program))
+
+
+def worker_that_raises(exception: str) -> str:
+    return (
+        f"def fail(*a): raise {exception}\n"
+        "worker._chunks = fail\nworker.main(['audio', '48000', '20'])"
+    )
 
 
 @pytest.mark.parametrize(
     ("program", "problem"),
     [
         ("os.kill(os.getpid(), 11)", "it is damaged"),
-        ("os.kill(os.getpid(), 9)", "it is damaged"),
         ("os.abort()", "it is damaged"),
-        ("sys.exit(3)", "it is damaged"),
-        ("raise MemoryError", "it is damaged"),
-        ("print('hello')", "it is damaged"),
-        ("print('[1, 2]')", "it is damaged"),
-        ('print(\'{"code": "no-such", "facts": {}}\')', "it is damaged"),
-        ('print(\'{"samples": 9, "rate": 1, "channels": 1, "seconds": 1, "notes": []}\')', "it is"),
-        ("decoding._read = lambda *a: bytearray(1 << 36); decoding._be_the_decoder(1, 1)", "it is"),
+        (worker_that_raises("ValueError('bad number')"), "it is damaged"),
+        (worker_that_raises("ZeroDivisionError"), "it is damaged"),
+        (worker_that_raises("MemoryError"), "too much memory"),
+        (worker_that_raises("__import__('av').error.BugError(1, 'bug')"), "it is damaged"),
+        ("worker._chunks = lambda *a: bytearray(1 << 36); worker.main(['audio', 1, 9])", "memory"),
         ("time.sleep(60)", "takes too long"),
         ("\nwhile True: pass", "takes too long"),
+        ("os.kill(os.getpid(), 24)", "takes too long"),
     ],
 )
-def test_a_decoder_that_dies_or_hangs_is_an_error_and_nothing_more(
+def test_a_file_that_crashes_or_stalls_the_decoder_is_unreadable(
     tmp_path, private, monkeypatch, program, problem
 ):
     (tmp_path / "a.wav").write_bytes(wav())
-    pretend(monkeypatch, program)
+    run_as_worker(monkeypatch, program)
     if "too long" in problem:
         monkeypatch.setattr(decoder, "PATIENCE_S", 1.0)
     start = time.monotonic()
@@ -532,6 +536,53 @@ def test_a_decoder_that_dies_or_hangs_is_an_error_and_nothing_more(
     assert error.code == "source-unreadable"
     assert problem in error.message
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("program", "kind", "reason"),
+    [
+        (worker_that_raises("TypeError('an unexpected keyword')"), "TypeError", "unexpected key"),
+        (worker_that_raises("AttributeError('no codec')"), "AttributeError", "no codec"),
+        ("import no_such_module", "ModuleNotFoundError", "no_such_module"),
+        ("os.kill(os.getpid(), 9)", "SIGKILL", "status -9"),
+        ("os.kill(os.getpid(), 15)", "SIGTERM", "status -15"),
+        ("sys.exit(3)", "status 3", "status 3"),
+        ("print('hello')", "status 0", "status 0"),
+        ("print('[1, 2]')", "status 0", "status 0"),
+        ('print(\'{"code": "no-such", "facts": {}}\')', "status 0", "status 0"),
+    ],
+)
+def test_a_broken_decoder_is_internal_with_its_reason_in_the_log(
+    tmp_path, private, monkeypatch, caplog, program, kind, reason
+):
+    (tmp_path / "a.wav").write_bytes(wav())
+    run_as_worker(monkeypatch, program)
+    error = refusal(tmp_path / "a.wav", private)
+    assert error.code == "internal"
+    assert kind in error.message
+    assert reason in caplog.text
+
+
+def test_an_unknown_argument_of_the_decoding_library_is_internal(
+    tmp_path, private, monkeypatch, caplog
+):
+    """PyAV 19 dropped an argument of `av.open`, and every upload was called damaged."""
+    (tmp_path / "a.wav").write_bytes(wav())
+    run_as_worker(
+        monkeypatch,
+        "import av\nreal = av.open\n"
+        "av.open = lambda *a, **k: real(*a, **k, no_such_argument=1)\n"
+        "worker.main(['audio', '48000', '20'])",
+    )
+    assert refusal(tmp_path / "a.wav", private).code == "internal"
+    assert "no_such_argument" in caplog.text
+
+
+def test_why_a_file_is_called_damaged_is_in_the_log(tmp_path, private, monkeypatch, caplog):
+    (tmp_path / "a.wav").write_bytes(wav())
+    run_as_worker(monkeypatch, worker_that_raises("ValueError('bad number')"))
+    assert refusal(tmp_path / "a.wav", private).code == "source-unreadable"
+    assert "bad number" in caplog.text
 
 
 def test_the_decoder_may_not_take_all_memory(tmp_path, private, monkeypatch):
@@ -544,10 +595,10 @@ def grab(*a):
     except MemoryError:
         os.remove({str(tmp_path / "tried")!r})
         raise
-decoding._read = grab
-decoding._be_the_decoder(48000, 1)
+worker.read_audio = grab
+worker.main(["audio", "48000", "1"])
 """
-    pretend(monkeypatch, grab)
+    run_as_worker(monkeypatch, grab)
     assert refusal(tmp_path / "a.wav", private).code == "source-unreadable"
     assert not (tmp_path / "tried").exists()
 
@@ -556,256 +607,260 @@ def test_a_full_disk_and_a_lost_folder_have_their_own_names(tmp_path, private, m
     (tmp_path / "a.wav").write_bytes(wav())
     assert refusal(tmp_path / "a.wav", tmp_path / "gone").code == "not-writable"
     full = Path("/dev/full").open("r+b")  # noqa: SIM115 - decode closes it
-    monkeypatch.setattr(decoder.tempfile, "TemporaryFile", lambda dir: full)
+    monkeypatch.setattr(decoder, "_temporary_file", lambda folder: full)
     assert refusal(tmp_path / "a.wav", private).code == "disk-full"
 
 
-def test_the_decoder_is_a_light_program():
-    heavy = "import sys, audio, decoding; sys.exit(bool({'av','numpy','soxr'} & set(sys.modules)))"
-    assert (
-        os.spawnl(
-            os.P_WAIT,
-            sys.executable,
-            "python",
-            "-c",
-            f"import sys; sys.path.insert(0, {str(ROOT)!r}); {heavy}",
-        )
-        == 0
-    )
-
-
-# Splices and seams. Everything below is at 48 kHz.
-
-S = SAMPLE_RATE
-
-
-def noise(seconds: float = 4.0, seed: int = 0, level: float = 0.1) -> np.ndarray:
-    dice = np.random.default_rng(seed)
-    return (level * dice.standard_normal((2, round(seconds * S)))).astype(np.float32)
-
-
-def chord(seed: int, seconds: float = 4.0) -> np.ndarray:
-    """Sustained tones: nowhere for a click to hide."""
-    dice = np.random.default_rng(seed)
-    t = np.arange(round(seconds * S)) / S
-    hz, phase = dice.uniform(80, 1200, 5), dice.uniform(0, 2 * np.pi, (2, 5))
-    return (0.1 * np.sin(2 * np.pi * hz[:, None] * t + phase[:, :, None]).sum(1)).astype(np.float32)
-
-
-def rms_db(sound: np.ndarray) -> float:
-    return float(10 * np.log10(np.square(sound, dtype=np.float64).mean()))
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    total=st.integers(2, 3000),
-    ends=st.tuples(st.floats(0, 1), st.floats(0, 1)),
-    fade=st.integers(0, 800),
-    inside=st.booleans(),
-    seed=st.integers(0, 99),
+@pytest.mark.parametrize(
+    ("number", "code"), [(28, "disk-full"), (122, "disk-full"), (30, "not-writable")]
 )
-def test_outside_the_region_and_its_fades_every_bit_is_the_source(total, ends, fade, inside, seed):
-    start, end = sorted(round(e * total) for e in ends)
-    if start == end:
-        start, end = (start - 1, end) if start else (0, 1)
-    source = np.clip(noise(total / S, seed, 0.4), -1, 1)
-    made = noise(total / S, seed + 100, 0.5)
-    kept, given_ = source.copy(), made.copy()
-    result = splice.splice(source, made, start, end, fade, inside=inside)
-    first, last = (start, end) if inside else (max(0, start - fade), min(total, end + fade))
-    first, last = (first if start else 0), (last if end < total else total)
-    assert result.shape == source.shape
-    assert result.dtype == np.float32
-    assert np.array_equal(result[:, :first].view(np.int32), source[:, :first].view(np.int32))
-    assert np.array_equal(result[:, last:].view(np.int32), source[:, last:].view(np.int32))
-    assert np.abs(result).max() <= 1.0
-    assert np.array_equal(source, kept)
-    assert np.array_equal(made, given_)
-    low, high = (start + fade, end - fade) if inside else (start, end)
-    low, high = (low if start else 0), (high if end < total else total)
-    if high > low:  # between the fades it is what was made, at one level
-        ratio = result[:, low:high] / made[:, low:high]
-        assert np.ptp(ratio) < 1e-4 * np.abs(ratio).max()
+def test_no_room_for_the_temporary_file_is_named_by_its_error_number(
+    tmp_path, private, monkeypatch, number, code
+):
+    def refuse(dir):
+        raise OSError(number, "no")
+
+    (tmp_path / "a.wav").write_bytes(wav())
+    monkeypatch.setattr(decoder.tempfile, "TemporaryFile", refuse)
+    assert refusal(tmp_path / "a.wav", private).code == code
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_a_fade_dips_not_between_strangers_and_bulges_not_between_copies(inside):
-    fade, at = S // 10, 2 * S
-    middle = at + fade // 2 if inside else at - fade // 2
-    near = slice(middle - S // 100, middle + S // 100)
-
-    def rise(source, made):
-        return rms_db(splice.splice(source, made, at, 4 * S, fade, inside=inside)[:, near]) + 20
-
-    strangers = np.mean([rise(noise(seed=i), noise(seed=i + 50)) for i in range(20)])
-    copies = np.mean(
-        [rise(noise(seed=i), noise(seed=i) + noise(seed=i + 50) / 20) for i in range(9)]
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_result_that_is_only_half_written_is_a_full_disk(
+    tmp_path, private, monkeypatch, unbuffered
+):
+    """A disk takes what it can first, and only the next write fails."""
+    (tmp_path / "a.wav").write_bytes(wav())
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    run_as_worker(
+        monkeypatch,
+        """
+real, room = os.write, 100_000
+def write(number, data):
+    global room
+    if not room:
+        raise OSError(28, "no room")
+    written = real(number, data[:room])
+    room -= written
+    return written
+os.write = write
+worker.main(["audio", "48000", "20"])
+""",
     )
-    assert abs(strangers) < 0.3
-    assert abs(copies) < 0.1
+    assert refusal(tmp_path / "a.wav", private).code == "disk-full"
 
 
-def test_a_copy_changes_nothing_that_can_be_heard():
-    sound = chord(1)
-    spliced = splice.splice(sound, sound, S, 3 * S, S // 20)
-    assert np.abs(spliced - sound).max() < 1e-6
+def test_a_result_shorter_than_its_header_says_is_a_full_disk(tmp_path, private, monkeypatch):
+    (tmp_path / "a.wav").write_bytes(wav())
+    reply = '{"samples": 9, "rate": 1, "channels": 1, "seconds": 1, "notes": []}'
+    run_as_worker(monkeypatch, f"print({reply!r})")
+    assert refusal(tmp_path / "a.wav", private).code == "disk-full"
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, 2 * S), (2 * S, 4 * S), (S, 3 * S), (0, 4 * S)])
-def test_there_is_no_fade_at_an_end_of_the_timeline(start, end):
-    source, made = noise(seed=1), noise(seed=2)
-    spliced = splice.splice(source, made, start, end, S // 10)
-    gain = spliced[0, (start + end) // 2] / made[0, (start + end) // 2]
-    if start == 0:
-        assert np.allclose(spliced[:, :100], gain * made[:, :100], rtol=1e-5)
-    if end == 4 * S:
-        assert np.allclose(spliced[:, -100:], gain * made[:, -100:], rtol=1e-5)
-    if start == 0 and end == 4 * S:
-        assert gain == 1.0
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_result_above_the_largest_file_allowed_is_not_a_full_disk(
+    tmp_path, private, monkeypatch, unbuffered
+):
+    (tmp_path / "a.wav").write_bytes(wav())
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    run_as_worker(
+        monkeypatch,
+        "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))\n"
+        "worker.main(['audio', '48000', '20'])",
+    )
+    assert refusal(tmp_path / "a.wav", private).code == "not-writable"
 
 
-def test_both_seams_are_the_same_seen_from_either_side():
-    source, made = noise(seed=1), noise(seed=2)
-    there = splice.splice(source, made, S, 3 * S, 2000)
-    back = splice.splice(source[:, ::-1], made[:, ::-1], S, 3 * S, 2000)[:, ::-1]
-    assert np.abs(there - back).max() < 1e-6
+def test_the_decoder_imports_little_until_it_runs():
+    heavy = "import sys, audio.decode; sys.exit(bool({'av', 'numpy', 'soxr'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("safe_path", ["", "1"])
+def test_the_child_starts_from_any_folder_and_with_a_safe_path(
+    tmp_path, private, monkeypatch, safe_path
+):
+    """Another package called `audio` in the working folder is not run instead."""
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "__init__.py").write_text("raise SystemExit(9)")
+    (tmp_path / "a.wav").write_bytes(wav())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONSAFEPATH", safe_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    check_sound(decode(tmp_path / "a.wav", LIMIT_S, private), SECONDS, 0)
+
+
+def test_the_child_runs_from_a_copy_of_the_packages_alone(tmp_path):
+    """As from site-packages, where nothing else of the project lies."""
+    for package in ("audio", "core"):
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a.wav").write_bytes(wav())
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from pathlib import Path;"
+        "from audio import decode; p = Path('../a.wav');"
+        "print(decode.__file__, decode.decode(p, 20, Path('.')).sound.shape)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        cwd=tmp_path / "elsewhere",
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.startswith(str(tmp_path)), done.stderr
+    assert "(2, 144000)" in done.stdout
+
+
+# Tracks, padding and tags
+
+
+def with_tracks(*levels: float, default: int | None = None) -> bytes:
+    """A Matroska file with one audio track for each level."""
+    import av
+
+    held = io.BytesIO()
+    with av.open(held, "w", format="matroska") as container:
+        streams = [container.add_stream("pcm_s16le", rate=48_000, layout="stereo") for _ in levels]
+        for number, stream in enumerate(streams):
+            mark = av.stream.Disposition.default if number == default else 0
+            stream.disposition = av.stream.Disposition(mark)
+        for stream, level in zip(streams, levels, strict=True):
+            pcm = (tone(level=level) * 32767).astype(np.int16).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(pcm, format="s16")
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    return held.getvalue()
+
+
+@pytest.mark.parametrize(("default", "used"), [(None, 1), (0, 1), (1, 2), (2, 3)])
+def test_of_several_audio_tracks_the_default_or_first_is_used_and_named(
+    tmp_path, private, default, used
+):
+    (tmp_path / "tracks.mka").write_bytes(with_tracks(0.1, 0.2, 0.4, default=default))
+    source = decode(tmp_path / "tracks.mka", LIMIT_S, private)
+    assert source.notes == (f"The file has 3 audio tracks, and track {used} was used.",)
+    assert np.abs(source.sound).max() == pytest.approx(0.05 * 2**used, abs=1e-3)
+
+
+BARE = {"write_xing": "0", "id3v2_version": "0"}
 
 
 @pytest.mark.parametrize(
-    ("quieter", "left_db"), [(1.0, 0.0), (0.6, 0.0), (1.9, 0.0), (0.1, -14.0), (6.0, 9.6)]
+    ("name", "make"),
+    [
+        ("bare.aac", lambda: encoded("aac", "adts")),
+        ("bare 44100.aac", lambda: encoded("aac", "adts", 44_100)),
+        ("bare.mp3", lambda: mp3(**BARE)),
+        ("bare 44100.mp3", lambda: mp3(rate=44_100, **BARE)),
+    ],
 )
-def test_the_part_takes_the_level_of_the_sound_beside_it_within_bounds(quieter, left_db):
-    source = noise(seed=1, level=0.02)
-    spliced = splice.splice(source, source * np.float32(quieter), 2 * S, 4 * S, 2000)
-    assert rms_db(spliced[:, 3 * S :]) - rms_db(source) == pytest.approx(left_db, abs=0.1)
+def test_a_file_that_hides_its_padding_may_be_a_frame_longer_than_the_limit(
+    tmp_path, private, name, make
+):
+    (tmp_path / name).write_bytes(make())
+    assert decode(tmp_path / name, LIMIT_S, private).seconds > SECONDS
+    source = decode(tmp_path / name, SECONDS, private)
+    assert source.seconds == SECONDS
+    assert source.sound.shape[1] == SECONDS * SAMPLE_RATE
+    assert refusal(tmp_path / name, private, SECONDS - 0.1).code == "source-too-long"
 
 
-def test_the_level_is_taken_where_both_say_the_same_not_from_other_music():
-    """A loud chorus behind a quiet verse stays loud."""
-    source, made = noise(seed=1, level=0.02), noise(seed=1, level=0.02)
-    made[:, 2 * S :] *= 8
-    spliced = splice.splice(source, made, 2 * S, 4 * S, 2000)
-    assert rms_db(spliced[:, 3 * S :]) - rms_db(source[:, 3 * S :]) == pytest.approx(18, abs=0.3)
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("गीत.wav", "गीत.wav"),
+        ("क्‍ष.wav", "क्‍ष.wav"),
+        ("👩‍🎤.wav", "👩‍🎤.wav"),
+        ("อำลา.wav", "อำลา.wav"),
+        ("q̇" * 60 + ".wav", ("q̇" * 38) + ".wav"),
+        ("́" * 30 + ".wav", ".wav"),
+        ("a[31m‮.wav", "a?[31m?.wav"),
+    ],
+    ids=ascii,
+)
+def test_names_of_combining_scripts_are_shown_whole(name, shown):
+    assert decoder.display_name(Path(name)) == shown
 
 
-@pytest.mark.parametrize("level", [0.0, 1e-4])
-def test_silence_beside_the_seam_changes_no_level(level):
-    made = noise(seed=2)
-    spliced = splice.splice(noise(level=level), made, 2 * S, 4 * S, 2000)
-    assert np.array_equal(spliced[:, 2 * S :], made[:, 2 * S :])
-    assert np.isfinite(spliced).all()
+def tagged(codec: str, format: str, tags: dict[str, str], cover: bytes = b"") -> bytes:
+    """A tone with tags, and a cover where the format takes one, as another program writes them."""
+    import av
+
+    with tempfile.NamedTemporaryFile() as held:
+        with av.open(held.name, "w", format=format) as container:
+            container.metadata.update(tags)
+            stream = container.add_stream(codec, rate=48_000, layout="stereo")
+            coder = stream.codec_context
+            coder.format = coder.codec.audio_formats[0].name
+            picture = None
+            if cover:
+                picture = container.add_stream("png")
+                picture.width = picture.height = 1
+                picture.pix_fmt = "rgb24"
+                picture.disposition = av.stream.Disposition.attached_pic
+            coder.open()
+            flat = tone().reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(flat, format="flt", layout="stereo")
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
+            fitted = av.AudioResampler(
+                coder.format.name, "stereo", 48_000, coder.frame_size or 1024
+            )
+            if picture is not None:
+                packet = av.Packet(cover)
+                packet.stream = picture
+                packet.pts = packet.dts = 0
+                container.mux(packet)
+            for part in [*fitted.resample(frame), *fitted.resample(None)]:
+                container.mux(stream.encode(part))
+            container.mux(stream.encode(None))
+        return held.read()
 
 
-def test_no_sample_passes_full_scale():
-    for seed in range(10):
-        loud = [np.clip(chord(seed + i) * 9, -1, 1) for i in (0, 50)]
-        spliced = splice.splice(loud[0], loud[1] * 3, S, 3 * S, S // 10)
-        assert np.abs(spliced).max() <= 1.0
-        assert (np.abs(spliced[:, S + 1 : 3 * S - 1]) < 1.0).mean() > 0.5, "scaled, not clipped"
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
+    "0000000c49444154789c63606060000000040001f61738550000000049454e44ae426082"
+)
+TAGS = {"title": "Мой вальс", "artist": "Zoë", "album": "Früh", "date": "2019-05-17"}
 
 
-def test_a_source_above_full_scale_is_held_to_it_within_the_fade():
-    source = noise(1, 3) * 40
-    spliced = splice.splice(source, noise(1, 4), S // 2, S, 4000)
-    assert np.abs(spliced[:, S // 2 - 4000 :]).max() <= 1.0
-    assert np.abs(spliced).max() > 1.0
+@pytest.mark.parametrize(
+    ("codec", "format", "pictured"),
+    [
+        ("libmp3lame", "mp3", True),
+        ("flac", "flac", True),
+        ("pcm_s16le", "wav", False),
+        ("aac", "ipod", False),
+        ("libopus", "ogg", False),
+        ("libopus", "webm", False),
+        ("pcm_s16be", "aiff", False),
+    ],
+)
+def test_tags_and_cover_art_of_any_format_are_read(tmp_path, private, codec, format, pictured):
+    path = tmp_path / "a.bin"
+    path.write_bytes(tagged(codec, format, TAGS, PNG if pictured else b""))
+    found = read_metadata(path, private)
+    expected = dict(TAGS)
+    if format == "aiff":
+        expected = {"title": TAGS["title"]}  # all that FFmpeg writes there without ID3
+    assert {name: found.fields.get(name) for name in expected} == expected
+    assert found.cover == (PNG if pictured else b"")
+    assert not list(private.iterdir())
 
 
-def test_a_fade_next_to_full_scale_is_scaled_not_clipped():
-    source, made = (np.sign(noise(1, seed)).astype(np.float32) * 0.99 for seed in (1, 2))
-    spliced = splice.splice(source, made, S // 2, S, 4000)
-    assert np.abs(spliced).max() <= 1.0
-    assert (np.abs(spliced) >= 0.9999).mean() < 4e-3
-
-
-@pytest.mark.parametrize(("start", "end"), [(-1, 5), (5, 5), (6, 5), (0, 4 * S + 1)])
-def test_impossible_regions_are_refused(start, end):
-    with pytest.raises(ValueError, match="cannot put"):
-        splice.splice(noise(), noise(), start, end, 10)
-    with pytest.raises(ValueError, match="cannot put"):
-        splice.splice(noise(), noise(3), 0, 10, 10)
-
-
-AT = 2 * S
-
-
-def seam_of(sound: np.ndarray, half_ms: float = 0) -> splice.Seam:
-    return splice.seam(sound, AT, round(half_ms * S / 1000), S)
-
-
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("fade_ms", [20, 50, 100])
-def test_a_splice_in_sustained_tones_is_good(seed, fade_ms):
-    fade = fade_ms * S // 1000
-    spliced = splice.splice(chord(seed), chord(seed + 99), AT + fade // 2, 4 * S, fade)
-    found = seam_of(spliced, fade_ms / 2)
-    assert found.good, found
-
-
-@pytest.mark.parametrize("make", [chord, lambda seed: noise(seed=seed)])
-def test_untouched_sound_has_no_seam(make):
-    for seed in range(20):
-        found = seam_of(make(seed), 50)
-        assert found.good, found
-        assert found.click <= 1.6
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_a_hard_cut_in_sustained_tones_is_found(seed):
-    cut = np.concatenate([chord(seed)[:, :AT], chord(seed + 99)[:, AT:]], 1)
-    found = seam_of(cut)
-    assert not found.good
-    assert found.click > splice.CLICK_RATIO
-
-
-def test_a_cut_anywhere_within_the_fade_is_found():
-    for offset in (-2000, -777, 1234, 2300):
-        place = AT + offset
-        cut = np.concatenate([chord(1)[:, :place], chord(99)[:, place:]], 1)
-        assert seam_of(cut, 50).click > splice.CLICK_RATIO
-        assert seam_of(cut, 5).click < splice.CLICK_RATIO
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("make", [chord, lambda seed: noise(seed=seed)])
-def test_twenty_ms_of_nothing_are_found(seed, make):
-    holed = make(seed)
-    holed[:, AT - S // 100 : AT + S // 100] = 0
-    found = seam_of(holed)
-    assert not found.good
-    assert found.gap_db < -40
-
-
-@pytest.mark.parametrize("make", [chord, lambda seed: noise(seed=seed)])
-def test_a_bulge_is_found(make):
-    bulging = make(1)
-    hump = 1 + 2 * np.hanning(S // 5).astype(np.float32)
-    bulging[:, AT - S // 10 : AT + S // 10] *= hump
-    found = seam_of(bulging, 50)
-    assert not found.good
-    assert found.bump_db > splice.BUMP_DB
-
-
-def test_a_seam_can_be_measured_anywhere():
-    for sound in (chord(1), np.zeros((2, S), np.float32), chord(1, 0.05), chord(1, 0.001)):
-        for at in (0, 1, sound.shape[1] // 2, sound.shape[1] - 1, sound.shape[1]):
-            found = splice.seam(sound, at, 500, S)
-            assert all(np.isfinite(found[:3]))
-            assert type(found.good) is bool
-
-
-def test_a_picture_holds_the_lowest_and_highest_sample_of_each_stretch():
-    sound = noise(1.0, 4)
-    picture = np.array(levels.peaks(sound, 100)).reshape(100, 2)
-    stretches = sound.reshape(2, 100, -1)
-    assert np.allclose(picture[:, 0], stretches.min((0, 2)), atol=1e-4)
-    assert np.allclose(picture[:, 1], stretches.max((0, 2)), atol=1e-4)
-
-
-@pytest.mark.parametrize("samples", [0, 1, 3, 99, 100, 101, 4801])
-def test_a_picture_has_the_width_asked_for_and_misses_nothing(samples):
-    sound = noise(1.0, 5)[:, :samples]
-    picture = levels.peaks(sound, 100)
-    assert len(picture) == 200
-    assert all(type(value) is float for value in picture)
-    assert max(picture) == pytest.approx(sound.max(initial=-9) if samples else 0, abs=1e-4)
+def test_tags_that_are_not_utf_8_do_not_stop_anything(tmp_path, private):
+    data = wav(format="FLAC")
+    kind = data[4 + 38 :]
+    assert kind[0] & 127 == 4, "soundfile puts the comments second"
+    size = int.from_bytes(kind[1:4], "big")
+    comment = b"\0\0\0\0" + struct.pack("<I", 1) + struct.pack("<I", 9) + b"TITLE=\xff\xfeX"
+    assert len(comment) == 21
+    body = kind[:1] + len(comment).to_bytes(3, "big") + comment + kind[4 + size :]
+    (tmp_path / "latin.flac").write_bytes(data[: 4 + 38] + body)
+    check_sound(decode(tmp_path / "latin.flac", LIMIT_S, private), SECONDS, 0)
+    assert read_metadata(tmp_path / "latin.flac", private).fields["title"].endswith("X")

@@ -230,7 +230,7 @@ def seamless(sound: np.ndarray, edges, rate: int) -> bool:
         return max(jumps(heard, edges, rate)) <= max(elsewhere)
 
     def good(heard: np.ndarray) -> list[bool]:
-        return [splice.seam(heard, at, rate // 500, rate).good for at in edges]
+        return [splice.measure_seam(heard, at, rate // 500, rate).good for at in edges]
 
     steps, holes, clicks = sound.copy(), sound.copy(), sound.copy()
     for at, end in zip(edges[::2], [*edges[1::2], None][: len(edges[::2])], strict=True):

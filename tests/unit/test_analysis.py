@@ -98,7 +98,7 @@ def test_the_envelope_is_an_interpolating_filters(samples):
     dense = np.abs(upfirdn(taps, sound.astype(np.float64), up=4))[:, 64 : 64 + 4 * samples]
     expected = dense.max(0).reshape(-1, 4).max(1)
     expected = np.maximum(expected, np.abs(sound).max(0))
-    assert np.allclose(loudness.envelope(sound), expected, atol=2e-6)
+    assert np.allclose(loudness.peak_envelope(sound), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("bpm", [60, 75, 90, 100, 110, 128, 140, 160, 174])

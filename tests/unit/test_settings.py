@@ -25,7 +25,7 @@ from hypothesis import settings as trying
 from hypothesis import strategies as st
 
 from audio import decode, encode
-from audio.settings import mastered, read_settings, request_of, settings_of
+from audio.settings import read_settings, request_of, settings_of, with_mastering
 from audio.tags import CHUNK, KEY, READ_LIMIT, SCHEMA, SETTINGS_LIMIT, Kind, Tags, _found, _Refused
 from core.errors import StudioError
 from core.params import AdapterRef
@@ -420,7 +420,7 @@ def test_every_field_of_every_mode_comes_back_from_every_format(mode, data, tmp_
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_master_tells_how_loud_it_was_made(kind, read):
-    told = mastered(TOLD, Master.of({"source": "/x/a.wav", "target_lufs": -16.5}))
+    told = with_mastering(TOLD, Master.of({"source": "/x/a.wav", "target_lufs": -16.5}))
     assert told["mastered"] == [{"target_lufs": -16.5, "ceiling_dbtp": -1.0}]
     assert read(file_bytes(kind, told)) == told
     assert read(file_bytes(kind)) == TOLD
@@ -763,7 +763,7 @@ def test_of_a_big_file_only_what_the_limits_allow_is_read(head, tmp_path, monkey
     Counting.total = 0
     path = sparse(tmp_path / "a", head)
     monkeypatch.setattr(
-        decode, "ordinary", lambda path, name: io.BufferedReader(Counting(path, "rb"))
+        decode, "open_regular_file", lambda path, name: io.BufferedReader(Counting(path, "rb"))
     )
     with suppress(StudioError):
         assert read_settings(path) is None
