@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from core.errors import StudioError
 from core.params import MAX_ADAPTER_RANK, MAX_ADAPTER_STRENGTH, Request, with_file_names
 from core.requests import SONGS
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     pass
@@ -238,7 +241,11 @@ class Failed(BaseModel):
     action: str
 
     @classmethod
-    def from_error(cls, error: StudioError) -> Self:
+    def from_error(cls, error: Exception) -> Self:
+        """The failure that `error` means; any but a `StudioError` is `internal`, and is logged."""
+        if not isinstance(error, StudioError):
+            log.error("Unexpected %s", type(error).__name__, exc_info=error)
+            error = StudioError("internal", kind=type(error).__name__)
         return cls(code=error.code, message=error.message, action=error.action)
 
 
