@@ -20,7 +20,7 @@ from audio import encode, settings
 from core.files import private_folder, write_text
 from core.requests import Generate
 from core.results import Cancelled, Failed, Progress, Take
-from models import acestep, loading
+from models import acestep
 from runtime import device, device_queue, estimates, takes
 from runtime.job import Job, JobFolder
 from runtime.tasks import TASKS
@@ -264,7 +264,7 @@ def test_failures_have_names(studio, monkeypatch):
         m.setattr(acestep.Engine, "denoise", broken)
         assert failure(studio) == "internal"
     with monkeypatch.context() as m:
-        m.setattr(loading, "is_finite", lambda _: False)
+        m.setattr(acestep, "is_finite", lambda _: False)
         assert failure(studio) == "sound-not-finite"
     assert isinstance(end(studio, song(inference_steps=1)), Take)
 
