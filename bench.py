@@ -265,14 +265,15 @@ def planner_against_generate(times: int) -> list[tuple[str, str]]:
     import torch
     from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor as Guide
 
-    from models import plan_grammar
-    from models.planner import Planner, SamplingParams
+    from models import plan_format
+    from models.planner import Planner
+    from models.token_sampling import SamplingParams
 
     folder = catalog.choose("mini").folder
     ours = drain(Planner.load(folder / "planner", checkpoints.codebook(folder), "cpu", "float32"))
-    plan, codes = plan_grammar.Plan(bpm=100, keyscale="A minor"), 150
-    prompt = ours.words.ids(plan_grammar.codes_prompt("warm lofi piano", INSTRUMENTAL, plan))
-    away = torch.tensor([ours.words.ids(plan_grammar.plain_prompt(""))])
+    plan, codes = plan_format.Plan(bpm=100, keyscale="A minor"), 150
+    prompt = ours.vocabulary.encode(plan_format.codes_prompt("warm lofi piano", INSTRUMENTAL, plan))
+    away = torch.tensor([ours.vocabulary.encode(plan_format.unconditional_prompt(""))])
 
     def mine() -> None:
         drain(

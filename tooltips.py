@@ -53,6 +53,8 @@ TIPS: dict[str, str] = {
     "thinking": "Whether the planner goes first: to plan a new song, or to listen to yours.",
     "use_cot_caption": "Takes the style that is heard where you give none.",
     "generate.use_cot_caption": "Lets the planner put the style into its own words.",
+    "use_cot_lyrics": "Writes down the lyrics of the song, where you give none. Takes longer.",
+    "transcribe": "Whether the lyrics are written down too. That takes longer, and may be wrong.",
     "use_cot_metas": "Lets the planner find tempo, key and beats per bar where you left them open.",
     "use_cot_language": "Lets the planner find the language of the lyrics.",
     "lm_temperature": "How daring the planner is. At zero it always does what is likeliest.",

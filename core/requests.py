@@ -29,9 +29,6 @@ SAMPLE_RATE = 48_000
 """Hz. What leaves the studio is always 48 kHz stereo."""
 
 
-AUDIO_FIELDS = ("source", "reference")
-"""The fields of requests that are audio files."""
-
 MAX_SEED = 2**31 - 1
 
 
@@ -225,6 +222,7 @@ class Cover(SongRequest):
     reference: FilePath | None = param(None, "Sound like")
     strength: Number = param(1.0, "Likeness", 0, 1, 0.05)
     noise: Number = param(0.0, "Start from the song", 0, 1, 0.05)
+    use_cot_lyrics: bool = param(False, "Detect the lyrics", group=PLANNER)
     duration_s: Number = param(30.0, "Length without a song", 5, 240, 1, unit="s")
 
     @model_validator(mode="after")
@@ -266,6 +264,7 @@ class Edit(SongRequest):
     n_min: Number = param(0.0, "Let go at", 0, 1, 0.05)
     n_max: Number = param(1.0, "How far", 0, 1, 0.05)
     n_avg: Integer = param(1, "Tries averaged", 1, 8, 1)
+    use_cot_lyrics: bool = param(False, "Detect the lyrics", group=PLANNER)
 
     @model_validator(mode="after")
     def _spans_run_upwards(self) -> Self:
@@ -344,6 +343,7 @@ class Listen(Request):
 
     mode: ClassVar[str] = "listen"
     source: FilePath = param(..., "Song")
+    transcribe: bool = param(False, "Write down the lyrics")
     seed: Integer | None = param(None, "Seed", 0, MAX_SEED, 1)
 
 

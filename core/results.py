@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -12,8 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from core.errors import StudioError
 from core.params import MAX_ADAPTER_RANK, MAX_ADAPTER_STRENGTH, Request, with_file_names
 from core.requests import SONGS
-
-log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     pass
@@ -103,8 +100,8 @@ class SeamCheck(BaseModel):
 class Take(BaseModel):
     """A finished piece: its file, and the request as it was really run.
 
-    `plan` is what the planner wrote or heard (fields of `grammar.Plan`), `codes` what it composed,
-    five a second. `files` are the sha256 of the files that went in, by field. For an edit that
+    `edition` is `core.requests.EDITION` as of then. `plan` is what the planner wrote or heard
+    (fields of `plan_format.Plan`), `codes` what it composed, five a second. `files` are the sha256 of the files that went in, by field. For an edit that
     keeps part of its source, `changed_outside` counts the samples that differ outside the region
     and its crossfade, and `seams` says of each edge where it is and how it measures. `adapters` are
     those that played (`stack.AdapterUsed`), `check` is what was measured (`measure.Check`).
@@ -131,6 +128,7 @@ class Take(BaseModel):
     seams: tuple[SeamCheck, ...] = ()
     adapters: tuple[dict[str, Any], ...] = ()
     check: dict[str, Any] = {}
+    edition: int = 1
     made_at: datetime
     studio: str
 
@@ -241,11 +239,7 @@ class Failed(BaseModel):
     action: str
 
     @classmethod
-    def from_error(cls, error: Exception) -> Self:
-        """The failure that `error` means; any but a `StudioError` is `internal`, and is logged."""
-        if not isinstance(error, StudioError):
-            log.error("Unexpected %s", type(error).__name__, exc_info=error)
-            error = StudioError("internal", kind=type(error).__name__)
+    def from_error(cls, error: StudioError) -> Self:
         return cls(code=error.code, message=error.message, action=error.action)
 
 

@@ -63,11 +63,11 @@ class Backends:
             device = find_device(requested)
         except StudioError as error:
             self.device_error = error
-            device = replace(find_device("cpu"), kind=requested)
+            device = replace(find_device("cpu"), device=requested)
         self.device = replace(device, threads=config.threads or device.threads)
         name = config.ace_step_model_path or os.environ.get("ACE_MODEL")
         self.model = _choose(catalog.choose, name) or catalog.choose(
-            catalog.default_name(self.device.kind)
+            catalog.default_name(self.device.device)
         )
         folder = config.model_path or os.environ.get("ACE_MUSICGEN")
         musicgen_model = _choose(musicgen.choose, folder) or catalog.MUSICGEN
@@ -116,6 +116,7 @@ class Backends:
         Args:
             loading: the backend that is being loaded; empty if none is.
         """
+        from runtime import model_cache
 
         with self._lock:
             downloading, errors = set(self._downloading), dict(self._errors)
@@ -143,9 +144,9 @@ class Backends:
                 "max_duration_sec": self.max_duration_s(name),
                 "sample_rate": SAMPLE_RATE,
                 "model_version": self.model_version(name, folder) if folder else None,
-                "loaded": self.studio.runner.models.holds(weights),
+                "loaded": model_cache.is_loaded(weights),
                 "error": error,
-                "device": self.device.kind,
+                "device": self.device.device,
                 "dtype": self._dtype(name),
                 "licence": weights.licence,
                 "commercial_use": weights.may_sell,

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from mini.model import Generator, scheduler
+from mini.planner import FIELDS
 from mini.train_tokens import Codes
 from mini.vae import Codec, LatentScale, export
 
@@ -48,7 +49,7 @@ def save_planner(
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = planner.config.to_dict()
-    config |= {"architectures": ["Qwen3Model"], "dtype": "float16"}
+    config |= {"architectures": ["Qwen3Model"], "dtype": "float16", "plan_fields": list(FIELDS)}
     config.pop("_attn_implementation_internal", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
     tokenizer.save_pretrained(folder)

@@ -1,117 +1,78 @@
-"""The 5Hz language model: writes a plan and audio codes, or listens to codes and tells.
+"""The 5 Hz language model: writes a plan and audio codes for a song, or describes given codes.
 
-Any ACE-Step planner in the original layout, on plain transformers. Everything long is a generator
-that yields `Progress` and returns its result; what the model may say is decided in `grammar`.
+Any ACE-Step planner in its original layout, on plain transformers. Everything long is a generator
+that yields `Progress` and returns its result; what the model may write is in `plan_grammar`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import StudioError
-from core.requests import INSTRUMENTAL
+from core.requests import EDITION, INSTRUMENTAL
 from core.results import Progress
-from models import plan_grammar, qwen3
-from models.plan_grammar import Plan, Thought, Words
+from models import plan_format, plan_grammar, qwen3
+from models.code_decoder import code_decoder
+from models.plan_format import FIELDS, Plan
+from models.plan_grammar import PlanConstraint, TokenChoice, Vocabulary
+from models.token_sampling import GREEDY, SamplingParams, sample_token, uniform_draws
 
 if TYPE_CHECKING:
     import torch
     from transformers import Qwen3ForCausalLM
 
 
-PULSE_S = 0.1
-"""Seconds between two signs of life, at least: a token may take a millisecond."""
+PROGRESS_INTERVAL_S = 0.1
+"""Seconds between two progress events, at least: a token may take a millisecond."""
 
 
-PIECE = 256
-"""Tokens of a prompt that are read at a time: on a CPU a large planner takes a minute for all."""
+PROMPT_CHUNK = 256
+"""Tokens of a prompt read at a time: on a CPU a large planner takes a minute for all of them."""
 
 
-FEW = 4096
-"""Up to this many legal tokens, only their rows of the vocabulary are computed."""
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How a token is chosen: most likely at `temperature` 0, otherwise among the `top_k` likeliest
-    (0: all) that hold the share `top_p` (1: all) of what is left."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-
-    @classmethod
-    def of(cls, song: Any) -> SamplingParams:
-        """The dice of a request's planner knobs."""
-        return cls(song.lm_temperature, song.lm_top_p, song.lm_top_k)
-
-
-def pick(logits: torch.Tensor, draw: torch.Tensor, dice: SamplingParams) -> torch.Tensor:
-    """The index that `draw` falls on, as a tensor without axes on the device of `logits`.
-
-    Args:
-        logits: float32 [n], guided and masked already.
-        draw: uniform in [0, 1), without axes. Drawn beforehand, so that a seed means the same on
-            every device and nothing waits for the host.
-
-    The order is the authors' PyTorch backend's: top-k, top-p at temperature 1, then temperature.
-    """
-    import torch
-
-    if dice.temperature <= 0:
-        return logits.argmax()
-    if dice.top_k > 0:
-        values, order = logits.topk(min(dice.top_k, len(logits)))
-    elif dice.top_p < 1:
-        values, order = logits.sort(descending=True)
-    else:
-        values, order = logits, None
-    if dice.top_p < 1:
-        shares = values.softmax(0)
-        before = _summed(shares) - shares
-        values = values.masked_fill(before > dice.top_p, -torch.inf)
-    heights = _summed((values / dice.temperature).softmax(0))
-    # The first place where the sum exceeds the draw. A draw is below 1 by more than the product
-    # rounds, so that is never a place of share 0.
-    at = (heights <= draw * heights[-1]).sum()
-    return at if order is None else order[at]
-
-
-def _summed(shares: torch.Tensor) -> torch.Tensor:
-    """Running sums, in float64 where the device has it: a GPU adds in no fixed order, and must not
-    come to another token by that."""
-    import torch
-
-    return shares.cumsum(0, dtype=torch.float32 if shares.device.type == "mps" else torch.float64)
+FEW_TOKENS = 4096
+"""Up to this many legal tokens, only their logits are computed."""
 
 
 class Planner:
-    """One loaded planner on one device. Not thread-safe: one piece at a time."""
+    """One loaded planner on one device. Not thread-safe: one song at a time.
 
-    def __init__(self, model: Qwen3ForCausalLM, words: Words, device: str) -> None:
+    Args:
+        fields: those of a plan that the model was trained to write. A planner whose config.json
+            has no `plan_fields` writes all of them.
+    """
+
+    def __init__(
+        self,
+        model: Qwen3ForCausalLM,
+        vocabulary: Vocabulary,
+        device: str,
+        fields: Collection[str] = FIELDS,
+    ) -> None:
         self.model = model
-        self.qwen = qwen3.Qwen(model)
-        self.words = words
+        self.qwen = qwen3.Qwen3(model)
+        self.vocabulary = vocabulary
         self.device = device
-        self._sets: dict[int, tuple[tuple[int, ...], torch.Tensor]] = {}
-        self.table = model.get_output_embeddings().weight.detach()
-        self.codes = self.table[words.first_code : words.first_code + words.codebook]
+        self.fields = frozenset(fields)
+        self.context_length: int = model.config.max_position_embeddings
+        self.output_head = model.get_output_embeddings().weight.detach()
+        first = vocabulary.first_code
+        self.code_head = self.output_head[first : first + vocabulary.codebook]
+        self._legal_ids: dict[int, tuple[tuple[int, ...], torch.Tensor]] = {}
 
     @classmethod
-    def load(cls, folder: Path, codebook: int, device: str, dtype: str) -> Iterator[Progress]:
-        """Load the planner in `folder`, and prove that it is whole.
+    def load(
+        cls, folder: Path, codebook: int, device: str, dtype: str
+    ) -> Generator[Progress, None, Planner]:
+        """Load the planner in `folder`, and check that it is complete.
 
         Args:
-            codebook: number of codes of the music model's quantiser; no other code is ever said.
+            codebook: number of codes of the music model's quantiser; no other code is written.
             device: "cpu", "cuda" or "mps".
             dtype: "float32" or "bfloat16". The authors use float32 on CPUs and Apple's GPUs.
-
-        Returns:
-            The planner (as the generator's return value).
 
         Raises:
             StudioError: `model-broken`, `model-mismatch`.
@@ -132,15 +93,16 @@ class Planner:
         except Exception as error:
             raise _broken(folder, "tokenizer.json", "cannot be read") from error
         try:
-            words = Words(tokenizer, codebook)
+            vocabulary = Vocabulary(tokenizer, codebook)
         except ValueError as error:
             raise _broken(folder, "tokenizer.json", str(error)) from error
         yield Progress(stage="Loading the planner", step=1, steps=2)
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            if config.model_type != "qwen3" or not qwen3.reads(config):
+            if config.model_type != "qwen3" or not qwen3.supports(config):
                 raise _broken(folder, "config.json", "is not that of a planner")
-            model, said = AutoModelForCausalLM.from_pretrained(
+            fields = frozenset(getattr(config, "plan_fields", FIELDS))
+            model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 dtype=getattr(torch, dtype),
@@ -154,37 +116,38 @@ class Planner:
                 raise
             problem = f"does not load ({type(error).__name__})"
             raise _broken(folder, "model.safetensors", problem) from error
-        _prove_whole(folder, model, said, words)
+        _check_complete(folder, model, report, vocabulary)
         model.eval().requires_grad_(False).to(device)
         yield Progress(stage="Loading the planner", step=2, steps=2)
-        return cls(model, words, device)
+        return cls(model, vocabulary, device, fields)
 
     def plan(
         self,
         caption: str,
         lyrics: str,
-        wanted: Collection[str],
+        fields: Collection[str],
         given: Mapping[str, Any],
-        dice: SamplingParams,
+        sampling: SamplingParams,
         seed: int,
-        longest_s: int = plan_grammar.LONGEST_S,
-    ) -> Iterator[Progress]:
-        """Find the `wanted` fields of a piece. `given` ones stay, and lead the others.
+        max_duration_s: int = plan_format.MAX_DURATION_S,
+        edition: int = EDITION,
+    ) -> Generator[Progress, None, Plan]:
+        """Write the requested `fields` of a plan. `given` values stay, and lead the others.
 
-        Without guidance: the authors' default distorts the caption's words, and the state machine
-        leaves it little to decide elsewhere. Where nothing is left to find nothing is computed.
+        Without guidance: the authors' default distorts the caption's words, and the constraint
+        leaves it little to decide elsewhere. Nothing is computed where every field is given.
 
-        Returns:
-            A `Plan` (as the generator's return value).
+        Args:
+            edition: of the rules (`core.requests.EDITION`): keys, and the length of the caption.
 
         Raises:
             StudioError: `lyrics-too-long`.
         """
-        if set(wanted) <= set(given):
-            return Plan.of(given)
-        thought = Thought(self.words, wanted, given, longest_s)
-        prompt = plan_grammar.plan_prompt(caption, lyrics)
-        plan, _ = yield from self._write("Planning", prompt, thought, dice, seed, lyrics)
+        if set(fields) <= set(given):
+            return Plan.from_fields(given, edition)
+        constraint = PlanConstraint(self.vocabulary, fields, given, max_duration_s, 0, edition)
+        prompt = plan_format.plan_prompt(caption, lyrics)
+        plan, _ = yield from self._write("Planning", prompt, constraint, sampling, seed, lyrics)
         return plan
 
     def compose(
@@ -193,105 +156,100 @@ class Planner:
         lyrics: str,
         plan: Plan,
         duration_s: float,
-        dice: SamplingParams,
+        sampling: SamplingParams,
         seeds: Sequence[int],
         guidance: float = 1.0,
-        negative: str = "",
-    ) -> Iterator[Progress]:
-        """Write audio codes for a piece, exactly five a second, once for each seed.
-
-        Only codes of the quantiser are computed: as the number is known, the end is never chosen.
+        negative_prompt: str = "",
+        edition: int = EDITION,
+    ) -> Generator[Progress, None, list[list[int]]]:
+        """Write audio codes for a song, exactly five a second, once for each seed.
 
         Args:
-            guidance: above 1 away from `negative`, or from a piece nobody asked for.
+            guidance: above 1, away from `negative_prompt`, or from a song without any request.
+            edition: 1 decodes eagerly on CUDA too, and so keeps the codes of that edition.
 
         Returns:
-            For each seed a list of int(5 * duration_s) codes, the same whether made alone or not
-            (as the generator's return value).
+            For each seed a list of int(5 * duration_s) codes, the same whether made alone or not.
 
         Raises:
             StudioError: `lyrics-too-long`.
         """
-        import torch
-
-        texts = [self.words.ids(plan_grammar.codes_prompt(caption, lyrics, plan))]
+        stage, vocabulary = "Composing codes", self.vocabulary
+        prompts = [vocabulary.encode(plan_format.codes_prompt(caption, lyrics, plan))]
         if guidance > 1:
-            texts.append(self.words.ids(plan_grammar.plain_prompt(negative)))
-        count = int(duration_s * plan_grammar.CODE_RATE)
+            prompts.append(vocabulary.encode(plan_format.unconditional_prompt(negative_prompt)))
+        count = int(duration_s * plan_format.CODE_RATE)
         total = count * len(seeds)
-        track = self._track(texts, count, lyrics)
-        start = yield from _begin(track, "Composing codes", total)
-        told = time.monotonic()
-        length, pieces = track.length, []
+        cache = self._cache(prompts, count, lyrics)
+        hidden = yield from self._read_prompts(cache, stage, total)
+        decoder = code_decoder(self.qwen, static=edition >= 2)(
+            self.qwen, cache, self.code_head, vocabulary.first_code, count, guidance, sampling
+        )
+        reported, songs = time.monotonic(), []
         for seed in seeds:
-            hidden, track.length = start, length
-            draws = self._draws(seed, count)
-            codes = torch.empty(count, dtype=torch.long, device=self.device)
-            for i in range(count):
-                code = self._code(hidden, guidance, draws[i], dice)
-                codes[i] = code
-                if i + 1 < count:
-                    hidden = track.read((code + self.words.first_code).expand(len(texts), 1))
-                if time.monotonic() - told > PULSE_S:
-                    # Waits for the device, so that what is told has been done.
-                    _, told = codes[i].item(), time.monotonic()
-                    yield Progress(
-                        stage="Composing codes", step=len(pieces) * count + i + 1, steps=total
-                    )
-            pieces.append(codes.tolist())
-        yield Progress(stage="Composing codes", step=total, steps=total)
-        return pieces
+            decoder.start(hidden, uniform_draws(seed, count, self.device))
+            while True:
+                if time.monotonic() - reported > PROGRESS_INTERVAL_S:
+                    decoder.wait()  # so that what is reported has been done
+                    reported = time.monotonic()
+                    step = len(songs) * count + decoder.done
+                    yield Progress(stage=stage, step=step, steps=total)
+                if decoder.done == count:
+                    break
+                decoder.step()
+            songs.append(decoder.codes.tolist())
+        yield Progress(stage=stage, step=total, steps=total)
+        return songs
 
     def understand(
         self,
         codes: Sequence[int],
-        dice: SamplingParams,
+        sampling: SamplingParams,
         seed: int,
         lyrics: bool = True,
-        wanted: Collection[str] = plan_grammar.FIELDS,
-    ) -> Iterator[Progress]:
-        """Listen to a piece: tempo, key, metre, language, length and a caption.
+        fields: Collection[str] = FIELDS,
+        edition: int = EDITION,
+    ) -> Generator[Progress, None, tuple[Plan, str]]:
+        """Describe a song: tempo, key, time signature, language, length, genres and a caption.
 
         Args:
-            codes: of the source, five a second; of what is longer than the model can count (the
-                embedded one 580 s, the large ones two hours) the beginning is heard.
-            lyrics: also write down the words, which takes much longer.
-            wanted: the fields to tell; a caption takes most of the time.
+            codes: of the song, five a second. Of a song that is longer than the model's context
+                (580 s for the embedded model, two hours for the large ones) the beginning is read.
+            lyrics: also write down the lyrics, which takes much longer.
+            fields: those to write; a caption takes most of the time.
+            edition: as in `plan`.
 
         Returns:
-            (`Plan`, lyrics as heard or "") (as the generator's return value).
+            The plan, and the lyrics or "".
 
         Raises:
             ValueError: a code outside the quantiser.
         """
-        if not all(0 <= code < self.words.codebook for code in codes):
-            raise ValueError(f"codes run from 0 to {self.words.codebook - 1}")
-        room = plan_grammar.LYRIC_TOKENS if lyrics else 0
-        thought = Thought(self.words, wanted, {}, lyrics=room)
-        fitting = self.model.config.max_position_embeddings - 2 * plan_grammar.CAPTION_TOKENS - 160
-        prompt = plan_grammar.understand_prompt(codes[: max(0, fitting)])
-        return (yield from self._write("Listening", prompt, thought, dice, seed))
+        if not all(0 <= code < self.vocabulary.codebook for code in codes):
+            raise ValueError(f"codes run from 0 to {self.vocabulary.codebook - 1}")
+        lyric_tokens = plan_grammar.LYRIC_TOKENS if lyrics else 0
+        constraint = self._full_constraint(
+            {}, plan_format.MAX_DURATION_S, lyric_tokens, fields, edition
+        )
+        longest = self.context_length - _plan_tokens(constraint) - 160
+        prompt = plan_format.understand_prompt(codes[: max(0, longest)])
+        return (yield from self._write("Listening", prompt, constraint, sampling, seed))
 
     def inspire(
         self,
         query: str,
         instrumental: bool,
-        dice: SamplingParams,
+        sampling: SamplingParams,
         seed: int,
         language: str = "unknown",
-        longest_s: int = plan_grammar.LONGEST_S,
-    ) -> Iterator[Progress]:
-        """Make a whole song's plan and lyrics of one idea, or of none.
-
-        Returns:
-            (`Plan`, lyrics) (as the generator's return value).
-        """
+        max_duration_s: int = plan_format.MAX_DURATION_S,
+    ) -> Generator[Progress, None, tuple[Plan, str]]:
+        """Write the plan and the lyrics of a whole song from one idea, or from none."""
         given = {"language": language} if language != "unknown" else {}
-        thought = Thought(
-            self.words, plan_grammar.FIELDS, given, longest_s, plan_grammar.LYRIC_TOKENS
-        )
-        prompt = plan_grammar.inspire_prompt(query, instrumental)
-        plan, lyrics = yield from self._write("Thinking of a song", prompt, thought, dice, seed)
+        constraint = self._full_constraint(given, max_duration_s, plan_grammar.LYRIC_TOKENS)
+        prompt = plan_format.inspire_prompt(query, instrumental)
+        stage = "Thinking of a song"
+        plan, lyrics = yield from self._write(stage, prompt, constraint, sampling, seed)
         return plan, (INSTRUMENTAL if instrumental and not lyrics else lyrics)
 
     def rewrite(
@@ -299,146 +257,153 @@ class Planner:
         caption: str,
         lyrics: str,
         given: Mapping[str, Any],
-        dice: SamplingParams,
+        sampling: SamplingParams,
         seed: int,
-        longest_s: int = plan_grammar.LONGEST_S,
-    ) -> Iterator[Progress]:
-        """Bring style and lyrics into the form the model likes: fuller words, marked sections.
-
-        Returns:
-            (`Plan`, lyrics) (as the generator's return value).
+        max_duration_s: int = plan_format.MAX_DURATION_S,
+    ) -> Generator[Progress, None, tuple[Plan, str]]:
+        """Write style and lyrics in the form of the training data: fuller, with section tags.
 
         Raises:
             StudioError: `lyrics-too-long`.
         """
-        thought = Thought(
-            self.words, plan_grammar.FIELDS, given, longest_s, plan_grammar.LYRIC_TOKENS
-        )
-        prompt = plan_grammar.rewrite_prompt(caption, lyrics)
-        return (yield from self._write("Rewriting", prompt, thought, dice, seed, lyrics))
+        constraint = self._full_constraint(given, max_duration_s, plan_grammar.LYRIC_TOKENS)
+        prompt = plan_format.rewrite_prompt(caption, lyrics)
+        return (yield from self._write("Rewriting", prompt, constraint, sampling, seed, lyrics))
+
+    def _full_constraint(
+        self,
+        given: Mapping[str, Any],
+        max_duration_s: int,
+        lyric_tokens: int,
+        fields: Collection[str] = FIELDS,
+        edition: int = EDITION,
+    ) -> PlanConstraint:
+        """A constraint with every requested field that this model was trained to write."""
+        fields = self.fields & set(fields)
+        return PlanConstraint(self.vocabulary, fields, given, max_duration_s, lyric_tokens, edition)
 
     def _write(
         self,
         stage: str,
         prompt: str,
-        thought: Thought,
-        dice: SamplingParams,
+        constraint: PlanConstraint,
+        sampling: SamplingParams,
         seed: int,
         lyrics: str = "",
-    ) -> Iterator[Progress]:
-        """Let the model fill a thought. Steps are fields; one more stands for free text.
+    ) -> Generator[Progress, None, tuple[Plan, str]]:
+        """Let the model write under `constraint`. A step is a field; one more is for free text.
 
-        Forced text is read in one piece with the token before it. Where the prompt is long, free
-        text gets what is left of the places that the model can count.
+        Forced tokens are read together with the one before them. After a long prompt, free text is
+        limited to what is left of the context.
         """
         import torch
 
-        ids, room = self.words.ids(prompt), 2 * plan_grammar.CAPTION_TOKENS
-        spare = self.model.config.max_position_embeddings - len(ids) - room
-        thought.lyrics = max(0, min(thought.lyrics, spare))
-        room += thought.lyrics
-        steps = len(thought.fields) + bool(thought.lyrics)
-        track, asks = self._track([ids], room, lyrics), thought.asks()
-        hidden = yield from _begin(track, stage, steps)
-        draws = self._draws(seed, room)
-        read, told, chosen = 0, time.monotonic(), None
-        for draw in draws:
+        ids, capacity = self.vocabulary.encode(prompt), _plan_tokens(constraint)
+        spare = self.context_length - len(ids) - capacity
+        constraint.lyric_tokens = max(0, min(constraint.lyric_tokens, spare))
+        capacity += constraint.lyric_tokens
+        steps = len(constraint.fields) + bool(constraint.lyric_tokens)
+        cache, choices = self._cache([ids], capacity, lyrics), constraint.choices()
+        hidden = yield from self._read_prompts(cache, stage, steps)
+        read, reported, chosen = 0, time.monotonic(), None
+        for draw in uniform_draws(seed, capacity, self.device):
             try:
-                ask = asks.send(chosen)
+                choice = next(choices) if chosen is None else choices.send(chosen)
             except StopIteration:
                 break
-            new = thought.tokens[read:]
+            new = constraint.tokens[read:]
             read += len(new)
-            hidden = track.read(torch.tensor([new], device=self.device)) if new else hidden
-            chosen = self._token(hidden[0], ask, draw, dice)
-            if time.monotonic() - told > PULSE_S:
-                told = time.monotonic()
-                yield Progress(stage=stage, step=thought.done, steps=steps)
+            if new:
+                hidden = self.qwen.forward(torch.tensor([new], device=self.device), cache)
+            chosen = self._choose(hidden[0], choice, draw, sampling)
+            if time.monotonic() - reported > PROGRESS_INTERVAL_S:
+                reported = time.monotonic()
+                yield Progress(stage=stage, step=constraint.done, steps=steps)
         yield Progress(stage=stage, step=steps, steps=steps)
-        said = thought.text()
-        return plan_grammar.parse(said), plan_grammar.parse_lyrics(said)
+        return constraint.plan(), plan_format.parse_lyrics(constraint.text())
 
-    def _token(
-        self, hidden: torch.Tensor, ask: plan_grammar.Ask, draw: torch.Tensor, dice: SamplingParams
+    def _choose(
+        self,
+        hidden: torch.Tensor,
+        choice: TokenChoice,
+        draw: torch.Tensor,
+        sampling: SamplingParams,
     ) -> int:
         """One of the legal tokens, from the hidden state [width]."""
         import torch
+        from torch.nn.functional import linear
 
         with torch.inference_mode():
-            if len(ask.legal) <= FEW:
-                few = torch.tensor(ask.legal, device=self.device)
-                logits = torch.nn.functional.linear(hidden, self.table[few])
+            if len(choice.legal) <= FEW_TOKENS:
+                few = torch.tensor(choice.legal, device=self.device)
+                logits = linear(hidden, self.output_head[few])
             else:
-                logits = torch.nn.functional.linear(hidden, self.table)[self._many(ask.legal)]
-            sure = SamplingParams(0, 1, 0) if ask.greedy else dice
-            return ask.legal[int(pick(logits.float(), draw, sure))]
+                logits = linear(hidden, self.output_head)[self._legal_tensor(choice.legal)]
+            how = GREEDY if choice.greedy else sampling
+            return choice.legal[int(sample_token(logits.float(), draw, how))]
 
-    def _many(self, legal: tuple[int, ...]) -> torch.Tensor:
-        """The ids of a large set on the device. There are a handful, each one object for good."""
+    def _legal_tensor(self, legal: tuple[int, ...]) -> torch.Tensor:
+        """The ids of a large set, on the device. There are a handful, which live with the model."""
         import torch
 
-        if id(legal) not in self._sets:
-            self._sets[id(legal)] = (legal, torch.tensor(legal, device=self.device))
-        return self._sets[id(legal)][1]
+        if id(legal) not in self._legal_ids:
+            self._legal_ids[id(legal)] = (legal, torch.tensor(legal, device=self.device))
+        return self._legal_ids[id(legal)][1]
 
-    def _code(
-        self, hidden: torch.Tensor, guidance: float, draw: torch.Tensor, dice: SamplingParams
-    ) -> torch.Tensor:
-        """One code, from the hidden states [1 or 2, width]."""
-        import torch
+    def _cache(
+        self, prompts: Sequence[Sequence[int]], capacity: int, lyrics: str
+    ) -> qwen3.KeyValueCache:
+        """A cache for the prompts and what follows them, if it fits into the context.
 
-        with torch.inference_mode():
-            logits = torch.nn.functional.linear(hidden, self.codes).float()
-            if len(logits) == 2:
-                cond, plain = logits
-                return pick(plain + guidance * (cond - plain), draw, dice)
-            return pick(logits[0], draw, dice)
-
-    def _track(self, texts: Sequence[Sequence[int]], more: int, lyrics: str) -> qwen3.KeyValueCache:
-        """Room for the prompts and what follows, if the model can count that far."""
-        limit = self.model.config.max_position_embeddings
-        tokens = max(map(len, texts)) + more
+        Raises:
+            StudioError: `lyrics-too-long`.
+        """
+        limit, longest = self.context_length, max(map(len, prompts))
+        tokens = longest + capacity
         if tokens > limit:
-            words = len(lyrics.split()) * max(0, limit - more) / max(map(len, texts))
-            raise StudioError("lyrics-too-long", tokens=tokens, limit=limit, words=int(0.8 * words))
-        return qwen3.KeyValueCache(self.qwen, texts, more)
+            words = 0.8 * len(lyrics.split()) * max(0, limit - capacity) / longest
+            raise StudioError("lyrics-too-long", tokens=tokens, limit=limit, words=int(words))
+        return qwen3.KeyValueCache(self.qwen, prompts, capacity)
 
-    def _draws(self, seed: int, count: int) -> torch.Tensor:
-        """Uniform draws, float32 [count]: from the CPU, the same on every device."""
-        import torch
-
-        draws = torch.rand(count, generator=torch.Generator("cpu").manual_seed(seed))
-        return draws.to(self.device)
-
-
-def _begin(track: qwen3.KeyValueCache, stage: str, steps: int) -> Iterator[Progress]:
-    """Read the prompts piece by piece, and return the hidden states behind them."""
-    hidden = None
-    for piece in track.texts.split(PIECE, 1):
-        yield Progress(stage=stage, step=0, steps=steps)
-        hidden = track.read(piece)
-    return hidden
+    def _read_prompts(
+        self, cache: qwen3.KeyValueCache, stage: str, steps: int
+    ) -> Generator[Progress, None, torch.Tensor]:
+        """Read the prompts chunk by chunk; returns the hidden states of their last tokens."""
+        hidden = None
+        for chunk in cache.prompts.split(PROMPT_CHUNK, 1):
+            yield Progress(stage=stage, step=0, steps=steps)
+            hidden = self.qwen.forward(chunk, cache)
+        return hidden
 
 
-def _prove_whole(
-    folder: Path, model: Qwen3ForCausalLM, said: Mapping[str, Any], words: Words
+def _plan_tokens(constraint: PlanConstraint) -> int:
+    """Room in the context for a plan, ample for its longest form."""
+    genres = "genres" in constraint.fields
+    return 2 * (plan_grammar.CAPTION_TOKENS + genres * plan_grammar.GENRE_TOKENS)
+
+
+def _check_complete(
+    folder: Path, model: Qwen3ForCausalLM, report: Mapping[str, Any], vocabulary: Vocabulary
 ) -> None:
-    """Refuse a planner with tensors missing, surplus, not finite, or fewer rows than words."""
+    """Refuse a planner with tensors missing, surplus or not finite, or fewer rows than tokens."""
     import torch
 
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    if lacking := sorted(set(said["missing_keys"]) - tied):
-        raise _broken(folder, "model.safetensors", f"lacks the tensor {lacking[0]}")
-    if wrong := sorted(map(str, [*said["mismatched_keys"], *said["unexpected_keys"]])):
-        raise _broken(folder, "model.safetensors", f"holds {wrong[0]}, which does not belong there")
+    if missing := sorted(set(report["missing_keys"]) - tied):
+        raise _broken(folder, "model.safetensors", f"lacks the tensor {missing[0]}")
+    surplus = sorted(map(str, [*report["mismatched_keys"], *report["unexpected_keys"]]))
+    if surplus:
+        raise _broken(
+            folder, "model.safetensors", f"holds {surplus[0]}, which does not belong there"
+        )
     for name, tensor in model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise _broken(folder, "model.safetensors", f"has no finite numbers in {name}")
-    if words.size > model.config.vocab_size:
+    if vocabulary.size > model.config.vocab_size:
         raise StudioError(
             "model-mismatch",
             model=folder.name,
-            problem=f"{words.size} words for {model.config.vocab_size} embeddings",
+            problem=f"{vocabulary.size} words for {model.config.vocab_size} embeddings",
             fix=f"Put a whole copy of the planner into {folder.name}",
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from core.requests import MODES
+from models import plan_format
 from runtime import planning
 
 
@@ -22,7 +23,7 @@ from runtime import planning
     ],
 )
 def test_a_sure_measuring_corrects_what_was_heard_but_not_its_octave(heard, measured, sure, told):
-    assert planning.corrected_tempo(heard, measured, sure) == told
+    assert planning._steadied(heard, measured, sure) == told
 
 
 @pytest.mark.parametrize(
@@ -39,4 +40,4 @@ def test_a_sure_measuring_corrects_what_was_heard_but_not_its_octave(heard, meas
 )
 def test_a_style_that_was_given_is_kept_and_a_missing_one_is_found(mode, given, found):
     request = MODES[mode].of({"prompt": "warm lofi piano", "thinking": True, **given})
-    assert ("caption" in planning.requested_fields(request)) == found
+    assert ("caption" in plan_format.requested_fields(request)) == found
