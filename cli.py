@@ -18,7 +18,7 @@ from audio.tags import Tags
 from core import files
 from core.errors import StudioError
 from core.params import AdapterRef, Param, Request
-from core.requests import EXPORTS, SONGS, Lyrics, Master
+from core.requests import AUDIO_FIELDS, EDITION, EXPORTS, SONGS, Lyrics, Master
 from core.results import Cancelled, Draft, ExportedFiles, Failed, Progress, Take
 from models import catalog, hub
 from models.weights import Weights
@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         "replay", help="make the song of a file anew", parents=[common], allow_abbrev=False
     )
     again.add_argument("file", type=Path, help="a WAV, FLAC, MP3 or JSON that the studio wrote")
-    for name in backend.SOURCES:
+    for name in AUDIO_FIELDS:
         again.add_argument(f"--{name}", type=Path, help="the file that went in, if one did")
     _adapters(again, "an adapter that played; as strongly as then unless STRENGTH is given")
     again.add_argument(
@@ -176,7 +176,7 @@ def open_studio(args: argparse.Namespace) -> backend.Studio:
 
 def _chosen(args: argparse.Namespace) -> tuple[catalog.Model, device.Device]:
     place = device.find_device(args.device)
-    name = args.model or os.environ.get("ACE_MODEL") or catalog.default_name(place.device)
+    name = args.model or os.environ.get("ACE_MODEL") or catalog.default_name(place.kind)
     return catalog.choose(name), place
 
 
@@ -194,12 +194,13 @@ def _replay(studio: backend.Studio, args: argparse.Namespace) -> int:
     told = settings.read_settings(args.file)
     if told is None:
         raise StudioError("settings-missing", name=args.file.name)
-    given = {k: getattr(args, k) for k in backend.SOURCES if getattr(args, k)}
+    given = {k: getattr(args, k) for k in AUDIO_FIELDS if getattr(args, k)}
     if args.without_adapters:
         given["adapters"] = ()
     elif args.adapters:
         given["adapters"] = worn_again(told, [AdapterRef.of(text) for text in args.adapters])
-    ending = _to_the_end(studio, settings.request_of(told, **given), args)
+    request = settings.request_of(told, **given)
+    ending = _to_the_end(studio, request, args, told["edition"])
     said = faithful(told, ending) if isinstance(ending, Take) else []
     for left, done in zip(range(len(told["mastered"]) - 1, -1, -1), told["mastered"], strict=True):
         if isinstance(ending, Take | ExportedFiles):
@@ -213,7 +214,9 @@ def _replay(studio: backend.Studio, args: argparse.Namespace) -> int:
     return _done(ending, args)
 
 
-def _to_the_end(studio: backend.Studio, request: Request, args: argparse.Namespace) -> Ending:
+def _to_the_end(
+    studio: backend.Studio, request: Request, args: argparse.Namespace, edition: int = EDITION
+) -> Ending:
     """Run `request` with its progress on standard error; Ctrl-C stops it."""
     song = request.mode in SONGS
     if song and args.out and args.out.suffix.lower() not in SUFFIXES:
@@ -228,7 +231,7 @@ def _to_the_end(studio: backend.Studio, request: Request, args: argparse.Namespa
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: studio.stop("terminal"))
     show = _Line(sys.stderr)
-    for event in studio.run(request, "terminal"):
+    for event in studio.run(request, "terminal", edition):
         if isinstance(event, Progress):
             show(event)
     show.end()

@@ -56,7 +56,7 @@ class RepaintSettings:
         return cls(hold, round(vae.FRAME_RATE * hold), max(0.01, 0.05 * hold))
 
 
-def compose(
+def text_to_music(
     engine: acestep.Engine,
     song: Generate,
     *,

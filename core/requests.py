@@ -29,6 +29,9 @@ SAMPLE_RATE = 48_000
 """Hz. What leaves the studio is always 48 kHz stereo."""
 
 
+AUDIO_FIELDS = ("source", "reference")
+"""The fields of requests that are audio files."""
+
 MAX_SEED = 2**31 - 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -14,6 +15,8 @@ from core.requests import SONGS
 
 if TYPE_CHECKING:
     pass
+
+log = logging.getLogger(__name__)
 
 
 class ModelUsed(BaseModel):
@@ -239,7 +242,11 @@ class Failed(BaseModel):
     action: str
 
     @classmethod
-    def from_error(cls, error: StudioError) -> Self:
+    def from_error(cls, error: Exception) -> Self:
+        """The failure that `error` means; any but a `StudioError` is `internal`, and is logged."""
+        if not isinstance(error, StudioError):
+            log.error("Unexpected %s", type(error).__name__, exc_info=error)
+            error = StudioError("internal", kind=type(error).__name__)
         return cls(code=error.code, message=error.message, action=error.action)
 
 

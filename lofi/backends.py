@@ -63,11 +63,11 @@ class Backends:
             device = find_device(requested)
         except StudioError as error:
             self.device_error = error
-            device = replace(find_device("cpu"), device=requested)
+            device = replace(find_device("cpu"), kind=requested)
         self.device = replace(device, threads=config.threads or device.threads)
         name = config.ace_step_model_path or os.environ.get("ACE_MODEL")
         self.model = _choose(catalog.choose, name) or catalog.choose(
-            catalog.default_name(self.device.device)
+            catalog.default_name(self.device.kind)
         )
         folder = config.model_path or os.environ.get("ACE_MUSICGEN")
         musicgen_model = _choose(musicgen.choose, folder) or catalog.MUSICGEN
@@ -116,7 +116,6 @@ class Backends:
         Args:
             loading: the backend that is being loaded; empty if none is.
         """
-        from runtime import model_cache
 
         with self._lock:
             downloading, errors = set(self._downloading), dict(self._errors)
@@ -144,9 +143,9 @@ class Backends:
                 "max_duration_sec": self.max_duration_s(name),
                 "sample_rate": SAMPLE_RATE,
                 "model_version": self.model_version(name, folder) if folder else None,
-                "loaded": model_cache.is_loaded(weights),
+                "loaded": self.studio.runner.models.holds(weights),
                 "error": error,
-                "device": self.device.device,
+                "device": self.device.kind,
                 "dtype": self._dtype(name),
                 "licence": weights.licence,
                 "commercial_use": weights.may_sell,

@@ -9,7 +9,7 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -38,20 +38,20 @@ ON_ZERO = spaces.config.Config.zero_gpu
 class Device:
     """A device as the engine uses it. Picklable, and decided once at the start."""
 
-    device: str
+    kind: str
     dtype: str
     threads: int
 
     @property
     def speed_class(self) -> str:
         """Machines of one class take about equally long for the same work."""
-        return f"{self.device}:{device_name(self.device)}:{self.dtype}:{self.threads}"
+        return f"{self.kind}:{device_name(self.kind)}:{self.dtype}:{self.threads}"
 
     def used(self) -> DeviceUsed:
         """This place as a take records it."""
         return DeviceUsed(
-            kind=self.device,
-            name=device_name(self.device),
+            kind=self.kind,
+            name=device_name(self.kind),
             dtype=self.dtype,
             threads=self.threads,
             torch=version("torch"),
@@ -102,6 +102,14 @@ def memory_gb(device: str) -> float:
     import psutil
 
     return psutil.virtual_memory().total / 1e9
+
+
+def must_take_turns(sizes: Sequence[int], device: str) -> bool:
+    """Whether models of these sizes in bytes do not fit into memory together.
+
+    Counted are all of them with a tenth more, and 4 GB to work in.
+    """
+    return 1.1 * sum(sizes) / 1e9 + 4 > memory_gb(device)
 
 
 def free(device: str, everything: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""TODO"""
+"""How long work takes: measured rates, the time left of a job, and the GPU time to ask for."""
 
 from __future__ import annotations
 
@@ -8,20 +8,12 @@ import os
 import statistics
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from core.files import cache_folder
-from core.requests import EXPORTS, HELPERS, Generate, Lyrics, Musicgen
 from core.results import Progress
 from models import catalog, musicgen, plan_format
-from models.plan_format import requested_fields
-from runtime.job import EXPORT_STAGES, Job
-
-if TYPE_CHECKING:
-    pass
-
 
 ZERO_SECONDS = (60, 300)
 """What is asked of ZeroGPU while nothing was measured, and the most that is ever asked."""
@@ -156,68 +148,7 @@ class TimeLeft:
         return span and (max(0.0, span[0] - gone), max(0.0, span[1] - gone))
 
 
-def work_of(job: Job, loaded: bool = False, planned: bool = False) -> dict[str, float]:
-    """How many units each stage of a job costs, in order: what `host.Rates` multiplies.
-
-    Loading, planning and reading count once; denoising by rows times seconds of sound; the rest by
-    seconds. `loaded` and `planned` say whether the engine and the planner are in memory already.
-    """
-    from models import sampler
-
-    planned = planned or job.planner is None
-    if isinstance(job.request, Lyrics):
-        return {"Loading the songwriter": 1.0, "Writing the words": 1.0}
-    if job.request.mode in EXPORTS:
-        return {EXPORT_STAGES[job.request.mode]: job.seconds["source"]}
-    if isinstance(job.request, Musicgen):
-        return _told(
-            {
-                musicgen.LOADING: float(not loaded),
-                musicgen.COMPOSING: job.duration_s,
-                musicgen.RENDERING: job.duration_s,
-                "Writing": job.duration_s,
-            }
-        )
-    if job.request.mode in HELPERS:
-        heard = job.seconds.get("source", 0.0)
-        return _told(
-            {
-                "Loading": float(bool(heard) and not loaded),
-                "Encoding": heard,
-                "Loading the planner": float(not planned),
-                {"inspire": "Thinking of a song", "rewrite": "Rewriting"}.get(
-                    job.request.mode, "Listening"
-                ): 1.0 + heard,
-            }
-        )
-    seconds, heard = job.duration_s, sum(job.seconds.values())
-    listens = job.planner is not None and bool(job.sounds) and job.request.mode != "generate"
-    plans = job.planner is not None and not listens
-    composes = plans and isinstance(job.request, Generate) and bool(job.request.thinking)
-    config = sampler.SamplerConfig.of(job.request)
-    rows = sampler.evaluations(config)
-    return _told(
-        {
-            "Loading": float(not loaded),
-            "Encoding": heard,
-            "Loading the planner": float(not planned),
-            "Listening": heard * listens,
-            "Planning": float(plans and bool(requested_fields(job.request))),
-            "Composing codes": seconds * composes,
-            "Reading adapters": float(len(job.adapters)),
-            "Reading the words": 1.0,
-            "Denoising": rows * seconds,
-            "Decoding": seconds,
-            "Writing": seconds,
-        }
-    )
-
-
-def _told(work: dict[str, float]) -> dict[str, float]:
-    return {stage: units for stage, units in work.items() if units}
-
-
-def cautious(work: dict[str, float], model: catalog.Model) -> float:
+def cautious(work: Mapping[str, float], model: catalog.Model) -> float:
     """Seconds a job may need on a GPU nobody has measured: 20 s to get going, then by arithmetic.
 
     XL computes 0.13 TFLOP a row and second of sound (27 guided steps of 240 s: 1.6 PFLOP), taken

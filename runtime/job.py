@@ -1,93 +1,139 @@
-"""A job as data: what the device is to do, which of it is the planner's, and what it will cost.
-
-Picklable throughout, since on ZeroGPU it goes to another process.
-"""
+"""A job: one request, prepared to the last value, with everything that running it needs."""
 
 from __future__ import annotations
 
 import re
+import secrets
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from core.files import private_folder
 from core.params import Request
-from core.requests import Extend
-from models import weights
+from core.requests import EDITION, MAX_SEED
 from models.adapter_files import Adapter
-from models.catalog import PlannerModel, SongwriterModel
-from runtime import device
+from models.catalog import Model, MusicgenModel, PlannerModel, SongwriterModel
+from models.weights import Weights
+from runtime.device import Device, must_take_turns
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-STAGES = (
-    *("Reading the file", "Loading", "Encoding", "Loading the planner", "Listening", "Planning"),
-    *("Thinking of a song", "Rewriting", "Composing codes", "Reading adapters"),
-    *("Reading the words", "Denoising", "Decoding", "Writing"),
-)
-"""All that a job may go through, in order, once its turn has come and its models are on disk."""
+R = TypeVar("R", bound=Request)
 
 
-EXPORT_STAGES = {
-    "export": "Writing",
-    "master": "Setting the loudness",
-    "stems": "Splitting into stems",
-}
-"""The stage that finishing a take spends its time in."""
+@dataclass(frozen=True)
+class Setup:
+    """The models that a studio runs, and the device that it runs them on.
+
+    `planner` is None where there is none; `no_planner` then says why. `edition` is that of the
+    rules by which songs are made (see `core.requests.EDITION`).
+    """
+
+    model: Model
+    device: Device
+    songwriter: SongwriterModel
+    musicgen: MusicgenModel
+    planner: PlannerModel | None = None
+    no_planner: str = ""
+    edition: int = EDITION
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The private folder of one job. Its name is the job's id."""
+
+    path: Path
+
+    @classmethod
+    def create(cls) -> JobFolder:
+        """A new, empty folder that only this user can read.
+
+        Raises:
+            OSError: the disk is full, or the temporary folder cannot be written to.
+        """
+        path = private_folder() / secrets.token_hex(8)
+        path.mkdir(mode=0o700)
+        return cls(path)
+
+    @property
+    def stop_file(self) -> Path:
+        """The file whose existence means stop: the one signal that crosses processes."""
+        return self.path / "stop"
+
+    def stopped(self) -> bool:
+        """Whether the job was told to stop."""
+        return self.stop_file.exists()
+
+    def remove(self) -> None:
+        """Delete the folder with everything in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that the GPU worker needs to know. Picklable: it may run in another process.
+    """One request as it will be run. Picklable: on ZeroGPU it goes to another process.
 
-    `folder` is the job's own, empty at first. `sounds` are the decoded files that came in, by
-    field, as `sources.Upload.sound`; `files` their sha256. `adapters` come with their strengths.
-    `planner` is None where none thinks.
+    Attributes:
+        request: with seeds, defaults and the job's own copies of files filled in.
+        model: the music model, or None where the request needs none.
+        duration_s: length of the song that the job makes, in seconds; 0 where it makes none.
+        sounds: the uploaded files, decoded, by field: paths of float32 arrays [2, samples] at
+            48 kHz in NumPy's format.
+        seconds: the lengths of those files, by field.
+        sha256s: the sha256 of those files as they were uploaded, by field.
+        adapters: what is applied, each with its strength.
+        edition: see `Setup`.
+        notes: sentences for the result about what was changed on the way.
     """
 
-    id: str
-    request: Request
-    model: weights.Weights
-    source: Path
-    place: device.Device
-    folder: Path
-    notes: tuple[str, ...]
-    gpu_seconds: int = 0
+    request: Any
+    folder: JobFolder
+    device: Device
+    model: Model | MusicgenModel | None = None
     planner: PlannerModel | None = None
-    planner_folder: Path | None = None
-    writer: SongwriterModel | None = None
-    writer_folder: Path | None = None
-    in_turn: bool = False
+    songwriter: SongwriterModel | None = None
+    duration_s: float = 0.0
     sounds: dict[str, Path] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
+    sha256s: dict[str, str] = field(default_factory=dict)
     adapters: tuple[tuple[Adapter, float], ...] = ()
+    edition: int = EDITION
+    notes: tuple[str, ...] = ()
 
     @property
-    def flag(self) -> Path:
-        """The file whose existence means stop: the one signal that crosses processes."""
-        return self.folder / "stop"
+    def id(self) -> str:
+        """A name that no other job has."""
+        return self.folder.path.name
 
     @property
-    def wav(self) -> Path:
-        """Where the song goes, under a name that is worth downloading."""
-        words = "-".join(re.findall(r"\w+", self.request.prompt.lower()))[:40].strip("-_")
-        return self.folder / f"{words or self.request.mode}-{self.request.seed}.wav"
+    def weights(self) -> tuple[Weights, ...]:
+        """Everything that must be on disk before the job can run."""
+        return tuple(filter(None, (self.model, self.planner, self.songwriter)))
 
     @property
-    def duration_s(self) -> float:
-        """How long the piece will be."""
-        request, source = self.request, self.seconds.get("source")
-        if isinstance(request, Extend):
-            return request.before_s + source + request.after_s
-        return request.duration_s if source is None else source
+    def in_turn(self) -> bool:
+        """Whether the job's models do not fit into memory together."""
+        sizes = [weights.size_bytes for weights in self.weights]
+        return len(sizes) > 1 and must_take_turns(sizes, self.device.kind)
 
-    def sound(self, field: str) -> np.ndarray:
-        """The file that came in as `field`: float32 [2, samples] at 48 kHz."""
+    def sound(self, name: str) -> np.ndarray:
+        """The file uploaded as `name`: float32 [2, samples] at 48 kHz."""
         import numpy as np
 
-        return np.load(self.sounds[field])
+        return np.load(self.sounds[name])
 
-    def stopped(self) -> bool:
-        return self.flag.exists()
+    @property
+    def song_path(self) -> Path:
+        """Where the song is written, under a name worth downloading."""
+        words = "-".join(re.findall(r"\w+", self.request.prompt.lower()))[:40].strip("-_")
+        return self.folder.path / f"{words or self.request.mode}-{self.request.seed}.wav"
+
+
+def with_seed(request: R) -> R:
+    """`request` with a random seed if it has none."""
+    if getattr(request, "seed", 0) is not None:
+        return request
+    return request.model_copy(update={"seed": secrets.randbelow(MAX_SEED + 1)})

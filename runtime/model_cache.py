@@ -1,17 +1,19 @@
-"""Which models a job needs, and what is in memory: loaded once, where room is short one at a time."""
+"""The models in memory: loaded on first use, and one at a time where memory is short."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
-from core.results import ModelUsed, Progress
-from models import checkpoints
-from models.acestep import Engine
-from models.catalog import MusicgenModel
+from core.errors import StudioError
+from core.results import AdapterUsed, ModelUsed, Progress
+from models import checkpoints, loading
+from models.adapter_layers import AdapterStack
+from models.catalog import HTDEMUCS, MusicgenModel
 from models.musicgen import LOADING as LOADING_MUSICGEN
 from models.weights import Weights
 from runtime import device
@@ -21,166 +23,226 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from lyrics import Songwriter
+    from models.acestep import Engine
+    from models.demucs import Separator
+    from models.musicgen import MusicgenEngine
+    from models.planner import Planner
 
-_resident: dict[tuple, Any] = {}
+T = TypeVar("T")
 
+ENCODED_KEPT = 8
+"""Encoded uploads kept for the next take: 1.5 MB for the longest."""
 
-_fingerprints: dict[Path, str] = {}
-
-
-_loading = threading.Lock()
-
-
-def load(job: Job) -> Iterator[Progress]:
-    """Bring the job's engine and planner into memory, if there is room for both."""
-    yield from engine(job)
-    if job.planner and not job.in_turn:
-        yield from planner(job)
+LOCK_POLL_S = 0.2
+"""How often a job that waits for another's loading reports that it does."""
 
 
-def is_loaded(weights: Weights | None) -> bool:
-    """Whether `weights` are in memory already."""
-    return any(key[0] == weights for key in list(_resident))
+class ModelCache:
+    """Every model that was loaded on one device, and what was computed from uploads with them.
 
-
-def engine(job: Job) -> Iterator[Progress]:
-    """The engine of the job's model, loaded if it is not there yet (returned)."""
-
-    def load() -> Iterator[Progress]:
-        from models.acestep import Engine
-
-        loaded = yield from Engine.load(job.model, job.source, job.place.device, job.place.dtype)
-        _fingerprints[job.source] = checkpoints.fingerprint(job.source)
-        return loaded
-
-    return (yield from _held(job, job.model, job.source, "Loading", load))
-
-
-def planner(job: Job) -> Iterator[Progress]:
-    """The job's planner, loaded if it is not there yet (returned)."""
-
-    def load() -> Iterator[Progress]:
-        from models.planner import Planner
-
-        home = job.planner.path_in(job.planner_folder)
-        dtype = job.place.dtype if job.place.device == "cuda" else "float32"
-        loaded = yield from Planner.load(
-            home, checkpoints.codebook(job.source), job.place.device, dtype
-        )
-        _fingerprints[job.planner_folder] = checkpoints.fingerprint(home)
-        return loaded
-
-    return (yield from _held(job, job.planner, job.planner_folder, "Loading the planner", load))
-
-
-def _held(
-    job: Job,
-    weights: Weights,
-    folder: Path,
-    stage: str,
-    load: Callable[[], Iterator[Any]],
-) -> Iterator[Any]:
-    """What is resident under these weights.
-
-    Everything else goes first where memory is too short for all of it, and where one is MusicGen and
-    the other is not.
+    Thread-safe. Models stay until memory is too short for the next one; MusicGen and ACE-Step are
+    never in memory together.
     """
-    key = (weights, folder, job.place)
-    if key not in _resident:
-        yield Progress(stage=stage)
-        with _loading:
-            device.settle(job.place)
-            musicgen, others = (
-                isinstance(weights, MusicgenModel),
-                [there for there, *_ in _resident],
-            )
-            short = job.in_turn or short_of_memory([*others, weights], job.place)
-            if short or any(isinstance(there, MusicgenModel) != musicgen for there in others):
-                _resident.clear()
-                device.free(job.place.device, everything=True)
-            _resident[key] = yield from load()
-    return _resident[key]
+
+    def __init__(self, place: device.Device) -> None:
+        self._device = place
+        self._loaded: dict[tuple[Weights, Path], Any] = {}
+        self._fingerprints: dict[Path, str] = {}
+        self._adapters: WeakKeyDictionary[Engine, AdapterStack] = WeakKeyDictionary()
+        self._latents: OrderedDict[Hashable, torch.Tensor | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def holds(self, weights: Weights | None) -> bool:
+        """Whether `weights` are in memory."""
+        return any(loaded == weights for loaded, _ in list(self._loaded))
+
+    def clear(self) -> None:
+        """Forget every model and give its memory back."""
+        self._loaded.clear()
+        device.free(self._device.kind, everything=True)
+
+    def preload(self, job: Job) -> Generator[Progress, None, None]:
+        """Load the job's engine, and its planner if both fit into memory."""
+        yield from self.engine(job)
+        if job.planner and not job.in_turn:
+            yield from self.planner(job)
+
+    def engine(self, job: Job) -> Generator[Progress, None, Engine]:
+        """The ACE-Step engine of the job's model.
+
+        Raises:
+            StudioError: those of `Engine.load`.
+        """
+        folder = on_disk(job.model)
+
+        def load() -> Generator[Progress, None, Engine]:
+            from models.acestep import Engine
+
+            engine = yield from Engine.load(job.model, folder, job.device.kind, job.device.dtype)
+            self._fingerprints[folder] = checkpoints.fingerprint(folder)
+            return engine
+
+        return (yield from self._get(job, job.model, folder, "Loading", load))
+
+    def planner(self, job: Job) -> Generator[Progress, None, Planner]:
+        """The job's planner.
+
+        Raises:
+            StudioError: those of `Planner.load`.
+        """
+        folder = on_disk(job.planner)
+
+        def load() -> Generator[Progress, None, Planner]:
+            from models.planner import Planner
+
+            home = job.planner.path_in(folder)
+            dtype = job.device.dtype if job.device.kind == "cuda" else "float32"
+            codebook = checkpoints.codebook(on_disk(job.model))
+            planner = yield from Planner.load(home, codebook, job.device.kind, dtype)
+            self._fingerprints[folder] = checkpoints.fingerprint(home)
+            return planner
+
+        return (yield from self._get(job, job.planner, folder, "Loading the planner", load))
+
+    def songwriter(self, job: Job) -> Generator[Progress, None, Songwriter]:
+        """The job's songwriter.
+
+        Raises:
+            StudioError: those of `Songwriter.load`.
+        """
+        folder = on_disk(job.songwriter)
+
+        def load() -> Generator[Progress, None, Songwriter]:
+            from lyrics import Songwriter
+
+            songwriter = yield from Songwriter.load(job.songwriter, folder, job.device.kind)
+            self._fingerprints[folder] = checkpoints.fingerprint(folder)
+            return songwriter
+
+        return (yield from self._get(job, job.songwriter, folder, "Loading the songwriter", load))
+
+    def musicgen(self, job: Job) -> Generator[Progress, None, MusicgenEngine]:
+        """The job's MusicGen.
+
+        Raises:
+            StudioError: those of `MusicgenEngine.load`.
+        """
+        folder = on_disk(job.model)
+
+        def load() -> Generator[Progress, None, MusicgenEngine]:
+            from models.musicgen import MusicgenEngine
+
+            composer = yield from MusicgenEngine.load(job.model, folder, job.device.kind)
+            self._fingerprints[folder] = checkpoints.fingerprint(folder)
+            return composer
+
+        return (yield from self._get(job, job.model, folder, LOADING_MUSICGEN, load))
+
+    def separator(self, job: Job) -> Generator[Progress, None, Separator]:
+        """The model that splits a song into stems.
+
+        Raises:
+            StudioError: `stems-missing`, `stems-memory`, `model-broken`.
+        """
+        from models import demucs
+
+        def load() -> Generator[Progress, None, Separator]:
+            return (yield from demucs.load(HTDEMUCS, job.device.kind))
+
+        return (yield from self._get(job, HTDEMUCS, Path(), f"Loading {HTDEMUCS.title}", load))
+
+    def apply_adapters(
+        self, job: Job, engine: Engine
+    ) -> Generator[Progress, None, tuple[AdapterUsed, ...]]:
+        """Apply the job's adapters to `engine`, and no others.
+
+        Raises:
+            StudioError: those of `AdapterStack.apply`.
+        """
+        if engine not in self._adapters and job.adapters:
+            self._adapters[engine] = AdapterStack(engine.pipe.transformer, job.model.title)
+        if engine not in self._adapters:
+            return ()
+        return (yield from self._adapters[engine].apply(job.adapters))
+
+    def encoded(
+        self,
+        job: Job,
+        engine: Engine,
+        name: str,
+        encode: Callable[[Engine, np.ndarray], Generator[Progress, None, torch.Tensor | None]],
+    ) -> Generator[Progress, None, torch.Tensor | None]:
+        """Latents of the file uploaded as `name`, computed once; None where there is no such file.
+
+        Raises:
+            StudioError: `out-of-memory`.
+        """
+        if name not in job.sounds:
+            return None
+        key = (job.model, job.sha256s[name], encode.__name__)
+        if key not in self._latents:
+            with loading.memory_errors(engine.device, job.model, job.duration_s):
+                self._latents[key] = yield from encode(engine, job.sound(name))
+            while len(self._latents) > ENCODED_KEPT:
+                self._latents.popitem(last=False)
+        self._latents.move_to_end(key)
+        return self._latents[key]
+
+    def used(self, weights: Weights) -> ModelUsed:
+        """`weights` as a take records them, once they were loaded."""
+        folder = on_disk(weights)
+        return ModelUsed(
+            name=weights.name,
+            source=weights.repo,
+            revision=checkpoints.revision(weights, folder),
+            sha256=self._fingerprints[folder],
+            licence=weights.licence,
+            may_sell=weights.may_sell,
+        )
+
+    def _get(
+        self,
+        job: Job,
+        weights: Weights,
+        folder: Path,
+        stage: str,
+        load: Callable[[], Generator[Progress, None, T]],
+    ) -> Generator[Progress, None, T]:
+        """The model of these weights; `load` brings it into memory if it is not there."""
+        key = (weights, folder)
+        if key not in self._loaded:
+            yield Progress(stage=stage)
+            while not self._lock.acquire(timeout=LOCK_POLL_S):
+                yield Progress(stage=stage)
+            try:
+                if key not in self._loaded:
+                    self._make_room(job, weights)
+                    self._loaded[key] = yield from load()
+            finally:
+                self._lock.release()
+        return self._loaded[key]
+
+    def _make_room(self, job: Job, weights: Weights) -> None:
+        """Unload everything that cannot be in memory together with `weights`."""
+        device.settle(job.device)
+        others = [loaded for loaded, _ in self._loaded]
+        sizes = [each.size_bytes for each in (*others, weights)]
+        short = job.in_turn or device.must_take_turns(sizes, job.device.kind)
+        is_musicgen = isinstance(weights, MusicgenModel)
+        if short or any(isinstance(each, MusicgenModel) != is_musicgen for each in others):
+            self.clear()
 
 
-def songwriter(job: Job) -> Iterator[Progress]:
-    """The job's songwriter, loaded if it is not there yet (returned)."""
+def on_disk(weights: Weights) -> Path:
+    """The folder of `weights`.
 
-    def load() -> Iterator[Progress]:
-        from lyrics import Songwriter
-
-        writer = yield from Songwriter.load(job.writer, job.writer_folder, job.place.device)
-        _fingerprints[job.writer_folder] = checkpoints.fingerprint(job.writer_folder)
-        return writer
-
-    return (yield from _held(job, job.writer, job.writer_folder, "Loading the songwriter", load))
-
-
-def composer(job: Job) -> Iterator[Progress]:
-    """The job's MusicGen, loaded if it is not there yet (returned)."""
-
-    def load() -> Iterator[Progress]:
-        from models.musicgen import MusicgenEngine
-
-        loaded = yield from MusicgenEngine.load(job.model, job.source, job.place.device)
-        _fingerprints[job.source] = checkpoints.fingerprint(job.source)
-        return loaded
-
-    return (yield from _held(job, job.model, job.source, LOADING_MUSICGEN, load))
-
-
-def separator(job: Job) -> Iterator[Progress]:
-    """The separator of stems, loaded if it is not there yet (returned)."""
-    from models.catalog import HTDEMUCS
-    from models.demucs import load as load_separator
-
-    def load() -> Iterator[Progress]:
-        return load_separator(HTDEMUCS, job.place.device)
-
-    return (yield from _held(job, HTDEMUCS, Path(), f"Loading {HTDEMUCS.title}", load))
-
-
-_latents: OrderedDict[tuple, torch.Tensor | None] = OrderedDict()
-
-
-REMEMBERED = 8
-"""Encoded files kept for the next take: 1.5 MB for the longest."""
-
-
-def encoded(
-    job: Job,
-    by: Engine,
-    name: str,
-    sounds: dict[str, np.ndarray],
-    how: Callable[[Engine, np.ndarray], Iterator[Progress]],
-) -> Iterator[Progress]:
-    """Latents of the file that came in as `name`, made once; None if there is none (returned)."""
-    from models import loading
-
-    if name not in sounds:
-        return None
-    key = (job.source, job.place, job.files[name], how.__name__)
-    if key not in _latents:
-        with loading.memory_errors(by.device, job.model, job.duration_s):
-            _latents[key] = yield from how(by, sounds[name])
-        while len(_latents) > REMEMBERED:
-            _latents.popitem(last=False)
-    _latents.move_to_end(key)
-    return _latents[key]
-
-
-def used(weights: Weights, folder: Path) -> ModelUsed:
-    """Which weights made something, as a take records it."""
-    return ModelUsed(
-        name=weights.name,
-        source=weights.repo,
-        revision=checkpoints.revision(weights, folder),
-        sha256=_fingerprints[folder],
-        licence=weights.licence,
-        may_sell=weights.may_sell,
-    )
-
-
-def short_of_memory(weights: Sequence[Weights], place: device.Device) -> bool:
-    """Whether these must take turns: all of them with a tenth more, and 4 GB to work in."""
-    whole = sum(each.size_bytes for each in weights)
-    return 1.1 * whole / 1e9 + 4 > device.memory_gb(place.device)
+    Raises:
+        StudioError: `model-missing`.
+    """
+    folder = checkpoints.locate(weights)
+    if folder is None:
+        raise StudioError(
+            "model-missing", model=weights.title, size=weights.size, command=weights.command
+        )
+    return folder

@@ -1,194 +1,171 @@
-"""The planner's share of a job: to plan and compose a new piece, or to listen to what came in."""
+"""What the planner does for a job: which planner, what it is asked for, and what comes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from audio import analysis
 from core.errors import StudioError
 from core.params import Request
-from core.requests import HELPERS, Edit, Generate, SongRequest, effective_lyrics
-from core.results import Event, Idea, Progress
+from core.requests import EDITION, Edit, Generate, SongRequest, effective_lyrics
+from core.results import Progress
 from models import catalog, checkpoints, plan_format
 from models.plan_format import requested_fields, requests_lyrics
 from models.token_sampling import SamplingParams
-from runtime import device, model_cache
+from runtime import device
 from runtime.job import Job
-
-if TYPE_CHECKING:
-    import numpy as np
-
-
-def sung(request: SongRequest, duration_s: float) -> Generate:
-    """The request as the engine reads it: words and knobs, and how long the piece is.
-
-    Not checked again: the style of an edit may be empty, its length is what it comes to.
-    """
-    shared = {name: getattr(request, name) for name in SongRequest.model_fields}
-    return Generate.model_construct(**shared, duration_s=duration_s, reference=None)
-
-
-def thinks(request: Request) -> bool:
-    """Whether the planner has anything to do for `request`."""
-    if not isinstance(request, SongRequest):
-        return request.mode in HELPERS
-    composes = isinstance(request, Generate) and bool(request.thinking)
-    return composes or bool(requested_fields(request)) or requests_lyrics(request)
-
-
-TEMPERATURE = 0.85
-"""At which the planner talks where no knob says otherwise. Source: the authors' default."""
+from runtime.model_cache import ModelCache
 
 
 @dataclass
 class PlannedSong:
-    """What a piece is to be once everything is known.
+    """What the transformer is to render, once the planner has done its part.
 
-    `song` is what the engine reads; `told` describes the source of a morph.
+    Attributes:
+        song: what the transformer reads.
+        source: what describes the source of a morph.
+        plan: what the planner wrote of a new song, or detected in an uploaded one.
+        codes: the audio codes that it composed, five a second.
+        lyrics: those that it detected in an uploaded song.
     """
 
     song: Generate
-    told: Generate
+    source: Generate
     plan: plan_format.Plan = field(default_factory=plan_format.Plan)
     codes: list[int] = field(default_factory=list)
     lyrics: str = ""
-    """Those that the planner detected in the source."""
 
     def plan_values(self) -> dict[str, Any]:
         """The plan as a take records it, with the lyrics that were detected."""
         return self.plan.fields() | ({"lyrics": self.lyrics} if self.lyrics else {})
 
 
-def think(job: Job, sounds: dict[str, np.ndarray]) -> Iterator[Progress]:
-    """Let the planner write or listen, and fill in what the request left open (returns `PlannedSong`).
+def needs_planner(request: Request, edition: int = EDITION) -> bool:
+    """Whether the planner has anything to do for `request`."""
+    composes = isinstance(request, Generate) and bool(request.thinking)
+    return composes or bool(requested_fields(request, edition)) or requests_lyrics(request)
 
-    What a person set stays. A style that was given is only rewritten where the piece is new.
+
+def as_song(request: SongRequest, duration_s: float) -> Generate:
+    """The parts of `request` that the transformer reads, with the length of the result.
+
+    Not validated again: the style of an edit may be empty, and its length is what it comes to.
+    """
+    shared = {name: getattr(request, name) for name in SongRequest.model_fields}
+    return Generate.model_construct(**shared, duration_s=duration_s, reference=None)
+
+
+def plan_new_song(job: Job, models: ModelCache) -> Generator[Progress, None, PlannedSong]:
+    """Plan a new song, and compose its codes if the request wants them.
+
+    What a person set stays as it is.
     """
     request = job.request
-    song = sung(request, job.duration_s)
-    thoughts = PlannedSong(song, song)
-    if isinstance(request, Edit):
-        thoughts.told = song.model_copy(
-            update={"prompt": request.source_prompt, "lyrics": request.source_lyrics}
-        )
+    planned = _unplanned(job)
     if job.planner is None:
-        return thoughts
-    if isinstance(request, Generate):
-        yield from _plan(job, thoughts)
-        return thoughts
-    plan, lyrics = yield from _listen(job, sounds, SamplingParams.of(request))
-    thoughts.plan = kept = plan
-    thoughts.lyrics = lyrics
-    if song.prompt.strip() or not request.use_cot_caption:
-        kept = replace(kept, caption=None)
-    thoughts.song, _ = plan_format.fill(song, kept, lyrics)
-    if isinstance(request, Edit):
-        style = thoughts.told.prompt.strip() or thoughts.plan.caption or ""
-        filled, _ = plan_format.fill(thoughts.told, replace(thoughts.plan, caption=None), lyrics)
-        thoughts.told = filled.model_copy(update={"prompt": style})
-    return thoughts
-
-
-def _plan(job: Job, thoughts: PlannedSong) -> Iterator[Progress]:
-    """Plan a new piece, and compose its codes if the request wants them."""
-    request, song = job.request, thoughts.song
-    lyrics, dice = effective_lyrics(request), SamplingParams.of(request)
-    planner = yield from model_cache.planner(job)
+        return planned
+    lyrics, sampling = effective_lyrics(request), SamplingParams.of(request)
+    planner = yield from models.planner(job)
     given = plan_format.requested_values(request, job.duration_s)
-    plan = yield from planner.plan(
-        request.prompt, lyrics, requested_fields(request), given, dice, request.seed
+    planned.plan = yield from planner.plan(
+        request.prompt,
+        lyrics,
+        requested_fields(request, job.edition),
+        given,
+        sampling,
+        request.seed,
+        edition=job.edition,
     )
-    thoughts.plan = plan
-    thoughts.song, _ = plan_format.fill(song, plan)
+    planned.song, _ = plan_format.fill(planned.song, planned.plan, edition=job.edition)
     if request.thinking:
-        (thoughts.codes,) = yield from planner.compose(
+        (planned.codes,) = yield from planner.compose(
             request.prompt,
             lyrics,
-            plan,
+            planned.plan,
             job.duration_s,
-            dice,
+            sampling,
             [request.seed],
             request.lm_cfg_scale,
             request.lm_negative_prompt,
+            edition=job.edition,
         )
+    return planned
 
 
-def _listen(job: Job, sounds: dict[str, np.ndarray], dice: SamplingParams) -> Iterator[Progress]:
-    """Hear what the source is, or the reference where there is no source; returns its `Plan`
-    and the lyrics, where the request asks for them."""
+def plan_from_audio(job: Job, models: ModelCache) -> Generator[Progress, None, PlannedSong]:
+    """Detect what the uploaded song is, and fill in what the request leaves open.
+
+    What a person set stays as it is; a style that was written is not rewritten.
+    """
+    request = job.request
+    planned = _unplanned(job)
+    if job.planner is None:
+        return planned
+    plan, lyrics = yield from listen(job, models, SamplingParams.of(request))
+    planned.plan, planned.lyrics = plan, lyrics
+    if planned.song.prompt.strip() or not request.use_cot_caption:
+        plan = replace(plan, caption=None)
+    planned.song, _ = plan_format.fill(planned.song, plan, lyrics, job.edition)
+    if isinstance(request, Edit):
+        style = planned.source.prompt.strip() or planned.plan.caption or ""
+        without_caption = replace(planned.plan, caption=None)
+        filled, _ = plan_format.fill(planned.source, without_caption, lyrics, job.edition)
+        planned.source = filled.model_copy(update={"prompt": style})
+    return planned
+
+
+def listen(
+    job: Job, models: ModelCache, sampling: SamplingParams
+) -> Generator[Progress, None, tuple[plan_format.Plan, str]]:
+    """Detect what the job's source is, or its reference where there is no source.
+
+    Returns:
+        The plan, and the lyrics where the request asks for them.
+    """
     import pipeline
 
-    name = "source" if "source" in sounds else "reference"
-    engine = yield from model_cache.engine(job)
-    clean = yield from model_cache.encoded(job, engine, name, sounds, pipeline.encode)
-    codes = pipeline.codes_of(engine, clean)
-    del engine, clean
-    planner = yield from model_cache.planner(job)
+    name = "source" if "source" in job.sounds else "reference"
+    engine = yield from models.engine(job)
+    latents = yield from models.encoded(job, engine, name, pipeline.encode)
+    codes = pipeline.codes_of(engine, latents)
+    del engine, latents
+    planner = yield from models.planner(job)
     plan, lyrics = yield from planner.understand(
         codes,
-        dice,
+        sampling,
         job.request.seed,
         lyrics=requests_lyrics(job.request),
-        fields=requested_fields(job.request),
+        fields=requested_fields(job.request, job.edition),
+        edition=job.edition,
     )
-    return replace(plan, bpm=_steadied(plan.bpm, *analysis.tempo(sounds[name]))), lyrics
+    tempo = corrected_tempo(plan.bpm, *analysis.tempo(job.sound(name)))
+    return replace(plan, bpm=tempo), lyrics
 
 
-def _steadied(heard: int | None, measured: float | None, sure: bool) -> int | None:
-    """The tempo heard, corrected by the one measured where the measuring is sure of itself.
+def corrected_tempo(detected: int | None, measured: float | None, sure: bool) -> int | None:
+    """The tempo that the planner detected, corrected by the measured one where that is sure.
 
-    What is heard decides between a tempo, its double and its half: those measure alike.
+    A tempo, its double and its half measure alike; among them the planner decides.
     """
-    if heard is None or measured is None or not sure:
-        return heard
-    alike = [bpm for bpm in (measured, 2 * measured, measured / 2) if abs(heard / bpm - 1) < 0.04]
+    if detected is None or measured is None or not sure:
+        return detected
+    alike = [
+        bpm for bpm in (measured, 2 * measured, measured / 2) if abs(detected / bpm - 1) < 0.04
+    ]
     found = round((alike or [measured])[0])
-    return found if 30 <= found <= 300 else heard
-
-
-def answer(job: Job) -> Iterator[Event]:
-    """What the planner alone can tell: an idea for a song, fuller words, or what it hears."""
-    request, lyrics, dice = job.request, "", SamplingParams(TEMPERATURE, 1.0, 0)
-    if request.mode == "listen":
-        plan, lyrics = yield from _listen(job, {"source": job.sound("source")}, dice)
-    else:
-        planner = yield from model_cache.planner(job)
-        if request.mode == "inspire":
-            plan, lyrics = yield from planner.inspire(
-                request.idea,
-                request.instrumental,
-                dice,
-                request.seed,
-                request.vocal_language,
-                int(job.model.longest_s),
-            )
-        else:
-            spoken = request.vocal_language
-            given = {} if spoken == "unknown" else {"language": spoken}
-            plan, lyrics = yield from planner.rewrite(
-                request.prompt, request.lyrics, given, dice, request.seed, int(job.model.longest_s)
-            )
-    yield Idea(
-        prompt=plan_format.shorten_caption(plan.caption or ""),
-        lyrics=lyrics,
-        bpm=plan.bpm,
-        keyscale=plan.keyscale or "",
-        timesignature=plan.timesignature or "",
-        vocal_language=plan.language or "unknown",
-        duration_s=plan.duration_s,
-    )
+    return found if 30 <= found <= 300 else detected
 
 
 def find_planner(
     model: catalog.Model, place: device.Device, name: str = ""
 ) -> tuple[catalog.PlannerModel | None, str]:
-    """The planner that goes with `model` at `place`, or None and the reason in a clause.
+    """The planner to use with `model` on `place`, or None and the reason in a clause.
 
     Args:
-        name: one of `planner.PLANNERS`, a folder in the original layout, "none", or empty: then the
+        name: one of `catalog.PLANNERS`, a folder in the original layout, "none", or empty: then the
             model's own, or the largest that the device has room for (on a bare CPU the smallest).
 
     Raises:
@@ -217,12 +194,22 @@ def find_planner(
     here = checkpoints.locate(model)
     if here is not None and not checkpoints.codebook(here):
         return None, f"{model.title} was published without audio codes"
-    memory = device.memory_gb(place.device)
+    memory = device.memory_gb(place.kind)
     best = catalog.largest_planner(memory)
     if best is None:
-        least = catalog.PLANNERS[0].min_memory_gb
+        least = catalog.PLANNERS[0].from_gb
         return None, f"the smallest needs {least:g} GB of memory and there are {memory:.1f}"
-    chosen = catalog.PLANNERS[0] if place.device == "cpu" else best
+    chosen = catalog.PLANNERS[0] if place.kind == "cpu" else best
     if model.name not in catalog.MODELS and checkpoints.locate(chosen) is None:
         return None, f"{chosen.title} is not on this computer; fetch it with: {chosen.command}"
     return chosen, ""
+
+
+def _unplanned(job: Job) -> PlannedSong:
+    """The song as the request alone describes it."""
+    song = as_song(job.request, job.duration_s)
+    source = song
+    if isinstance(job.request, Edit):
+        described = {"prompt": job.request.source_prompt, "lyrics": job.request.source_lyrics}
+        source = song.model_copy(update=described)
+    return PlannedSong(song, source)

@@ -1,4 +1,4 @@
-"""Files that came in, read once: their sound on disk for the jobs, their look for the page."""
+"""Uploaded files: decoded once, and copied into the folders of the jobs that use them."""
 
 from __future__ import annotations
 
@@ -9,117 +9,149 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from audio import decode, levels
 from core import files
-from core.requests import SAMPLE_RATE
+from core.params import Request
+from core.requests import AUDIO_FIELDS, SAMPLE_RATE
 from core.results import AudioInfo
+from runtime.job import JobFolder
 
 LONGEST_S = 600.0
-"""What is read of any file, in seconds. Modes have limits of their own."""
+"""The longest file that is decoded, in seconds. Modes have limits of their own."""
 
 
-BUCKETS = 1000
-"""Stretches of a waveform's picture."""
+WAVEFORM_POINTS = 1000
+"""Points of the waveform that the page draws."""
 
 
-KEPT = 6
-"""Decoded files that wait for another use. Ten minutes of sound are 230 MB on disk."""
+UPLOADS_KEPT = 6
+"""Decoded files kept for another use. Ten minutes of sound take 230 MB on disk."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that was read: its sound as float32 [2, samples] at 48 kHz in `sound` (.npy), the
-    sha256 of its bytes, and how it looks."""
+    """A decoded file.
+
+    Attributes:
+        sound: a NumPy file with float32 [2, samples] at 48 kHz.
+        sha256: of the bytes that were uploaded.
+        info: what the page shows of it.
+    """
 
     sound: Path
     sha256: str
     samples: int
-    look: AudioInfo
+    info: AudioInfo
+
+
+@dataclass(frozen=True)
+class JobFiles:
+    """The job's own copies of the files in its request, by field; see `Job` for the meaning."""
+
+    paths: dict[str, Path] = field(default_factory=dict)
+    sounds: dict[str, Path] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, int] = field(default_factory=dict)
+    sha256s: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Uploads:
-    """The decoded files of this process. Thread-safe."""
+    """The decoded uploads of this process, so that a file is read once. Thread-safe."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple, Upload] = OrderedDict()
-        self._guard = threading.Lock()
+        self._decoded: OrderedDict[tuple, Upload] = OrderedDict()
+        self._lock = threading.Lock()
 
     def read(self, path: Path, stopped: Callable[[], bool] = lambda: False) -> Upload:
         """Decode the file at `path`, unless that was done already.
 
         Args:
-            stopped: asked ten times a second; once true the reading ends with an error.
+            stopped: called ten times a second; once it returns True, decoding ends with an error.
 
         Raises:
-            StudioError: those of `decoding.decode`.
+            StudioError: those of `decode.decode`.
         """
         key = _identity(path)
-        with self._guard:
-            if key in self._known:
-                self._known.move_to_end(key)
-                return self._known[key]
-        known = _decoded(path, stopped)
-        with self._guard:
-            self._known[key] = known
-            while len(self._known) > KEPT:
-                self._known.popitem(last=False)[1].sound.unlink(missing_ok=True)
-        return known
+        with self._lock:
+            if key in self._decoded:
+                self._decoded.move_to_end(key)
+                return self._decoded[key]
+        upload = _decode(path, stopped)
+        with self._lock:
+            self._decoded[key] = upload
+            while len(self._decoded) > UPLOADS_KEPT:
+                self._decoded.popitem(last=False)[1].sound.unlink(missing_ok=True)
+        return upload
 
-    def lend(
-        self, path: Path, folder: Path, stopped: Callable[[], bool]
-    ) -> tuple[Upload, Path, Path]:
-        """What is known of `path`, and the file and its sound again under `folder`, to keep.
+    def copy_into(self, folder: JobFolder, request: Request) -> JobFiles:
+        """Decode the files of `request` and keep them, with their sound, in the job's folder.
 
-        Both are links where the disk allows it, copies elsewhere: neither what a visitor deletes
-        nor what is forgotten here takes them away from a job.
+        Both are links where the disk allows it and copies elsewhere, so that nothing that a
+        visitor deletes or that is dropped here takes them away from the job.
 
         Raises:
             StudioError: as `read`; `disk-full`, `not-writable`.
         """
-        known = self.read(path, stopped)
+        found, notes = JobFiles(), []
+        for name in AUDIO_FIELDS:
+            path = getattr(request, name, None)
+            if path is None:
+                continue
+            upload, copy, sound = self._copy(path, folder.path / name, folder.stopped)
+            found.paths[name], found.sounds[name] = copy, sound
+            found.seconds[name], found.samples[name] = upload.info.seconds, upload.samples
+            found.sha256s[name] = upload.sha256
+            notes += upload.info.notes
+        return replace(found, notes=tuple(notes))
+
+    def _copy(
+        self, path: Path, folder: Path, stopped: Callable[[], bool]
+    ) -> tuple[Upload, Path, Path]:
+        upload = self.read(path, stopped)
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
             sound = folder / "sound.npy"
             try:
-                link(known.sound, sound)
-            except FileNotFoundError:  # forgotten in this very moment
-                known = _decoded(path, stopped)
-                os.replace(known.sound, sound)
-            mine = folder / plain(path.name)
-            link(path, mine)
+                link(upload.sound, sound)
+            except FileNotFoundError:  # dropped in this very moment
+                upload = _decode(path, stopped)
+                os.replace(upload.sound, sound)
+            copy = folder / plain(path.name)
+            link(path, copy)
         except OSError as error:
-            raise files.write_error(folder, error, known.samples * 8) from error
-        return known, mine, sound
+            raise files.write_error(folder, error, upload.samples * 8) from error
+        return upload, copy, sound
 
 
-def _decoded(path: Path, stopped: Callable[[], bool]) -> Upload:
+def _decode(path: Path, stopped: Callable[[], bool]) -> Upload:
     import numpy as np
 
-    heard = decode.decode(path, LONGEST_S, files.private_folder(), stopped=stopped)
+    decoded = decode.decode(path, LONGEST_S, files.private_folder(), stopped=stopped)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     kept = files.private_folder() / f"sound-{secrets.token_hex(8)}.npy"
     try:
-        np.save(kept, heard.sound)
+        np.save(kept, decoded.sound)
     except OSError as error:
         kept.unlink(missing_ok=True)
-        raise files.write_error(kept, error, heard.sound.nbytes) from error
-    look = AudioInfo(
+        raise files.write_error(kept, error, decoded.sound.nbytes) from error
+    info = AudioInfo(
         name=plain(path.name),
-        seconds=heard.sound.shape[1] / SAMPLE_RATE,
-        rate=heard.rate,
-        channels=heard.channels,
-        peaks=tuple(levels.waveform_peaks(heard.sound, BUCKETS)),
-        notes=heard.notes,
+        seconds=decoded.sound.shape[1] / SAMPLE_RATE,
+        rate=decoded.rate,
+        channels=decoded.channels,
+        peaks=tuple(levels.waveform_peaks(decoded.sound, WAVEFORM_POINTS)),
+        notes=decoded.notes,
     )
-    return Upload(kept, sha256, heard.sound.shape[1], look)
+    return Upload(kept, sha256, decoded.sound.shape[1], info)
 
 
 def _identity(path: Path) -> tuple:
-    """Equal for a file that has not changed; unequal for all that cannot be looked at."""
+    """A key that is equal for an unchanged file, and never equal for one that cannot be read."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -128,7 +160,7 @@ def _identity(path: Path) -> tuple:
 
 
 def plain(name: str) -> str:
-    """A file's name without what a terminal or another system would stumble over."""
+    """A file's name without characters that terminals or other systems cannot handle."""
     kept = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)
     return kept[-80:].lstrip(".") or "song"
 

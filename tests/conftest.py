@@ -72,7 +72,7 @@ def studio(own_cache):
 
     made = backend.Studio(catalog.choose("mini"), device.find_device("cpu"))
     yield made
-    for visitor in list(made._shelf):
+    for visitor in list(made._takes):
         made.leave(visitor)
 
 

@@ -23,8 +23,11 @@ from core.params import AdapterRef
 from core.requests import Extend, Generate
 from core.results import Failed, Progress, Take
 from models import catalog
-from runtime import device, job_adapters
+from runtime import device
+from runtime.job import JobFolder
 from runtime.replay import compare, faithful, worn_again
+from runtime.tasks import TASKS
+from runtime.uploads import Uploads
 
 SHORT = {"prompt": "lofi", "duration_s": 5, "inference_steps": 2, "guidance_scale": 1, "seed": 7}
 Q = "layers.0.self_attn.q_proj"
@@ -252,12 +255,14 @@ def test_numbers_that_are_none_are_found_on_the_device_and_the_next_song_is_whol
 
 
 def test_a_job_with_adapters_goes_to_another_process_and_is_timed(played, warm):
-    job = played._accept(Generate.of({**SHORT, **UNPLANNED, "adapters": [f"{warm}:0.5"]}))
-    dressed = pickle.loads(pickle.dumps(job_adapters.dressed(job)))
-    ((adapter, strength),) = dressed.adapters
-    assert (adapter.path.parent, strength) == (job.folder / "adapters" / "0", 0.5)
-    assert played._work(dressed)["Reading adapters"] == 1
-    shutil.rmtree(job.folder)
+    request = Generate.of({**SHORT, **UNPLANNED, "adapters": [f"{warm}:0.5"]})
+    task, folder = TASKS["generate"], JobFolder.create()
+    job = drain(task.prepare(request, played.setup, folder, Uploads()))
+    job = pickle.loads(pickle.dumps(job))
+    ((adapter, strength),) = job.adapters
+    assert (adapter.path.parent, strength) == (folder.path / "adapters" / "0", 0.5)
+    assert task.cost(job, lambda _: True)["Reading adapters"] == 1
+    folder.remove()
 
 
 def test_adapters_play_in_an_edit_too_and_outside_it_nothing_changes(played, warm, plain, tmp_path):

@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ from audio import encode, settings
 from core.files import private_folder, write_text
 from core.requests import Generate
 from core.results import Cancelled, Failed, Progress, Take
-from models import acestep, sampler
-from runtime import device, device_queue, estimates, runner
-from runtime.job import Job
+from models import acestep
+from runtime import device, device_queue, estimates, takes
+from runtime.job import Job, JobFolder
+from runtime.tasks import TASKS
 
 MAKING = ["Reading the words", "Denoising", "Decoding", "Writing"]
 """What a song goes through that nobody planned, on an engine that is loaded."""
@@ -29,6 +31,12 @@ MAKING = ["Reading the words", "Denoising", "Decoding", "Writing"]
 
 def end(studio, request, visitor="v"):
     return list(studio.run(request, visitor))[-1]
+
+
+def with_model(studio, **changes) -> None:
+    """Let the studio's model be another one."""
+    model = replace(studio.setup.model, **changes)
+    studio.setup = replace(studio.setup, model=model)
 
 
 def files() -> set[str]:
@@ -40,7 +48,7 @@ def nothing_stays(studio):
     """After every test: no half file, no flag, nobody in the queue."""
     before = files()
     yield
-    kept = {t.id for takes in studio._shelf.values() for t in takes}
+    kept = {t.id for kept in studio._takes.values() for t in kept}
     left = files() - before - kept
     assert not left
     assert not studio._running
@@ -67,10 +75,10 @@ def test_a_song_is_progress_and_then_a_take(studio):
 def test_a_take_tells_how_it_was_made_and_no_path(studio):
     take = end(studio, song(prompt="lofi", seed=None, shift=None, inference_steps=1))
     assert take.request["seed"] is not None
-    assert take.request["guidance_scale"] == studio.model.guidance
-    assert take.request["shift"] == studio.model.shift
+    assert take.request["guidance_scale"] == studio.setup.model.guidance
+    assert take.request["shift"] == studio.setup.model.shift
     assert len(take.model.sha256) == 64
-    assert take.device.threads == studio.place.threads
+    assert take.device.threads == studio.setup.device.threads
     assert set(take.timings_s) == {"Loading", *MAKING}
     told = json.loads(Path(take.path).with_suffix(".json").read_text())
     name = f"lofi-{take.request['seed']}"
@@ -144,7 +152,7 @@ def test_a_song_that_ends_after_its_visitor_left_is_not_kept(studio, monkeypatch
         for flag in private_folder().glob("*/stop"):
             flag.unlink()  # too late to stop: the song is done
 
-    monkeypatch.setattr(runner, "write_text", leave_then_write)
+    monkeypatch.setattr(takes, "write_text", leave_then_write)
     assert isinstance(end(studio, song(inference_steps=1)), Take)
     assert studio.takes("v") == ()
     assert files() == before
@@ -179,7 +187,7 @@ def test_jobs_wait_their_turn_and_a_waiting_one_can_be_stopped(studio):
 
 
 def test_a_full_queue_says_so(studio, monkeypatch):
-    monkeypatch.setattr(device_queue, "LONGEST_QUEUE", 0)
+    monkeypatch.setattr(device_queue, "MAX_WAITING", 0)
     held = studio.run(song(duration_s=60, inference_steps=50), "a")
     next(e for e in held if e.stage == "Denoising")
     ending = end(studio, song(), "b")
@@ -190,7 +198,7 @@ def test_a_full_queue_says_so(studio, monkeypatch):
 
 
 def test_visitors_have_their_own_shelf_of_ten(studio, monkeypatch):
-    monkeypatch.setattr(backend, "SHELF", 2)
+    monkeypatch.setattr(backend, "RESULTS_KEPT", 2)
     request = song(inference_steps=1)
     mine = [end(studio, request, "me") for _ in range(3)]
     theirs = end(studio, request, "they")
@@ -256,22 +264,18 @@ def test_failures_have_names(studio, monkeypatch):
         m.setattr(acestep.Engine, "denoise", broken)
         assert failure(studio) == "internal"
     with monkeypatch.context() as m:
-        m.setattr(sampler, "is_finite", lambda _: False)
+        m.setattr(acestep, "is_finite", lambda _: False)
         assert failure(studio) == "sound-not-finite"
     assert isinstance(end(studio, song(inference_steps=1)), Take)
 
 
 def test_a_model_that_makes_shorter_songs_says_so(studio):
-    from dataclasses import replace
-
-    studio.model = replace(studio.model, longest_s=60)
+    with_model(studio, longest_s=60)
     assert failure(studio, song(duration_s=61)) == "song-too-long"
 
 
 def test_a_turbo_model_takes_no_guidance_and_the_take_says_so(studio):
-    from dataclasses import replace
-
-    studio.model = replace(studio.model, guidance=1.0)
+    with_model(studio, guidance=1.0)
     take = end(studio, song(guidance_scale=7, inference_steps=1))
     assert take.request["guidance_scale"] == 1.0
     assert "guidance built in" in take.notes[0]
@@ -293,7 +297,7 @@ def test_stop_wins_over_a_finished_song(studio, monkeypatch):
 def test_the_card_says_what_is_playing(studio):
     card = studio.card()
     assert card.title == "ACE-Step mini (embedded)"
-    assert studio.place.dtype in card.device
+    assert studio.setup.device.dtype in card.device
     assert "python app.py --model xl-sft" in card.hint
     assert card.takes_guidance
 
@@ -303,9 +307,15 @@ def test_gpu_time_follows_the_request_before_anything_was_measured():
 
     def asked(model="xl-sft", **given):
         request = song(**{"guidance_scale": 7.0, **given})
-        place = device.find_device("cpu")
-        job = Job("", request, catalog.MODELS[model], Path(), place, Path(), ())
-        return estimates.gpu_seconds(None, estimates.cautious(estimates.work_of(job), job.model))
+        job = Job(
+            request,
+            JobFolder(Path()),
+            device.find_device("cpu"),
+            catalog.MODELS[model],
+            duration_s=request.duration_s,
+        )
+        work = TASKS["generate"].cost(job, lambda weights: weights is None)
+        return estimates.gpu_seconds(None, estimates.cautious(work, job.model))
 
     assert asked(duration_s=30, inference_steps=27) == 60
     assert 60 < asked(duration_s=240, inference_steps=27) < 120

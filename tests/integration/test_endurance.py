@@ -123,7 +123,7 @@ def test_every_mode_makes_the_same_samples_in_a_fresh_process(planned, files):  
         root=str(ROOT),
         tests=str(ROOT / "tests" / "integration"),
         asked=asked,
-        planner=str(planned.planner.folder),
+        planner=str(planned.setup.planner.folder),
     )
     one, two = (json.loads(_python(script)) for _ in range(2))
     assert one == two
@@ -154,7 +154,7 @@ def test_four_minutes_fit_into_four_gigabytes(planned, tmp_path, mode, seconds):
     script = WHOLE.format(
         root=str(ROOT),
         tests=str(ROOT / "tests" / "integration"),
-        planner=str(planned.planner.folder),
+        planner=str(planned.setup.planner.folder),
         mode=mode,
         given=given,
     )

@@ -22,7 +22,7 @@ from core.files import private_folder
 from core.requests import HELPERS, MODES, SAMPLE_RATE
 from core.results import Failed, Idea, Take
 from models import catalog, checkpoints
-from runtime import device, model_cache
+from runtime import device
 
 STEADY = {
     "inference_steps": 3,
@@ -72,7 +72,7 @@ def planned(own_cache, tmp_path_factory):
 def far_wall(planned, files):
     """Runs a request; hands over its ending and one hash of all that the transformer received."""
     assert isinstance(run(planned, "generate", prompt="x", duration_s=10), Take)
-    (engine,) = [v for k, v in model_cache._resident.items() if k[0] == planned.model]
+    (engine,) = [v for k, v in planned.runner.models._loaded.items() if k[0] == planned.setup.model]
 
     def listen(mode: str, **given):
         heard = hashlib.sha256()
@@ -224,7 +224,7 @@ def test_the_planner_composes_five_codes_a_second_and_the_take_keeps_them(planne
     assert len(take.codes) == 52
     assert take.samples == 504_000
     assert set(take.plan) == {"bpm", "duration", "keyscale", "language", "timesignature"}
-    assert take.planner.name == planned.planner.name
+    assert take.planner.name == planned.setup.planner.name
     assert len(take.planner.sha256) == 64
 
 
@@ -244,7 +244,7 @@ def test_extended_by_what_was_asked_and_the_song_stays(
 ):
     take = run(planned, "extend", source=files[name], before_s=before_s, after_s=after_s)
     made = heard(take.path)
-    source = planned._sources.read(files[name])
+    source = planned._uploads.read(files[name])
     before, after = round(before_s * SAMPLE_RATE), round(after_s * SAMPLE_RATE)
     assert made.shape[1] == before + source.samples + after == take.samples
     fade = round(0.05 * SAMPLE_RATE)

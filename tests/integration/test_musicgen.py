@@ -8,6 +8,7 @@ import math
 import shutil
 import threading
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,10 @@ from core.errors import StudioError
 from core.requests import SAMPLE_RATE, Musicgen
 from core.results import Cancelled, Failed, Take
 from models import acestep, catalog, checkpoints, musicgen
-from runtime import device, model_cache, replay, runner
+from runtime import device, replay
+from runtime.job import Job, JobFolder
+from runtime.tasks import TASKS
+from runtime.uploads import Uploads
 
 LONG_FRAME = (10, 8, 8, 5)
 """Ratios of a codec with ten frames a second: 120 s of it are 1200 tokens."""
@@ -288,7 +292,7 @@ def test_a_long_piece_oversees_no_more_than_its_window(patient, monkeypatch):
 
 
 def test_a_take_says_what_made_it_and_is_made_again(duo, folder):
-    duo.musicgen = musicgen.choose(folder)
+    duo.setup = replace(duo.setup, musicgen=musicgen.choose(folder))
     request = asked(duration_s=5.5)
     events = list(duo.run(request, "v"))
     take = events[-1]
@@ -309,8 +313,8 @@ def test_a_take_says_what_made_it_and_is_made_again(duo, folder):
     assert replay.faithful(told, again) == []
     assert replay.compare(Path(take.path), again) == "The same samples came out, every one."
     assert set(again.timings_s) - {"Loading"} == LOADED
-    work = backend.work_of(duo._job(request, ()), loaded=True)
-    assert set(work) == LOADED
+    work = TASKS["musicgen"].cost(prepared(duo, request), lambda _: True)
+    assert {stage for stage, units in work.items() if units} == LOADED
 
 
 def test_the_seed_left_open_is_drawn_and_told(duo):
@@ -318,29 +322,35 @@ def test_the_seed_left_open_is_drawn_and_told(duo):
     assert take.request["seed"] is not None
 
 
+def prepared(studio, request) -> Job:
+    """The job that `studio` makes of `request`."""
+    task = TASKS[request.mode]
+    return drain(task.prepare(request, studio.setup, JobFolder.create(), Uploads()))
+
+
 def test_stop_acts_before_the_next_token(duo, monkeypatch):
     monkeypatch.setattr(musicgen, "PULSE_S", 0.0)
-    job = drain(duo._ready(duo._job(asked(), ())))
+    job = prepared(duo, asked())
     plain, read = musicgen.MusicgenEngine._logits, []
 
     def logits(*given):
         read.append(1)
         if len(read) == 7:
-            job.flag.touch()
+            job.folder.stop_file.touch()
         return plain(*given)
 
     monkeypatch.setattr(musicgen.MusicgenEngine, "_logits", logits)
-    *_, ending = runner.carry_out(job)
+    *_, ending = duo.runner.execute(job, 0)
     assert isinstance(ending, Cancelled)
     assert ending.stage == musicgen.COMPOSING
     assert len(read) == 7
-    shutil.rmtree(job.folder)
+    job.folder.remove()
     monkeypatch.undo()
     assert isinstance(end(duo, asked()), Take), "the model stays usable"
 
 
 def test_changing_models_frees_the_one_before_the_other_is_loaded(duo, monkeypatch):
-    model_cache._resident.clear()
+    duo.runner.models.clear()
     alive, there = [], []
 
     def watched(kind):
@@ -379,7 +389,7 @@ def test_out_of_memory_and_nonsense_have_names(duo, monkeypatch):
     import torch
 
     assert isinstance(end(duo, asked()), Take)
-    (loaded,) = [v for v in model_cache._resident.values() if hasattr(v, "books")]
+    (loaded,) = [v for v in duo.runner.models._loaded.values() if hasattr(v, "books")]
     head = loaded.model.decoder.lm_heads[0].weight
     kept = head.clone()
     head.fill_(math.nan)

@@ -32,7 +32,7 @@ from core.results import Cancelled, Progress
 from models import catalog, demucs
 from models.catalog import HTDEMUCS
 from models.demucs import LICENCE_NOTE, STEMS
-from runtime import device, model_cache
+from runtime import device
 
 
 def mastered(sound, **asked):
@@ -319,12 +319,11 @@ def test_the_same_sound_gives_the_same_bits(separator, split, mix):
 
 def test_a_take_is_split_by_the_studio_which_makes_room_first(row, own_cache, monkeypatch):
     monkeypatch.setattr(catalog, "HTDEMUCS", row)
-    model_cache._resident.clear()
     made = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
     asked = Generate.of({"prompt": "x", "duration_s": 5, "inference_steps": 1, "seed": 1})
 
     def loaded():
-        return [weights.name for weights, *_ in model_cache._resident]
+        return [weights.name for weights, _ in made.runner.models._loaded]
 
     def stems(stop_at=None):
         for event in made.run(Stems.of({"source": take.path}), "v"):
@@ -342,7 +341,7 @@ def test_a_take_is_split_by_the_studio_which_makes_room_first(row, own_cache, mo
         assert np.abs(sound.T - heard(take.path)).max() < 1e-6
         assert isinstance(stems(stop_at=("Splitting into stems", 1)), Cancelled)
 
-        model_cache._resident.clear()
+        made.runner.models.clear()
         list(made.run(asked, "v"))
         monkeypatch.setattr(device, "memory_gb", lambda _: 4.0)
         again = stems()
@@ -353,7 +352,7 @@ def test_a_take_is_split_by_the_studio_which_makes_room_first(row, own_cache, mo
         assert np.array_equal(heard(song.path), heard(take.path))
     finally:
         made.leave("v")
-        model_cache._resident.clear()
+        made.runner.models.clear()
 
 
 def test_silence_has_silent_stems(separator):

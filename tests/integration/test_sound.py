@@ -86,7 +86,8 @@ def test_a_timbre_reference_moves_the_sound_towards_it(engine, pieces):
         reference = pieces[(i + 1) % COUNT][1]
         timbre = drain(pipeline.timbre_of(engine, reference))
         plain, coloured = (
-            drain(pipeline.compose(engine, ask(piece), timbre=t)).sound for t in (None, timbre)
+            drain(pipeline.text_to_music(engine, ask(piece), timbre=t)).sound
+            for t in (None, timbre)
         )
         aim, was, became = (
             measure.descriptors(x, SAMPLE_RATE) for x in (reference, plain, coloured)

@@ -59,7 +59,7 @@ import backend
 from audio import analysis
 from core import files
 from models import catalog
-from runtime import device, device_queue, model_cache
+from runtime import device, device_queue
 import numpy as np
 from core.requests import Generate
 from core.results import Progress
@@ -91,9 +91,9 @@ class Nothing:
 analysis.check = lambda *_: Nothing()
 device.version = lambda _: "hidden"
 device.free = lambda _: None
-model_cache._resident[MINI, MINI.folder, device.find_place()] = Engine()
-model_cache._fingerprints[MINI.folder] = "0" * 64
-studio = backend.Studio(MINI, device.find_place(), planner="none")
+studio = backend.Studio(MINI, device.find_device(), planner="none")
+studio.runner.models._loaded[MINI, MINI.folder] = Engine()
+studio.runner.models._fingerprints[MINI.folder] = "0" * 64
 
 def ask(**given):
     return Generate.of({{"prompt": "x", "duration_s": 10, **given}})
@@ -161,8 +161,8 @@ def test_stop_crosses_the_process_and_while_waiting_spends_no_quota(scheduler, t
             if event.kind == "progress" and event.stage == "Denoising" and event.step == 3:
                 studio.stop("v"); began = time.monotonic()
         print(event.kind, round(time.monotonic() - began, 2), len(os.listdir(files.private_folder())))
-        wait = device_queue.Turns.wait
-        device_queue.Turns.wait = lambda *given: (studio.stop("v"), wait(*given))[1]
+        enter = device_queue.DeviceQueue.enter
+        device_queue.DeviceQueue.enter = lambda *given: (studio.stop("v"), enter(*given))[1]
         print(list(studio.run(ask(inference_steps=2, seed=1), "v"))[-1].kind)
         """,
     )

@@ -23,7 +23,7 @@ from runtime import planning
     ],
 )
 def test_a_sure_measuring_corrects_what_was_heard_but_not_its_octave(heard, measured, sure, told):
-    assert planning._steadied(heard, measured, sure) == told
+    assert planning.corrected_tempo(heard, measured, sure) == told
 
 
 @pytest.mark.parametrize(

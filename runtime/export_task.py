@@ -1,0 +1,102 @@
+"""The jobs that make files of a finished song: another format, a set loudness, stems."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import post_process
+from audio import encode, settings
+from audio.tags import Tags
+from core.params import Request
+from core.requests import Export, Master, Stems
+from core.results import ExportedFiles, Progress
+from models import demucs
+from models.weights import Weights
+from runtime.job import Job, JobFolder, Setup
+from runtime.model_cache import ModelCache
+from runtime.stage_timer import StageTimer
+from runtime.takes import title_of
+from runtime.uploads import Uploads
+
+STAGES = {"export": "Writing", "master": "Setting the loudness", "stems": "Splitting into stems"}
+"""The stage that takes the time."""
+
+
+class ExportTask:
+    """A song as another file, mastered first if that is asked for."""
+
+    on_device = False
+
+    def prepare(
+        self, request: Request, setup: Setup, folder: JobFolder, uploads: Uploads
+    ) -> Generator[Progress, None, Job]:
+        """See `Task.prepare`.
+
+        Raises:
+            StudioError: those of `Uploads.copy_into`.
+        """
+        yield Progress(stage="Reading the file")
+        files = uploads.copy_into(folder, request)
+        return Job(
+            request=request.model_copy(update=files.paths),
+            folder=folder,
+            device=setup.device,
+            sounds=files.sounds,
+            seconds=files.seconds,
+            sha256s=files.sha256s,
+            notes=files.notes,
+        )
+
+    def cost(self, job: Job, loaded: Callable[[Weights | None], bool]) -> dict[str, float]:
+        """By the seconds of sound."""
+        return {STAGES[job.request.mode]: job.seconds["source"]}
+
+    def run(
+        self, job: Job, models: ModelCache, timer: StageTimer
+    ) -> Generator[Progress, None, ExportedFiles]:
+        """See `Task.run`."""
+        request: Export = job.request
+        sound, name, facts = job.sound("source"), request.source.stem[:80], {}
+        stored = settings.read_settings(request.source) if request.settings else None
+        if isinstance(request, Master):
+            sound, loudness = yield from post_process.master(
+                sound, request.target_lufs, request.ceiling_dbtp
+            )
+            name, facts = f"{name}-master", loudness.model_dump(mode="json")
+            stored = settings.with_mastering(stored, request) if stored else None
+        path = job.folder.path / f"{name}.{request.format}"
+        tags = _tags(request.source, request.ai_generated)
+        yield from encode.save(sound, path, request.format, stored, tags)
+        return ExportedFiles(mode=request.mode, paths=(str(path),), facts=facts, notes=job.notes)
+
+
+class StemsTask(ExportTask):
+    """A song split into vocals, drums, bass and the rest."""
+
+    on_device = True
+
+    def run(
+        self, job: Job, models: ModelCache, timer: StageTimer
+    ) -> Generator[Progress, None, ExportedFiles]:
+        """See `Task.run`."""
+        request: Stems = job.request
+        separator = yield from models.separator(job)
+        stems = yield from demucs.separate(separator, job.sound("source"))
+        name = request.source.stem[:80]
+        files = yield from post_process.save_stems(stems, job.folder.path, name)
+        return ExportedFiles(
+            mode=request.mode,
+            paths=tuple(map(str, (files.zip, *files.wavs.values()))),
+            facts={},
+            notes=(*job.notes, demucs.RESEARCH),
+        )
+
+
+def _tags(source: Path, ai_generated: bool) -> Tags:
+    """What players show of a file made from `source`, by the settings that it holds."""
+    stored = settings.read_settings(source) or {}
+    model = stored.get("model", {})
+    title = title_of(stored.get("request", {}).get("prompt") or source.stem)
+    licence = model.get("licence", "unknown")
+    return Tags(title, model.get("name", "unknown"), licence, ai_generated)

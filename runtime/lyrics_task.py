@@ -1,0 +1,68 @@
+"""The job that writes lyrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from datetime import UTC, datetime
+
+import lyrics
+from core.params import Request
+from core.requests import Lyrics
+from core.results import Draft, Progress
+from models.weights import Weights
+from runtime.job import Job, JobFolder, Setup, with_seed
+from runtime.model_cache import ModelCache
+from runtime.stage_timer import StageTimer
+from runtime.takes import studio_version
+from runtime.uploads import Uploads
+
+
+class LyricsTask:
+    """Lyrics written to a brief, or a draft repaired."""
+
+    on_device = True
+
+    def prepare(
+        self, request: Request, setup: Setup, folder: JobFolder, uploads: Uploads
+    ) -> Generator[Progress, None, Job]:
+        """See `Task.prepare`.
+
+        Raises:
+            StudioError: `writer-missing`: a songwriter is fetched only when told to.
+        """
+        yield from ()
+        lyrics.find(setup.songwriter)
+        return Job(
+            request=with_seed(request),
+            folder=folder,
+            device=setup.device,
+            songwriter=setup.songwriter,
+        )
+
+    def cost(self, job: Job, loaded: Callable[[Weights | None], bool]) -> dict[str, float]:
+        """Both stages count once."""
+        return {"Loading the songwriter": 1.0, "Writing the words": 1.0}
+
+    def run(
+        self, job: Job, models: ModelCache, timer: StageTimer
+    ) -> Generator[Progress, None, Draft]:
+        """See `Task.run`."""
+        request: Lyrics = job.request
+        songwriter = yield from models.songwriter(job)
+        if request.repair:
+            written = yield from songwriter.repair(request, request.repair)
+        else:
+            written = yield from songwriter.write(request)
+        return Draft(
+            id=job.id,
+            text=written.text,
+            asked=written.asked,
+            got=written.got,
+            request=request.model_dump(mode="json"),
+            model=models.used(job.songwriter),
+            device=job.device.used(),
+            timings_s=timer.seconds(),
+            notes=(*job.notes, *written.notes),
+            made_at=datetime.now(UTC),
+            studio=studio_version(),
+        )

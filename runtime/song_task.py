@@ -1,0 +1,320 @@
+"""The jobs that make a song with ACE-Step: Generate, Cover, Extend and Edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+import pipeline
+from core.errors import StudioError
+from core.params import Request
+from core.requests import AUDIO_FIELDS, Cover, Edit, Extend, Generate, SongRequest
+from core.results import Progress, Take
+from models import sampler
+from models.plan_format import requested_fields
+from models.weights import Weights
+from runtime import job_adapters, planning
+from runtime.job import Job, JobFolder, Setup, with_seed
+from runtime.model_cache import ModelCache
+from runtime.planning import PlannedSong, needs_planner
+from runtime.stage_timer import StageTimer
+from runtime.takes import save_take
+from runtime.uploads import JobFiles, Uploads
+
+if TYPE_CHECKING:
+    from models.acestep import Engine, Rendered
+
+IGNORED_WHEN_LISTENING = ("lm_cfg_scale", "lm_negative_prompt")
+"""Planner settings that only composing codes can use."""
+
+
+class SongTask:
+    """What the four song modes share."""
+
+    on_device = True
+    listens = True
+    """Whether the planner listens to an uploaded song instead of planning a new one."""
+
+    def prepare(
+        self, request: Request, setup: Setup, folder: JobFolder, uploads: Uploads
+    ) -> Generator[Progress, None, Job]:
+        """See `Task.prepare`.
+
+        Raises:
+            StudioError: `song-too-long`, `planner-missing`; those of `job_adapters.take_in` and
+                `Uploads.copy_into`; those of the mode's `check_files`.
+        """
+        notes: list[str] = []
+        request = self.settle(with_seed(request), setup, notes)
+        references, adapters = job_adapters.copy_into(folder, request.adapters, setup.model, notes)
+        if any(getattr(request, name, None) for name in AUDIO_FIELDS):
+            yield Progress(stage="Reading the file")
+        files = uploads.copy_into(folder, request)
+        request = request.model_copy(update={**files.paths, "adapters": references})
+        self.check_files(request, files, setup)
+        return Job(
+            request=request,
+            folder=folder,
+            device=setup.device,
+            model=setup.model,
+            planner=setup.planner if needs_planner(request, setup.edition) else None,
+            duration_s=self.duration_s(request, files),
+            sounds=files.sounds,
+            seconds=files.seconds,
+            sha256s=files.sha256s,
+            adapters=adapters,
+            edition=setup.edition,
+            notes=(*notes, *files.notes),
+        )
+
+    def settle(self, request: SongRequest, setup: Setup, notes: list[str]) -> SongRequest:
+        """`request` with the model's own defaults where it leaves something open.
+
+        Raises:
+            StudioError: `song-too-long`, `planner-missing`.
+        """
+        model = setup.model
+        length = getattr(request, "duration_s", 0.0)
+        if length > model.longest_s and getattr(request, "source", None) is None:
+            raise StudioError(
+                "song-too-long", model=model.title, limit=model.longest_s, asked=length
+            )
+        if request.thinking and setup.planner is None:
+            raise StudioError("planner-missing", reason=setup.no_planner)
+        guidance = _or(request.guidance_scale, model.guidance)
+        if model.guidance == 1 and guidance != 1:
+            notes.append(f"{model.title} has its guidance built in; Guidance was set to 1.")
+            guidance = 1.0
+        if self.listens and setup.planner:
+            notes += _ignored_settings(request)
+        return request.model_copy(
+            update={
+                "inference_steps": _or(request.inference_steps, model.steps),
+                "guidance_scale": guidance,
+                "shift": _or(request.shift, model.shift),
+                "thinking": _or(request.thinking, self.thinks_by_default(setup)),
+            }
+        )
+
+    def thinks_by_default(self, setup: Setup) -> bool:
+        """What `thinking` is where the request leaves it open."""
+        return setup.planner is not None
+
+    def check_files(self, request: SongRequest, files: JobFiles, setup: Setup) -> None:
+        """Refuse files that the mode cannot use.
+
+        Raises:
+            StudioError: `source-too-long`.
+        """
+        limit = setup.model.longest_s
+        if files.seconds.get("source", 0.0) > limit:
+            raise StudioError("source-too-long", name=files.paths["source"].name, limit=limit)
+
+    def duration_s(self, request: Any, files: JobFiles) -> float:
+        """Length of the result, in seconds."""
+        return files.seconds.get("source", getattr(request, "duration_s", 0.0))
+
+    def cost(self, job: Job, loaded: Callable[[Weights | None], bool]) -> dict[str, float]:
+        """Loading, planning and reading count once; denoising by network rows times seconds of
+        sound; the rest by seconds."""
+        uploaded = sum(job.seconds.values())
+        return {
+            "Loading": float(not loaded(job.model)),
+            "Encoding": uploaded,
+            "Loading the planner": float(job.planner is not None and not loaded(job.planner)),
+            **self.planning_cost(job),
+            "Reading adapters": float(len(job.adapters)),
+            "Reading the words": 1.0,
+            "Denoising": sampler.evaluations(sampler.SamplerConfig.of(job.request))
+            * job.duration_s,
+            "Decoding": job.duration_s,
+            "Writing": job.duration_s,
+        }
+
+    def planning_cost(self, job: Job) -> dict[str, float]:
+        """The stages in which the planner works: listening, by the seconds of sound."""
+        return {"Listening": sum(job.seconds.values()) if job.planner else 0.0}
+
+    def run(
+        self, job: Job, models: ModelCache, timer: StageTimer
+    ) -> Generator[Progress, None, Take]:
+        """See `Task.run`."""
+        planned = yield from self.plan(job, models)
+        engine = yield from models.engine(job)
+        adapters = yield from models.apply_adapters(job, engine)
+        song = yield from self.render(job, models, engine, planned)
+        return (yield from save_take(job, models, timer, song, planned, adapters))
+
+    def plan(self, job: Job, models: ModelCache) -> Generator[Progress, None, PlannedSong]:
+        """Let the planner do its part."""
+        return (yield from planning.plan_from_audio(job, models))
+
+    def render(
+        self, job: Job, models: ModelCache, engine: Engine, planned: PlannedSong
+    ) -> Generator[Progress, None, Rendered]:
+        """Make the sound: the music task of the mode."""
+        raise NotImplementedError  # every mode has its own
+
+
+class GenerateTask(SongTask):
+    """A song from words."""
+
+    listens = False
+
+    def thinks_by_default(self, setup: Setup) -> bool:
+        """Only where the model's planner writes codes worth following."""
+        return setup.planner is not None and setup.model.uses_planner
+
+    def planning_cost(self, job: Job) -> dict[str, float]:
+        """Planning counts once; codes by the seconds of the song."""
+        thinks = job.planner is not None
+        return {
+            "Planning": float(thinks and bool(requested_fields(job.request, job.edition))),
+            "Composing codes": job.duration_s * (thinks and bool(job.request.thinking)),
+        }
+
+    def plan(self, job: Job, models: ModelCache) -> Generator[Progress, None, PlannedSong]:
+        """Let the planner write metadata and codes."""
+        return (yield from planning.plan_new_song(job, models))
+
+    def duration_s(self, request: Generate, files: JobFiles) -> float:
+        """Length of the result, in seconds."""
+        return request.duration_s
+
+    def render(
+        self, job: Job, models: ModelCache, engine: Engine, planned: PlannedSong
+    ) -> Generator[Progress, None, Rendered]:
+        """Text to music, with the planner's codes and the timbre of a reference if there is one."""
+        timbre = yield from models.encoded(job, engine, "reference", pipeline.timbre_of)
+        return (
+            yield from pipeline.text_to_music(
+                engine, planned.song, codes=planned.codes, timbre=timbre, edition=job.edition
+            )
+        )
+
+
+class CoverTask(SongTask):
+    """A song in another style, or a new one with the timbre of a reference."""
+
+    def render(
+        self, job: Job, models: ModelCache, engine: Engine, planned: PlannedSong
+    ) -> Generator[Progress, None, Rendered]:
+        """The cover, or text to music where there is only a reference."""
+        request: Cover = job.request
+        timbre = yield from models.encoded(job, engine, "reference", pipeline.timbre_of)
+        if "source" not in job.sounds:
+            return (
+                yield from pipeline.text_to_music(
+                    engine, planned.song, timbre=timbre, edition=job.edition
+                )
+            )
+        clean = yield from models.encoded(job, engine, "source", pipeline.encode)
+        return (
+            yield from pipeline.cover(
+                engine,
+                planned.song,
+                job.sound("source"),
+                strength=request.strength,
+                noise=request.noise,
+                timbre=timbre,
+                clean=clean,
+                edition=job.edition,
+            )
+        )
+
+
+class ExtendTask(SongTask):
+    """A song made longer at its beginning, its end, or both."""
+
+    def check_files(self, request: Extend, files: JobFiles, setup: Setup) -> None:
+        """Refuse a source that is too long, or that would become too long.
+
+        Raises:
+            StudioError: `source-too-long`, `extended-too-long`.
+        """
+        super().check_files(request, files, setup)
+        limit, whole = setup.model.longest_s, self.duration_s(request, files)
+        if whole > limit:
+            raise StudioError(
+                "extended-too-long",
+                model=setup.model.title,
+                limit=limit,
+                asked=whole,
+                over=whole - limit,
+            )
+
+    def duration_s(self, request: Extend, files: JobFiles) -> float:
+        """Length of the result, in seconds."""
+        return request.before_s + files.seconds["source"] + request.after_s
+
+    def render(
+        self, job: Job, models: ModelCache, engine: Engine, planned: PlannedSong
+    ) -> Generator[Progress, None, Rendered]:
+        """The source with new music before and after it."""
+        request: Extend = job.request
+        return (
+            yield from pipeline.extend(
+                engine,
+                planned.song,
+                job.sound("source"),
+                before_s=request.before_s,
+                after_s=request.after_s,
+                edition=job.edition,
+            )
+        )
+
+
+class EditTask(SongTask):
+    """A song with one region repainted, or all of it morphed towards another description."""
+
+    def check_files(self, request: Edit, files: JobFiles, setup: Setup) -> None:
+        """Refuse a source that is too long, and a region outside of it.
+
+        Raises:
+            StudioError: `source-too-long`, `region-outside`, `region-empty`.
+        """
+        super().check_files(request, files, setup)
+        if request.kind == "repaint":
+            pipeline.region_of(request, files.samples["source"])
+
+    def render(
+        self, job: Job, models: ModelCache, engine: Engine, planned: PlannedSong
+    ) -> Generator[Progress, None, Rendered]:
+        """The repaint or the morph."""
+        request: Edit = job.request
+        source = job.sound("source")
+        clean = yield from models.encoded(job, engine, "source", pipeline.encode)
+        if request.kind == "morph":
+            return (
+                yield from pipeline.morph(
+                    engine,
+                    planned.song,
+                    source,
+                    planned.source,
+                    n_min=request.n_min,
+                    n_max=request.n_max,
+                    n_avg=request.n_avg,
+                    clean=clean,
+                    edition=job.edition,
+                )
+            )
+        settings = pipeline.RepaintSettings.of(request.repaint_mode, request.repaint_strength)
+        region = pipeline.region_of(request, source.shape[1])
+        return (
+            yield from pipeline.repaint(
+                engine, planned.song, source, [region], settings, clean, edition=job.edition
+            )
+        )
+
+
+def _ignored_settings(request: SongRequest) -> list[str]:
+    """A note for each setting of `request` that listening cannot use."""
+    return [
+        f"{param.label} was left out: listening follows the song."
+        for param in request.params()
+        if param.name in IGNORED_WHEN_LISTENING and getattr(request, param.name) != param.default
+    ]
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
