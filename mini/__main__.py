@@ -11,19 +11,12 @@ from pathlib import Path
 
 import torch
 
-from mini import (
-    gates,
-    planner,
-    planner_gates,
-    shipped,
-    train_generator,
-    train_tokens,
-    train_vae,
-)
+from mini import eval as evaluation
+from mini import planner, planner_eval, resume, train_generator, train_tokens, train_vae
+from mini.dataset import Corpus, build_corpus, encode_silence
 from mini.export import assemble, check_limits, write
-from mini.latents import Corpus, build_corpus, encode_silence
 from mini.model import FSQ_LEVELS, TINY, Sizes, silence_latent
-from mini.pictures import draw_spectrograms
+from mini.plots import draw_spectrograms
 from mini.prompts import text_tokenizer
 from mini.training import PROCESSES, Run
 
@@ -62,7 +55,7 @@ def make(work: Path, vendor: Path, recipe: Recipe, start: Path | None = None) ->
     if start is None:
         train_vae.train_vae(recipe.run(work, "codec"))
     else:
-        shipped.unpack(start, work)
+        resume.unpack(start, work)
     codec = train_vae.load_codec(work / "codec")
     for name, pieces, held_out in (
         ("corpus", recipe.pieces, False),
@@ -110,22 +103,22 @@ def finish(work: Path, vendor: Path, recipe: Recipe) -> None:
 
 def report(work: Path, vendor: Path, count: int, steps: int, guidance: float, shift: float) -> None:
     """Measures every gate, writes `report.json`, `report.md` and the spectrograms of eight songs."""
-    results, sounds = gates.run(vendor, count, steps, guidance, shift)
+    results, sounds = evaluation.run(vendor, count, steps, guidance, shift)
     if (vendor / "planner").exists() and list((work / "held").glob("codes-*.npy")):
         from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
         speech = PreTrainedTokenizerFast.from_pretrained(vendor / "planner")
         model = AutoModelForCausalLM.from_pretrained(vendor / "planner", dtype=torch.float32).eval()
         held = Corpus(work / "held")
-        results += planner_gates.planning_gates(model, speech, gates.held_out_pieces(count))
-        results += planner_gates.listening_gates(
+        results += planner_eval.planning_gates(model, speech, evaluation.held_out_pieces(count))
+        results += planner_eval.listening_gates(
             model, speech, held, planner.read_codes(held, work / "held"), min(count, len(held))
         )
     work.mkdir(parents=True, exist_ok=True)
-    (work / "report.json").write_text(json.dumps(gates.as_json(results), indent=1) + "\n")
-    (work / "report.md").write_text(gates.table(results) + "\n")
-    draw_spectrograms(sounds[:8], gates.held_out_pieces(8), work / "songs.png")
-    print(gates.table(results))
+    (work / "report.json").write_text(json.dumps(evaluation.as_json(results), indent=1) + "\n")
+    (work / "report.md").write_text(evaluation.table(results) + "\n")
+    draw_spectrograms(sounds[:8], evaluation.held_out_pieces(8), work / "songs.png")
+    print(evaluation.table(results))
 
 
 def write_card(work: Path, vendor: Path) -> None:

@@ -267,7 +267,7 @@ class Band:
             pitch = fold(60 + self._degree(target), LEAD_LOW, LEAD_SPAN)
             self._add(frame, step, steps, pitch, self.style.voices["lead"])
 
-    def drums(self, bar: int, frame: int, fill: bool) -> None:
+    def drums(self, frame: int, fill: bool) -> None:
         for voice, pattern in self.drum_patterns.items():
             for step, mark in enumerate(pattern):
                 if mark == "x" and not (fill and step >= self.steps - 4 and "kick" not in voice):
@@ -323,7 +323,7 @@ def compose(
         for inside in range(section_bars):
             frame = bar * bar_frames
             if "drums" in playing and band.drum_patterns:
-                band.drums(bar, frame, fill=inside == section_bars - 1 and rng.random() < 0.7)
+                band.drums(frame, fill=inside == section_bars - 1 and rng.random() < 0.7)
                 parts.add("drums")
             if chosen.pulse:
                 band.pulse(bar, frame)

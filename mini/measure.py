@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import signal
 
-from mini.compose import PITCH_NAMES, SCALES
+from mini.compose import PITCH_NAMES
 
 ONSET_HZ = 100  # frames a second of the onset envelope
 TEMPI = np.arange(60.0, 180.5, 0.5)  # bpm searched
@@ -141,12 +141,6 @@ def key(sound: np.ndarray, rate: int) -> Key:
 def key_right(found: Key, asked: Key) -> bool:
     """The asked key or its relative."""
     return found in (asked, asked.relative)
-
-
-def on_scale(sound: np.ndarray, rate: int, asked: Key) -> float:
-    """Share of the chroma that lies on the asked key's scale."""
-    chroma = chroma_frames(sound, rate).mean(1)
-    return float(chroma[[(asked.tonic + step) % 12 for step in SCALES[asked.mode]]].sum())
 
 
 def descriptors(sound: np.ndarray, rate: int) -> np.ndarray:

@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from mini.attention import use_grouped_attention
+from mini.captions import bpm_near, caption, describe, lyrics
 from mini.compose import BEAT_FRAMES, FRAMES_PER_SECOND, Piece
-from mini.latents import FRAMES, Corpus
+from mini.dataset import FRAMES, Corpus
 from mini.model import READ, WINDOW, heads, reading
 from mini.prompts import (
     END,
@@ -33,10 +34,9 @@ from mini.prompts import (
     sample_texts,
     train_bpe,
 )
-from mini.shipped import BEGINNING
+from mini.resume import BEGINNING
 from mini.train_tokens import Codes
 from mini.training import Run, Trained, fit, rank
-from mini.words import bpm_near, caption, describe, lyrics
 
 GENERATE = "Generate audio semantic tokens based on the given conditions:"
 UNDERSTAND = "Understand the given musical conditions and describe the audio semantics accordingly:"

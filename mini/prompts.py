@@ -21,8 +21,8 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from mini.compose import PITCH_NAMES, compose
-from mini.words import ENHARMONIC, LINES, caption, lyrics
+from mini.captions import LINES, caption, lyrics
+from mini.compose import compose
 
 END = "<|endoftext|>"
 NUMBERS = range(1, 601)
@@ -148,8 +148,3 @@ def order_embeddings(
         row = rows[tonic, mode].clone()
         row[:12] = 2 * scale * torch.cat([angle.sin(), angle.cos()])
         table[tokenizer.convert_tokens_to_ids(name)] = row
-
-
-def random_key(rng: random.Random) -> str:
-    name = rng.choice(PITCH_NAMES)
-    return f"{ENHARMONIC.get(name, name) if rng.random() < 0.1 else name} {rng.choice(MODES)}"

@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from mini.attention import use_grouped_attention
-from mini.latents import Corpus, Crop
+from mini.captions import bpm_near, caption, lyrics, spell
+from mini.dataset import Corpus, Crop
 from mini.model import Generator, Sizes, reading
 from mini.prompts import lyric_prompt, text_prompt
-from mini.shipped import begin_generator
+from mini.resume import begin_generator
 from mini.train_tokens import Codes
 from mini.training import Run, Trained, fit, rank
 from mini.vae import LATENTS
-from mini.words import bpm_near, caption, lyrics, spell
 
 LENGTHS = (160, 160, 320, 400)  # latent frames of a batch; a long one has fewer crops
 REFERENCE_FRAMES, REFERENCES = 250, 1  # a batch carries one timbre reference

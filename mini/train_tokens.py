@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from mini.attention import use_grouped_attention
-from mini.latents import Corpus
+from mini.dataset import Corpus
 from mini.model import WINDOW, Sizes, build_audio_tokenizer
 from mini.training import Run, Trained, fit, rank
 
@@ -21,13 +21,13 @@ class Codes(nn.Module):
         super().__init__()
         self.tokenizer, self.detokenizer = build_audio_tokenizer(sizes)
         quantizer = self.tokenizer.quantizer
-        rounded = quantizer._quantize
+        rounded = quantizer._quantize  # noqa: SLF001
 
         def straight_through(x: Tensor) -> Tensor:
             bounded = x.clamp(-1, 1)
             return bounded + (rounded(x) - bounded).detach()
 
-        quantizer._quantize = straight_through
+        quantizer._quantize = straight_through  # noqa: SLF001
 
     def encode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Quantized vectors (B, T / 5, width) and code ids (B, T / 5) of latents (B, T, 64)."""

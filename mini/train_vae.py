@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from mini.compose import compose
-from mini.render import HIGHEST, HOP, LOWEST, piano_roll, render
+from mini.synth import HIGHEST, HOP, LOWEST, piano_roll, render
 from mini.training import Run, Trained, fit, rank
 from mini.vae import LATENTS, Codec, initialise
 

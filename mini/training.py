@@ -146,7 +146,7 @@ def read_log(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every logged number of a run, over all its resumptions: name -> [(step, value)]."""
     curves: dict[str, dict[int, float]] = {}
     for path in sorted(folder.glob("log*/metrics.csv"), key=lambda path: path.stat().st_mtime):
-        with open(path) as lines:
+        with path.open() as lines:
             for row in csv.DictReader(lines):
                 for name, value in row.items():
                     if name not in ("step", "epoch") and value:

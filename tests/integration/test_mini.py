@@ -11,15 +11,16 @@ pytest.importorskip("lightning", reason="the embedded model is trained with Ligh
 from diffusers import AceStepPipeline
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mini import gates, measure, planner, shipped
+from mini import eval as evaluation
+from mini import measure, planner, resume
 from mini.__main__ import SMALL, make
+from mini.captions import bpm_near, caption
 from mini.compose import BEAT_FRAMES, STYLES, bpm_of, compose
 from mini.measure import Key
 from mini.model import clock
 from mini.prompts import lyric_prompt, text_prompt, text_tokenizer
-from mini.render import HOP, SAMPLE_RATE, piano_roll, render
-from mini.vae import LATENTS, Codec, LatentScale, export, initialise, prune_identity
-from mini.words import bpm_near, caption
+from mini.synth import HOP, SAMPLE_RATE, piano_roll, render
+from mini.vae import LATENTS, Codec, LatentScale, export, initialise
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -68,7 +69,7 @@ def test_the_exported_codec_is_the_codec():
     sound = torch.from_numpy(render(compose(1), 0, 80))[None]
     initialise(codec, sound)
     scale = LatentScale(torch.randn(LATENTS) * 0.1, torch.rand(LATENTS) + 0.5)
-    vae = prune_identity(export(codec, scale))
+    vae = export(codec, scale)
     with torch.no_grad():
         latents = codec.encode(sound)
         exported = vae.encode(sound).latent_dist.mean
@@ -84,7 +85,7 @@ def test_a_codec_comes_back_out_of_its_export():
     codec = Codec().eval()
     initialise(codec, torch.from_numpy(render(compose(1), 0, 80))[None])
     unscaled = LatentScale(torch.zeros(LATENTS), torch.ones(LATENTS))
-    restored = shipped.restore_codec(export(codec, unscaled)).state_dict()
+    restored = resume.restore_codec(export(codec, unscaled)).state_dict()
     for name, weight in codec.state_dict().items():
         assert torch.allclose(restored[name], weight, atol=1e-6), name
 
@@ -179,7 +180,7 @@ def test_the_small_mode_makes_a_whole_checkpoint(tmp_path):
 @pytest.mark.long
 def test_the_style_of_a_rendered_piece_is_told_at_the_studios_rate():
     """What is held out and was never sampled must pass the measure that the songs are held to."""
-    classifier = gates.StyleClassifier(60)
-    pieces = gates.held_out_pieces(20)
-    told = [classifier.style(*gates.as_heard(piece)) == piece.style for piece in pieces]
+    classifier = evaluation.StyleClassifier(60)
+    pieces = evaluation.held_out_pieces(20)
+    told = [classifier.style(*evaluation.as_heard(piece)) == piece.style for piece in pieces]
     assert np.mean(told) >= 0.9

@@ -17,7 +17,8 @@ from conftest import UNPLANNED, drain, heard
 import backend
 import pipeline
 from core.requests import SAMPLE_RATE, Extend, Generate
-from mini import gates, measure
+from mini import eval as evaluation
+from mini import measure
 from models import catalog
 from pipeline import RepaintSettings
 from runtime import device
@@ -30,8 +31,8 @@ SECONDS, COUNT = 12, 4
 @pytest.fixture(scope="module")
 def pieces():
     """Pieces of held-out seeds with their sound, float32 [2, samples] at 48 kHz."""
-    found = gates.held_out_pieces(COUNT)
-    return [(piece, gates.as_heard(piece, SECONDS)[0]) for piece in found]
+    found = evaluation.held_out_pieces(COUNT)
+    return [(piece, evaluation.as_heard(piece, SECONDS)[0]) for piece in found]
 
 
 def ask(piece, **changes) -> Generate:
@@ -62,8 +63,10 @@ def covers(engine, pieces):
 
 def test_a_cover_is_far_more_like_its_song_than_like_another(covers, pieces):
     sources = [source for _, source in pieces]
-    own = [gates.likeness(*pair) for pair in zip(covers[1.0], sources, strict=True)]
-    others = [gates.likeness(*p) for p in zip(covers[1.0], sources[1:] + sources[:1], strict=True)]
+    own = [evaluation.likeness(*pair) for pair in zip(covers[1.0], sources, strict=True)]
+    others = [
+        evaluation.likeness(*p) for p in zip(covers[1.0], sources[1:] + sources[:1], strict=True)
+    ]
     print(f"likeness {np.mean(own):.2f}, to others {np.mean(others):.2f}")
     assert np.mean(own) > np.mean(others) + 3 * np.std(others) / np.sqrt(COUNT)
 
@@ -73,7 +76,7 @@ def test_a_cover_of_less_likeness_is_less_like_its_song(covers, pieces):
     means = []
     for made in covers.values():
         pairs = zip(made, (source for _, source in pieces), strict=True)
-        means.append(np.mean([gates.likeness(*pair) for pair in pairs]))
+        means.append(np.mean([evaluation.likeness(*pair) for pair in pairs]))
     print(f"likeness at 1, 0.5 and 0: {[round(float(m), 2) for m in means]}")
     assert means == sorted(means, reverse=True)
 

@@ -18,11 +18,11 @@ from audio import levels
 from core.requests import SAMPLE_RATE as STUDIO_RATE
 from core.requests import Edit, Generate
 from mini import measure
+from mini.captions import caption
 from mini.compose import FRAMES_PER_SECOND, STYLES, Piece, compose
 from mini.measure import Key
-from mini.render import SAMPLE_RATE, render
+from mini.synth import SAMPLE_RATE, render
 from mini.train_vae import HELD_OUT
-from mini.words import caption
 from models import catalog
 from models.acestep import Engine
 

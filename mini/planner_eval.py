@@ -8,9 +8,10 @@ import yaml
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from mini import measure
+from mini.captions import caption, grid_tempi
 from mini.compose import FRAMES_PER_SECOND, Piece
-from mini.gates import Gate, key_of, share
-from mini.latents import FRAMES, Corpus
+from mini.dataset import FRAMES, Corpus
+from mini.eval import Gate, key_of, share
 from mini.measure import Key
 from mini.planner import (
     CODES_PER_SECOND,
@@ -24,7 +25,6 @@ from mini.planner import (
     generate_prompt,
 )
 from mini.prompts import key_names
-from mini.words import caption, grid_tempi
 
 KEYS = key_names()
 

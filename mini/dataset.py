@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mini.compose import FRAMES_PER_SECOND, Piece, compose
-from mini.render import HOP, render
+from mini.synth import HOP, render
 from mini.train_vae import HELD_OUT, load_codec
 from mini.training import bfloat16_is_fast
 from mini.vae import LATENTS, Codec, LatentScale
