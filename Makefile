@@ -1,12 +1,13 @@
-# make run: install, then the studio on the embedded model.  make test: install, then all tests
-# that need no GPU.
+# make run: install, then the studio on the embedded model.
+# make test: install, then all tests that need no GPU.  make test-fast: the unit tests.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PAGES := $(wildcard *.py) audio core lofi mini models nvim runtime tests web
+SOURCES := $(wildcard *.py) audio core docs lofi mini models nvim runtime tests web
 
-.PHONY: install run fetch test check format bench clean
+.PHONY: install run fetch test test-fast coverage check docs format bench clean
+.PHONY: newest lowest space
 
 install: $(VENV)/installed
 
@@ -25,23 +26,41 @@ fetch: install
 	$(BIN)/python app.py fetch $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
-		--no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+# No browser, no process of its own, no model that takes longer than a second.
+test-fast: install
+	$(BIN)/python -m pytest tests/unit tests/test_house.py --numprocesses 2 $(ARGS)
+
+coverage: install
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report term $(ARGS)
 
 check: install
-	$(BIN)/ruff format --check $(PAGES)
-	$(BIN)/ruff check $(PAGES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/vulture
+	$(BIN)/pyright
 	@! command -v luacheck >/dev/null || (cd nvim && luacheck -q .)
 	@! command -v stylua >/dev/null || (cd nvim && stylua --check .)
 
 format: install
-	$(BIN)/ruff format $(PAGES)
-	$(BIN)/ruff check --fix $(PAGES)
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+# What is generated from the code: the diagram, the table of errors.
+docs: install
+	$(BIN)/python docs/draw_architecture.py
+	$(BIN)/python -m core.errors --update
+
+# Other environments than the pinned one: the newest versions that the ranges allow, the lowest,
+# and what a Space installs.
+newest lowest space:
+	tests/environments/$@.sh
 
 bench: install
 	$(BIN)/python bench.py $(ARGS)
 
 clean:
-	rm -rf $(VENV)
+	rm -rf .venv .venv-*
 
 -include mini/mini.mk
