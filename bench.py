@@ -54,7 +54,7 @@ def engine_against_stock(seconds: float, times: int) -> list[tuple[str, str]]:
     from diffusers import AceStepPipeline
 
     place = device.find_device("cpu")
-    device.settle(place)
+    device.set_threads(place)
     model = catalog.choose("mini")
     engine = drain(acestep.Engine.load(model, model.folder, "cpu", "float32"))
     swift = drain(acestep.Engine.load(model, model.folder, "cpu", place.dtype))

@@ -23,7 +23,7 @@ from core.results import Cancelled, Draft, ExportedFiles, Failed, Progress, Take
 from models import catalog, hub
 from models.weights import Weights
 from runtime import device
-from runtime.replay import compare, faithful, sound_of, worn_again
+from runtime.replay import compare, differences, match_adapters, sound_file
 
 COMMANDS: dict[str, type[Request]] = {**SONGS, Lyrics.mode: Lyrics, **EXPORTS}
 
@@ -198,15 +198,15 @@ def _replay(studio: backend.Studio, args: argparse.Namespace) -> int:
     if args.without_adapters:
         given["adapters"] = ()
     elif args.adapters:
-        given["adapters"] = worn_again(told, [AdapterRef.of(text) for text in args.adapters])
+        given["adapters"] = match_adapters(told, [AdapterRef.of(text) for text in args.adapters])
     request = settings.request_of(told, **given)
     ending = _to_the_end(studio, request, args, told["edition"])
-    said = faithful(told, ending) if isinstance(ending, Take) else []
+    said = differences(told, ending) if isinstance(ending, Take) else []
     for left, done in zip(range(len(told["mastered"]) - 1, -1, -1), told["mastered"], strict=True):
         if isinstance(ending, Take | ExportedFiles):
             kept = {"format": "wav" if left else _kind(args.out) or "wav"}
             kept["settings"] = bool(left) or not args.without_settings
-            request = Master.of({**done, **kept, "source": sound_of(ending)})
+            request = Master.of({**done, **kept, "source": sound_file(ending)})
             ending = _to_the_end(studio, request, args)
     if isinstance(ending, Take | ExportedFiles):
         for line in (*said, compare(args.file, ending)):

@@ -1,14 +1,14 @@
-"""Songs that start from more than words: codes, a reference, or a source to extend or change.
+"""The music tasks: text to music, cover, extend, repaint and morph.
 
-Each operation takes sound as float32 [2, samples] at 48 kHz and is a generator like the engine's
-own: progress, then the piece as its return value. `clean` are the source's latents, where they are
-known already.
+Each takes sound as float32 [2, samples] at 48 kHz and is a generator of `Progress` that returns the
+rendered audio. `clean` are the source's latents where they were computed before, `edition` the rules
+to follow (`core.requests.EDITION`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from core.errors import StudioError
 from core.requests import EDITION, SAMPLE_RATE, Edit, Generate
 from core.results import Progress
 from models import acestep, loading, sampler, vae
+from models.acestep import Engine, RenderedAudio
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,18 +25,17 @@ if TYPE_CHECKING:
 
 
 REPAINT = "Repaint the mask area based on the given conditions:"
-
-
 FROM_CODES = "Generate audio semantic tokens based on the given conditions:"
-"""Instructions the transformer was trained on. Source: the authors' task table."""
+"""Instructions that the transformer was trained with. Source: the authors' task table."""
 
 
 @dataclass(frozen=True)
 class RepaintSettings:
-    """How tightly a repaint holds on to what lies outside the region.
+    """How closely a repaint follows the source outside the region.
 
     Attributes:
-        injection: share of the steps after which the outside is put back, noised as far as due.
+        injection: share of the steps after which the source is put back outside the region, with
+            the noise of that step.
         ramp_frames: latent frames outside the region over which both versions are blended.
         fade_s: seconds over which the waveforms are crossfaded at each edge.
     """
@@ -48,26 +48,32 @@ class RepaintSettings:
     def of(cls, mode: str, strength: float) -> RepaintSettings:
         """The authors' numbers for "conservative", "balanced" and "aggressive".
 
-        `strength` in 0..1 loosens "balanced" from conservative to aggressive. A crossfade of
-        10 ms stays even there, since the outside comes back untouched in every mode.
+        Args:
+            strength: 0 to 1; moves "balanced" from conservative to aggressive. Even there a
+                crossfade of 10 ms stays, since in every mode the outside is the source itself.
         """
-        loose = {"conservative": 0.0, "balanced": strength, "aggressive": 1.0}[mode]
-        hold = 1.0 - loose
+        freedom = {"conservative": 0.0, "balanced": strength, "aggressive": 1.0}[mode]
+        hold = 1.0 - freedom
         return cls(hold, round(vae.FRAME_RATE * hold), max(0.01, 0.05 * hold))
 
 
 def text_to_music(
-    engine: acestep.Engine,
+    engine: Engine,
     song: Generate,
     *,
     codes: Sequence[int] = (),
     timbre: torch.Tensor | None = None,
     edition: int = EDITION,
-) -> Iterator[Progress]:
-    """A new song that follows the planner's `codes`, or has the sound of `timbre`, or both.
+) -> Generator[Progress, None, RenderedAudio]:
+    """A new song from words.
 
-    Codes stand for a fifth of a second each; what they leave open at the end is silence to the
-    model, which makes something of it.
+    Args:
+        codes: the planner's, each for a fifth of a second. Where they end before the song does, the
+            model continues freely.
+        timbre: latents of a reference, from `encode_timbre`.
+
+    Raises:
+        StudioError: `lyrics-too-long`, `out-of-memory`, `sound-not-finite`.
     """
     instruction, context = acestep.TEXT_TO_MUSIC, None
     if codes:
@@ -78,8 +84,8 @@ def text_to_music(
             loading.memory_errors(engine.device, engine.model, song.duration_s),
         ):
             context = engine.silence(acestep.frames_for(song.duration_s)).clone()
-            drawn = sketch(engine, codes)[:, : context.shape[1]]
-            context[:, : drawn.shape[1]] = drawn
+            decoded = decode_codes(engine, codes)[:, : context.shape[1]]
+            context[:, : decoded.shape[1]] = decoded
             instruction = FROM_CODES
     return (
         yield from engine.text_to_music(
@@ -89,18 +95,21 @@ def text_to_music(
 
 
 def extend(
-    engine: acestep.Engine,
+    engine: Engine,
     song: Generate,
     source: np.ndarray,
     *,
     before_s: float = 0.0,
     after_s: float = 0.0,
     edition: int = EDITION,
-) -> Iterator[Progress]:
-    """Go on after the end of `source`, before its beginning, or both.
+) -> Generator[Progress, None, RenderedAudio]:
+    """Continue `source` after its end, before its beginning, or both.
 
-    The result is longer by exactly what was asked; the source's samples come back bit for bit but
-    for a crossfade at its edges.
+    The result is longer by exactly `before_s` and `after_s`. The source's samples stay bit for bit,
+    but for a crossfade at each edge.
+
+    Raises:
+        StudioError: as `text_to_music`.
     """
     import numpy as np
 
@@ -119,17 +128,20 @@ def extend(
 
 
 def repaint(
-    engine: acestep.Engine,
+    engine: Engine,
     song: Generate,
     source: np.ndarray,
     regions: list[tuple[int, int]],
-    grip: RepaintSettings,
+    settings: RepaintSettings,
     clean: torch.Tensor | None = None,
     edition: int = EDITION,
-) -> Iterator[Progress]:
-    """Make what lies inside `regions` (start and end in samples) anew.
+) -> Generator[Progress, None, RenderedAudio]:
+    """Regenerate what lies inside `regions`, given as start and end in samples.
 
-    Outside of them, and of the crossfade that lies there, not one sample changes.
+    Outside of them and of the crossfades, which lie outside as well, not one sample changes.
+
+    Raises:
+        StudioError: as `text_to_music`.
     """
     import torch
 
@@ -144,40 +156,40 @@ def repaint(
         for start, end in regions:
             first, last = _frames_of(start, end, frames)
             inside[first:last] = 1.0
-        shown = torch.where(inside[None, :, None] > 0, engine.silence(frames), clean)
+        context = torch.where(inside[None, :, None] > 0, engine.silence(frames), clean)
         conditions, notes = engine.conditions(
-            song, REPAINT, context=shown, mask=inside, edition=edition
+            song, REPAINT, context=context, mask=inside, edition=edition
         )
         noise, _ = sampler.draw_noise(song.seed, frames, engine.channels)
         noise = noise.to(engine.device)
-        until = round(grip.injection * song.inference_steps)
+        last_injection = round(settings.injection * song.inference_steps)
 
-        def hold(x: torch.Tensor, done: int, t: torch.Tensor) -> torch.Tensor:
-            if done > until:
+        def inject(x: torch.Tensor, done: int, t: torch.Tensor) -> torch.Tensor:
+            if done > last_injection:
                 return x
-            due = t * noise + (1 - t) * clean
-            return torch.where(inside[None, :, None] > 0, x, due)
+            noisy_source = t * noise + (1 - t) * clean
+            return torch.where(inside[None, :, None] > 0, x, noisy_source)
 
-        made = yield from engine.denoise(conditions, song, after_step=hold)
-        mine = _outside(inside, grip.ramp_frames)[None, :, None]
-        made = mine * clean + (1 - mine) * made
-        wave = yield from vae.decode(engine.pipe.vae, made)
-        made_sound = levels.resample(wave.numpy(), engine.rate, SAMPLE_RATE, source.shape[1])
-        sound, fade = source, round(grip.fade_s * SAMPLE_RATE)
+        latents = yield from engine.denoise(conditions, song, after_step=inject)
+        share = _source_share(inside, settings.ramp_frames)[None, :, None]
+        wave = yield from vae.decode(engine.pipe.vae, share * clean + (1 - share) * latents)
+        rendered = levels.resample(wave.numpy(), engine.rate, SAMPLE_RATE, source.shape[1])
+        sound, fade = source, round(settings.fade_s * SAMPLE_RATE)
         for start, end in regions:
-            sound = splice.splice(sound, made_sound, start, end, fade)
+            sound = splice.splice(sound, rendered, start, end, fade)
         peak = float(abs(sound).max(initial=0.0))
-        piece = acestep.RenderedAudio(
-            sound=sound, peak_dbfs=20 * math.log10(peak) if peak else None, seed=song.seed
+        return RenderedAudio(
+            sound=sound,
+            peak_dbfs=20 * math.log10(peak) if peak else None,
+            seed=song.seed,
+            notes=notes,
+            crossfades=_crossfades(regions, source.shape[1], fade),
+            changed_outside=_changed_outside(source, sound, regions, fade),
         )
-        piece.crossfades = _edges(regions, source.shape[1], fade)
-        piece.changed_outside = _changed(source, sound, regions, fade)
-        piece.notes = notes
-        return piece
 
 
 def cover(
-    engine: acestep.Engine,
+    engine: Engine,
     song: Generate,
     source: np.ndarray,
     *,
@@ -186,12 +198,17 @@ def cover(
     timbre: torch.Tensor | None = None,
     clean: torch.Tensor | None = None,
     edition: int = EDITION,
-) -> Iterator[Progress]:
-    """The song of `source` in another style, and with the sound of `timbre` if there is one.
+) -> Generator[Progress, None, RenderedAudio]:
+    """The song of `source` in another style, with the timbre of a reference if there is one.
 
     Args:
-        strength: share of the remaining steps that follow the source's 5 Hz sketch.
+        strength: share of the steps that follow the source's codes: of those that remain after
+            `noise`, or of all in edition 1.
         noise: how much of the source itself to start from, 0 (noise alone) to 1.
+        timbre: latents of a reference, from `encode_timbre`.
+
+    Raises:
+        StudioError: as `text_to_music`; `codes-missing`.
     """
     import torch
 
@@ -201,40 +218,47 @@ def cover(
     ):
         if clean is None:
             clean = yield from encode(engine, source)
-        drawn = sketch(engine, codes_of(engine, clean))[:, : clean.shape[1]]
+        context = decode_codes(engine, extract_codes(engine, clean))[:, : clean.shape[1]]
         conditions, notes = engine.conditions(
-            song, FROM_CODES, context=drawn, timbre=timbre, edition=edition
+            song, FROM_CODES, context=context, timbre=timbre, edition=edition
         )
-        config, later = sampler.SamplerConfig.of(song), None
+        config, free = sampler.SamplerConfig.of(song), None
         first = sampler.step_at(config, 1.0 - noise) if noise else 0
         switch = sampler.switch_step(config, strength, first, edition)
         if switch < song.inference_steps:
             silence = engine.silence(clean.shape[1])
-            later, _ = engine.conditions(song, context=silence, timbre=timbre, edition=edition)
+            free, _ = engine.conditions(song, context=silence, timbre=timbre, edition=edition)
         latents = yield from engine.denoise(
             conditions,
             song,
-            then=later,
+            then=free,
             switch_step=switch,
             clean=clean if noise else None,
             first_step=first,
         )
-        return (yield from _heard(engine, latents, source, song.seed, notes))
+        return (yield from _finish(engine, latents, source, song.seed, notes))
 
 
 def morph(
-    engine: acestep.Engine,
+    engine: Engine,
     song: Generate,
     source: np.ndarray,
-    told: Generate,
+    source_description: Generate,
     *,
     n_min: float,
     n_max: float,
     n_avg: int,
     clean: torch.Tensor | None = None,
     edition: int = EDITION,
-) -> Iterator[Progress]:
-    """Carry `source`, described by `told`, to what `song` describes. See `sampler.morph`."""
+) -> Generator[Progress, None, RenderedAudio]:
+    """Move `source`, described by `source_description`, towards what `song` describes.
+
+    Args:
+        n_min, n_max, n_avg: see `sampler.morph`.
+
+    Raises:
+        StudioError: as `text_to_music`.
+    """
     import torch
 
     with (
@@ -244,13 +268,13 @@ def morph(
         if clean is None:
             clean = yield from encode(engine, source)
         silence = engine.silence(clean.shape[1])
-        was, _ = engine.conditions(told, context=silence, edition=edition)
-        becomes, notes = engine.conditions(song, context=silence, edition=edition)
+        before, _ = engine.conditions(source_description, context=silence, edition=edition)
+        after, notes = engine.conditions(song, context=silence, edition=edition)
         generator = torch.Generator("cpu").manual_seed(song.seed)
         config = sampler.SamplerConfig.of(song)
         steps = sampler.morph(
-            engine.model_under(was),
-            engine.model_under(becomes),
+            engine.model_under(before),
+            engine.model_under(after),
             clean,
             config,
             generator,
@@ -259,63 +283,40 @@ def morph(
             n_avg=n_avg,
         )
         latents = yield from acestep.as_progress(steps, "Denoising", config.steps)
-        return (yield from _heard(engine, latents, source, song.seed, notes))
+        return (yield from _finish(engine, latents, source, song.seed, notes))
 
 
-def _heard(
-    engine: acestep.Engine,
+def _finish(
+    engine: Engine,
     latents: torch.Tensor,
     source: np.ndarray,
     seed: int,
     notes: list[str],
-) -> Iterator[Progress]:
-    """Latents to a finished piece as long as `source` (returned)."""
+) -> Generator[Progress, None, RenderedAudio]:
+    """Decode `latents` to finished audio as long as `source`."""
     wave = yield from vae.decode(engine.pipe.vae, latents)
-    piece = engine.finish(wave, source.shape[1], seed)
-    piece.notes[:0] = notes
-    return piece
+    rendered = engine.finish(wave, source.shape[1], seed)
+    rendered.notes[:0] = notes
+    return rendered
 
 
-def encode(engine: acestep.Engine, sound: np.ndarray) -> Iterator[Progress]:
-    """Sound to latents [1, frames, channels] on the engine's device (returned)."""
+def encode(engine: Engine, sound: np.ndarray) -> Generator[Progress, None, torch.Tensor]:
+    """Sound to latents [1, frames, channels] on the engine's device."""
     import torch
 
     samples = math.ceil(sound.shape[1] * engine.rate / SAMPLE_RATE)
-    heard = levels.resample(sound, SAMPLE_RATE, engine.rate, samples)
+    resampled = levels.resample(sound, SAMPLE_RATE, engine.rate, samples)
     with torch.inference_mode():
-        latents = yield from vae.encode(engine.pipe.vae, torch.from_numpy(heard))
+        latents = yield from vae.encode(engine.pipe.vae, torch.from_numpy(resampled))
         return latents.to(engine.device)
 
 
-def codes_of(engine: acestep.Engine, latents: torch.Tensor) -> list[int]:
-    """The audio codes of `latents`, five a second: what a planner hears, what a cover keeps.
+def encode_timbre(
+    engine: Engine, reference: np.ndarray
+) -> Generator[Progress, None, torch.Tensor | None]:
+    """Thirty seconds of latents that stand for the timbre of `reference`; None if it is silent.
 
-    Raises:
-        StudioError: `codes-missing`.
-    """
-    import torch
-
-    tokenizer = engine.pipe.audio_tokenizer
-    if tokenizer is None:
-        raise StudioError("codes-missing", model=engine.model.title)
-    with torch.inference_mode():
-        _, indices = tokenizer.tokenize(latents.to(tokenizer.dtype), engine.silence(5))
-    return indices[0, :, 0].tolist()
-
-
-def sketch(engine: acestep.Engine, codes: Sequence[int]) -> torch.Tensor:
-    """What `codes` say of a song: latents [1, 5 * codes, channels], float32."""
-    import torch
-
-    said = torch.tensor([codes], device=engine.device)[..., None]
-    quantized = engine.pipe.audio_tokenizer.quantizer.get_output_from_indices(said)
-    return engine.pipe.audio_token_detokenizer(quantized).float()
-
-
-def timbre_of(engine: acestep.Engine, reference: np.ndarray) -> Iterator[Progress]:
-    """Thirty seconds of latents that stand for the sound of `reference`; None if it is silent.
-
-    Three windows of 10 s from its beginning, middle and end; a shorter one is repeated. Source:
+    Three windows of 10 s from its beginning, middle and end; a shorter file is repeated. Source:
     the authors' handler, with the middle of each third in place of a random position.
     """
     import numpy as np
@@ -330,44 +331,33 @@ def timbre_of(engine: acestep.Engine, reference: np.ndarray) -> Iterator[Progres
     return (yield from encode(engine, windows))
 
 
-def _frames_of(start: int, end: int, frames: int) -> tuple[int, int]:
-    """The latent frames that samples start..end touch, at least one, counted in whole numbers."""
-    hop = SAMPLE_RATE // vae.FRAME_RATE
-    first = min(start // hop, frames - 1)
-    return first, max(first + 1, min(-(-end // hop), frames))
+def extract_codes(engine: Engine, latents: torch.Tensor) -> list[int]:
+    """The audio codes of `latents`, five a second: what a planner reads, and a cover keeps.
 
-
-def _edges(regions: list[tuple[int, int]], total: int, fade: int) -> list[tuple[int, int]]:
-    """Middle and half width of every crossfade, in samples; the ends of a song are none."""
-    edges = []
-    for start, end in regions:
-        edges += [(start - fade // 2, fade // 2)] if start > 0 else []
-        edges += [(end + fade // 2, fade // 2)] if end < total else []
-    return edges
-
-
-def _changed(
-    source: np.ndarray, sound: np.ndarray, regions: list[tuple[int, int]], fade: int
-) -> int:
-    """How many samples differ outside of `regions` and `fade` to either side: counted, not hoped."""
-    differs = (sound != source).any(axis=0)
-    for start, end in regions:
-        differs[max(0, start - fade) : end + fade] = False
-    return int(differs.sum())
-
-
-def _outside(inside: torch.Tensor, ramp: int) -> torch.Tensor:
-    """How much of the source each frame keeps: 0 inside, rising over `ramp` frames, then 1."""
+    Raises:
+        StudioError: `codes-missing`.
+    """
     import torch
 
-    frames = torch.arange(len(inside), device=inside.device)
-    marked = frames[inside > 0]
-    away = (frames[:, None] - marked[None]).abs().min(dim=1).values
-    return (away / (ramp + 1)).clamp(max=1.0)
+    tokenizer = engine.pipe.audio_tokenizer
+    if tokenizer is None:
+        raise StudioError("codes-missing", model=engine.model.title)
+    with torch.inference_mode():
+        _, indices = tokenizer.tokenize(latents.to(tokenizer.dtype), engine.silence(5))
+    return indices[0, :, 0].tolist()
+
+
+def decode_codes(engine: Engine, codes: Sequence[int]) -> torch.Tensor:
+    """Latents of audio codes: [1, 5 * codes, channels], float32."""
+    import torch
+
+    indices = torch.tensor([codes], device=engine.device)[..., None]
+    quantized = engine.pipe.audio_tokenizer.quantizer.get_output_from_indices(indices)
+    return engine.pipe.audio_token_detokenizer(quantized).float()
 
 
 def region_of(request: Edit, samples: int) -> tuple[int, int]:
-    """First and last sample of a repaint.
+    """First and last sample of a repaint in a source of that many samples.
 
     Raises:
         StudioError: `region-outside`, `region-empty`.
@@ -379,3 +369,39 @@ def region_of(request: Edit, samples: int) -> tuple[int, int]:
     if end <= start:
         raise StudioError("region-empty", start=request.start_s, end=end / SAMPLE_RATE)
     return start, end
+
+
+def _frames_of(start: int, end: int, frames: int) -> tuple[int, int]:
+    """The latent frames that samples start..end touch, at least one, in whole numbers."""
+    hop = SAMPLE_RATE // vae.FRAME_RATE
+    first = min(start // hop, frames - 1)
+    return first, max(first + 1, min(-(-end // hop), frames))
+
+
+def _crossfades(regions: list[tuple[int, int]], total: int, fade: int) -> list[tuple[int, int]]:
+    """Middle and half width of every crossfade, in samples; there is none at a song's ends."""
+    edges = []
+    for start, end in regions:
+        edges += [(start - fade // 2, fade // 2)] if start > 0 else []
+        edges += [(end + fade // 2, fade // 2)] if end < total else []
+    return edges
+
+
+def _changed_outside(
+    source: np.ndarray, sound: np.ndarray, regions: list[tuple[int, int]], fade: int
+) -> int:
+    """How many samples differ outside of `regions` and the crossfades beside them."""
+    differs = (sound != source).any(axis=0)
+    for start, end in regions:
+        differs[max(0, start - fade) : end + fade] = False
+    return int(differs.sum())
+
+
+def _source_share(inside: torch.Tensor, ramp: int) -> torch.Tensor:
+    """The source's share in each frame: 0 inside, rising over `ramp` frames, then 1."""
+    import torch
+
+    frames = torch.arange(len(inside), device=inside.device)
+    marked = frames[inside > 0]
+    distance = (frames[:, None] - marked[None]).abs().min(dim=1).values
+    return (distance / (ramp + 1)).clamp(max=1.0)

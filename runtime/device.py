@@ -1,6 +1,7 @@
-"""Where we run: device, number format, threads, private files, ZeroGPU, and how long things take.
+"""The device: its kind, number format, threads and memory, and ZeroGPU.
 
-The only room that knows `spaces`. Importing it first keeps ZeroGPU able to defer CUDA.
+The only module that imports `spaces`. It must be imported before anything touches CUDA, so that
+ZeroGPU can defer it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import spaces
 from core.errors import StudioError
 from core.results import DeviceUsed
 
-# Read when torch brings OpenMP in: threads that wait asleep. Spinning ones stall each other as soon
+# OpenMP reads this when torch loads it: waiting threads sleep. Spinning ones stall each other as soon
 # as another program wants a core; the embedded model then sampled eight times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -36,7 +37,13 @@ ON_ZERO = spaces.config.Config.zero_gpu
 
 @dataclass(frozen=True)
 class Device:
-    """A device as the engine uses it. Picklable, and decided once at the start."""
+    """A device, chosen once at the start. Picklable.
+
+    Attributes:
+        kind: "cpu", "cuda" or "mps".
+        dtype: of the transformer, "float32" or "bfloat16".
+        threads: for work on the CPU; their number decides how sums round.
+    """
 
     kind: str
     dtype: str
@@ -44,11 +51,11 @@ class Device:
 
     @property
     def speed_class(self) -> str:
-        """Machines of one class take about equally long for the same work."""
+        """The key under which rates are kept: such machines take about equally long."""
         return f"{self.kind}:{device_name(self.kind)}:{self.dtype}:{self.threads}"
 
     def used(self) -> DeviceUsed:
-        """This place as a take records it."""
+        """This device as a take records it."""
         return DeviceUsed(
             kind=self.kind,
             name=device_name(self.kind),
@@ -59,29 +66,29 @@ class Device:
 
 
 def find_device(device: str | None = None) -> Device:
-    """The place to work at: `device` if given, else the best this machine has.
+    """The device to use: `device` if given, else the best that this machine has.
 
     Raises:
         StudioError: `device-missing`.
     """
-    have = _devices()
-    if device and device not in have:
+    available = _devices()
+    if device and device not in available:
         raise StudioError("device-missing", device=device)
-    device = device or have[0]
+    device = device or available[0]
     threads = int(os.environ.get("ACE_THREADS") or _physical_cores())
     return Device(device, _dtype(device), threads)
 
 
-def settle(place: Device) -> None:
-    """Fix the number of threads, so that a seed keeps its bits. Call before any computing."""
+def set_threads(device: Device) -> None:
+    """Fix the number of threads, so that a seed gives the same bits. Call before computing."""
     import torch
 
-    torch.set_num_threads(place.threads)
+    torch.set_num_threads(device.threads)
 
 
 @cache
 def device_name(device: str) -> str:
-    """The device as its maker calls it."""
+    """The manufacturer's name of the device."""
     if device == "cuda" and not ON_ZERO:
         import torch
 
@@ -92,7 +99,7 @@ def device_name(device: str) -> str:
 
 
 def memory_gb(device: str) -> float:
-    """What `device` has in all, in GB; on Apple's chips and bare CPUs that is the machine's own."""
+    """Total memory of `device` in GB; for Apple's chips and CPUs that of the machine."""
     if ON_ZERO:
         return 48.0  # a "large" slice, as its documentation says
     if device == "cuda":
@@ -113,11 +120,11 @@ def must_take_turns(sizes: Sequence[int], device: str) -> bool:
 
 
 def free(device: str, everything: bool = False) -> None:
-    """Give memory that nothing holds any more back to the device, and to the machine.
+    """Return unused memory to the device and to the machine.
 
     Args:
-        everything: look through what `gc.freeze` set aside, too. Libraries alone are half a
-            million objects, and while they are looked through nobody gets an answer.
+        everything: also collect what `gc.freeze` set aside. The libraries alone are half a million
+            objects, and while they are traversed no request is answered.
     """
     import gc
 
@@ -137,18 +144,18 @@ def free(device: str, everything: bool = False) -> None:
 
 
 def gpu(seconds: Callable[..., float]) -> Callable[[Any], Any]:
-    """Decorate a generator function that needs the GPU; `seconds` gets its arguments.
+    """A decorator for generator functions that need the GPU; `seconds` gets their arguments.
 
-    On ZeroGPU it runs in a forked process that is granted for that long. Elsewhere nothing
+    On ZeroGPU they run in a forked process that is granted for that long. Elsewhere nothing
     changes.
     """
     return spaces.GPU(duration=seconds)
 
 
 def gpu_trouble(error: BaseException) -> str | None:
-    """What ZeroGPU's exception means: "aborted", or why it refused; None if it is not one.
+    """What an exception of ZeroGPU means: "aborted", or why it refused; None for any other.
 
-    `spaces` raises `gr.Error`, told apart here by its title so that this room needs no Gradio.
+    `spaces` raises `gr.Error`, which is recognised by its title, so that Gradio is not needed here.
     """
     title = str(getattr(error, "title", ""))
     if "ZeroGPU" not in title:
@@ -158,7 +165,7 @@ def gpu_trouble(error: BaseException) -> str | None:
 
 
 def reach_loopback() -> None:
-    """Keep proxies in the environment from being asked for this very machine."""
+    """Keep requests to this machine away from the proxies in the environment."""
     for name in ("NO_PROXY", "no_proxy"):
         have = [h for h in os.environ.get(name, "").split(",") if h]
         ours = [h for h in ("127.0.0.1", "localhost", "0.0.0.0", "::1") if h not in have]
@@ -166,7 +173,7 @@ def reach_loopback() -> None:
 
 
 def _devices() -> list[str]:
-    """What this machine can compute on, best first; asks torch only where it could say CUDA."""
+    """The devices of this machine, best first; imports torch only where there may be CUDA."""
     if ON_ZERO:
         return ["cuda", "cpu"]
     if sys.platform == "darwin":

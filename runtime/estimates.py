@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import statistics
@@ -10,24 +11,27 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from core.files import cache_folder
 from core.results import Progress
 from models import catalog, musicgen, plan_format
 
+log = logging.getLogger(__name__)
+
 ZERO_SECONDS = (60, 300)
-"""What is asked of ZeroGPU while nothing was measured, and the most that is ever asked."""
+"""GPU seconds to ask for while nothing was measured, and the most to ask for."""
 
 
 MARGIN = 1.2
-"""How much more GPU time than the median need is asked for."""
+"""GPU time to ask for, as a multiple of the median need."""
 
 
 class Rates:
-    """What work has cost on one class of device: seconds for one unit of each stage.
+    """Measured seconds for one unit of each stage on one class of device.
 
-    Kept on disk, the last `KEEP` measurements of each. A unit is whatever makes a stage's cost
-    proportional: see `backend.work_of`.
+    The last `KEEP` measurements of each stage are kept on disk. A unit is whatever makes the cost of
+    a stage proportional: see `Task.cost`.
     """
 
     KEEP = 16
@@ -39,7 +43,7 @@ class Rates:
         self._seen: dict[str, list[float]] = defaultdict(list, self._read().get(key, {}))
 
     def learn(self, seconds: dict[str, float], work: dict[str, float]) -> None:
-        """Remember that `work` units of each stage took `seconds`."""
+        """Record that `work` units of each stage took `seconds`."""
         with self._lock:
             for stage in seconds.keys() & work.keys():
                 if work[stage] > 0:
@@ -52,13 +56,13 @@ class Rates:
             half.write_text(json.dumps(everyone))
             os.replace(half, self._path)
         except OSError:
-            return  # a read-only home only means that estimates start afresh next time
+            log.info("Rates are not kept", exc_info=True)
 
     def predict(self, stage: str, work: float) -> tuple[float, float] | None:
         """Seconds that `work` units of `stage` will take, (least, most); None if unknown.
 
-        Of many measurements the middle half counts: one song made beside a video call is no reason
-        to expect that of the next sixteen.
+        Of many measurements the middle half counts, so that one slow song does not widen the next
+        sixteen estimates.
         """
         seen = sorted(self._seen.get(stage, ()))
         aside = len(seen) // 4
@@ -72,19 +76,37 @@ class Rates:
 
     def _read(self) -> dict[str, dict[str, list[float]]]:
         try:
-            found = json.loads(self._path.read_text())
-            return found if isinstance(found, dict) else {}
-        except (OSError, ValueError):
+            found = json.loads(self._path.read_text("utf-8"))
+        except FileNotFoundError:
             return {}
+        except (OSError, ValueError):
+            log.warning("%s is unreadable; estimates start afresh", self._path.name)
+            return {}
+        return (
+            {key: _valid(rates) for key, rates in found.items()} if isinstance(found, dict) else {}
+        )
+
+
+def _valid(rates: Any) -> dict[str, list[float]]:
+    """The stages of a file's entry that hold a list of seconds; another program may have written
+    anything into it."""
+    if not isinstance(rates, dict):
+        return {}
+    return {
+        stage: seconds
+        for stage, seconds in rates.items()
+        if isinstance(seconds, list)
+        and all(type(s) in (int, float) and 0 <= s < math.inf for s in seconds)
+    }
 
 
 def gpu_seconds(usual: float | None, guess: float, attempt: int = 1) -> int:
-    """How many seconds to ask of ZeroGPU.
+    """The GPU time to ask ZeroGPU for, in seconds.
 
     Args:
         usual: the median need, if it was ever measured here.
-        guess: a cautious estimate for when it was not.
-        attempt: 2 after the first was aborted: twice as much is asked.
+        guess: a cautious estimate for when it was not (see `cautious`).
+        attempt: 2 after the first was aborted; it asks for twice as much.
     """
     low, high = ZERO_SECONDS
     wanted = usual * MARGIN if usual is not None else min(max(guess, low), high)
@@ -92,11 +114,12 @@ def gpu_seconds(usual: float | None, guess: float, attempt: int = 1) -> int:
 
 
 class TimeLeft:
-    """Says how long a job will still take, from what it has shown and what others have cost.
+    """Estimates the time that a job still takes, from its own progress and from measured rates.
 
     Args:
-        rates: the costs known so far.
-        work: units of every stage that lies ahead, in order.
+        rates: measured so far.
+        work: units of every stage ahead, in order.
+        now: a clock, in seconds.
     """
 
     def __init__(self, rates: Rates, work: dict[str, float], now: Callable[[], float]) -> None:
@@ -107,11 +130,11 @@ class TimeLeft:
         self._last = Progress(stage="Waiting")
 
     def expect(self, work: dict[str, float]) -> None:
-        """What lies ahead has become clearer: the units of every stage, in order."""
+        """Set the units of every stage ahead, in order."""
         self._work = work
 
     def tick(self, event: Progress | None = None) -> Progress:
-        """`event` (or the last one again) with the time gone and the range of time left."""
+        """`event` (or the last one again) with the elapsed time and the range of time left."""
         now = self._now()
         if event is not None:
             if event.stage != self._stage:
@@ -149,15 +172,16 @@ class TimeLeft:
 
 
 def cautious(work: Mapping[str, float], model: catalog.Model) -> float:
-    """Seconds a job may need on a GPU nobody has measured: 20 s to get going, then by arithmetic.
+    """Seconds that a job may need on a GPU that was never measured: 20 s to start, then computed.
 
-    XL computes 0.13 TFLOP a row and second of sound (27 guided steps of 240 s: 1.6 PFLOP), taken
-    at 42 TFLOP/s, far below what such a card reaches; other models by their size. A planner says
-    at least 30 codes a second there, and a plan of 200 tokens; MusicGen, 25 tokens a second.
+    XL takes 0.13 TFLOP for each network row and second of sound (27 guided steps of 240 s: 1.6
+    PFLOP), here at 42 TFLOP/s, far below what such a card reaches; other models by their size. A
+    planner writes at least 30 codes a second there, and a plan of 200 tokens; MusicGen 25 tokens a
+    second.
     """
     share = model.size_bytes / catalog.MODELS["xl-sft"].size_bytes or 1.0
-    thought = 10 * sum(stage in work for stage in ("Planning", "Listening", "Rewriting"))
-    composed = work.get("Composing codes", 0.0) * plan_format.CODE_RATE / 30
-    composed += 2 * work.get(musicgen.COMPOSING, 0.0)
-    sound = 0.003 * share * work.get("Denoising", 0.0) + 0.05 * work.get("Decoding", 0.0)
-    return 20 + sound + thought + composed
+    planning = 10 * sum(stage in work for stage in ("Planning", "Listening", "Rewriting"))
+    composing = work.get("Composing codes", 0.0) * plan_format.CODE_RATE / 30
+    composing += 2 * work.get(musicgen.COMPOSING, 0.0)
+    rendering = 0.003 * share * work.get("Denoising", 0.0) + 0.05 * work.get("Decoding", 0.0)
+    return 20 + rendering + planning + composing

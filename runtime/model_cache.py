@@ -225,7 +225,7 @@ class ModelCache:
 
     def _make_room(self, job: Job, weights: Weights) -> None:
         """Unload everything that cannot be in memory together with `weights`."""
-        device.settle(job.device)
+        device.set_threads(job.device)
         others = [loaded for loaded, _ in self._loaded]
         sizes = [each.size_bytes for each in (*others, weights)]
         short = job.in_turn or device.must_take_turns(sizes, job.device.kind)

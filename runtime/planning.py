@@ -130,7 +130,7 @@ def listen(
     name = "source" if "source" in job.sounds else "reference"
     engine = yield from models.engine(job)
     latents = yield from models.encoded(job, engine, name, pipeline.encode)
-    codes = pipeline.codes_of(engine, latents)
+    codes = pipeline.extract_codes(engine, latents)
     del engine, latents
     planner = yield from models.planner(job)
     plan, lyrics = yield from planner.understand(

@@ -1,4 +1,4 @@
-"""A song made again from its own file: what could make it differ, and by how much it does."""
+"""Replaying a song from its own file: which adapters, what differs, and by how much."""
 
 from __future__ import annotations
 
@@ -14,101 +14,115 @@ from core.params import AdapterRef
 from core.results import ExportedFiles, Take
 from models import adapter_files
 
-LONGEST_S = 600.0
+MAX_S = 600.0
+"""The longest sound that is compared, in seconds."""
 
 
-def worn_again(told: Mapping[str, Any], given: Sequence[AdapterRef]) -> tuple[AdapterRef, ...]:
-    """The adapters of a file's song, found among those `given` by what is in them, else by name.
+def match_adapters(
+    settings: Mapping[str, Any], given: Sequence[AdapterRef]
+) -> tuple[AdapterRef, ...]:
+    """The adapters of a file's song, found among those `given` by their contents, else by name.
 
-    Each plays as strongly as it did then, unless a strength was given. What did not play then is
-    added.
+    Each is applied at the strength it had then, unless a strength was given. Given adapters that
+    were not applied then are added.
 
     Raises:
-        StudioError: `settings-need-adapter`; those of `loras.inspect`.
+        StudioError: `settings-need-adapter`; those of `adapter_files.inspect`.
     """
-    left = [(adapter_files.inspect(worn.file, worn.config), worn) for worn in given]
+    left = [(adapter_files.inspect(ref.file, ref.config), ref) for ref in given]
     found = []
-    for then in told["adapters"]:
+    for then in settings["adapters"]:
         same = [pair for pair in left if pair[0].sha256 == then["sha256"]]
         same += [pair for pair in left if pair[0].name == then["name"]]
         if not same:
             raise StudioError("settings-need-adapter", names=then["name"])
         left.remove(same[0])
-        worn = same[0][1]
-        kept = {} if "strength" in worn.model_fields_set else {"strength": then["strength"]}
-        found.append(worn.model_copy(update=kept))
-    return (*found, *(worn for _, worn in left))
+        ref = same[0][1]
+        changes = {} if "strength" in ref.model_fields_set else {"strength": then["strength"]}
+        found.append(ref.model_copy(update=changes))
+    return (*found, *(ref for _, ref in left))
 
 
-def faithful(told: Mapping[str, Any], take: Take) -> list[str]:
-    """Sentences for everything that stands in the way of the same samples; none if nothing does.
+def differences(settings: Mapping[str, Any], take: Take) -> list[str]:
+    """A sentence for everything that can make the samples differ; none if nothing can.
 
     Args:
-        told: settings of the file, as `settings.read_settings` gives them.
+        settings: of the file, from `settings.read_settings`.
         take: what was made of them here.
     """
-    said = []
+    found = []
     for part in ("model", "planner"):
-        then, now = told.get(part) or {}, getattr(take, part)
+        then, now = settings.get(part) or {}, getattr(take, part)
         if then and now is None:
-            said.append(f"The file was made with the planner {then['name']}; there is none here.")
+            found.append(f"The file was made with the planner {then['name']}; there is none here.")
         elif now is not None and then.get("sha256") != now.sha256:
-            had = f"{then['name']}" if then else "no planner"
-            said.append(f"The file was made with {had} of other weights than {now.name} here.")
-    then, now = told["device"], take.device.model_dump()
-    differing = [name for name in ("kind", "dtype", "threads", "torch") if then[name] != now[name]]
-    said += [f"The file was made with {n} {then[n]}; here it is {now[n]}." for n in differing]
-    brought = [field for field, sha in told["files"].items() if take.files.get(field) != sha]
-    said += [f"The {field} is not the file that went in then." for field in brought]
-    return said + _other_adapters(told["adapters"], take.adapters)
+            name = then["name"] if then else "no planner"
+            found.append(f"The file was made with {name}; {now.name} here has other weights.")
+    then, now = settings["device"], take.device.model_dump()
+    found += [
+        f"The file was made with {name} {then[name]}; here it is {now[name]}."
+        for name in ("kind", "dtype", "threads", "torch")
+        if then[name] != now[name]
+    ]
+    if settings["edition"] != take.edition:
+        found.append(
+            f"The file follows edition {settings['edition']} of the rules, and this song edition"
+            f" {take.edition}."
+        )
+    found += [
+        f"The {field} is not the file that was used then."
+        for field, sha256 in settings["files"].items()
+        if take.files.get(field) != sha256
+    ]
+    return found + _adapter_differences(settings["adapters"], take.adapters)
 
 
-def _other_adapters(then: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> list[str]:
+def _adapter_differences(
+    then: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]
+) -> list[str]:
     before, here = ({each["sha256"]: each for each in side} for side in (then, now))
-    said = [
-        f"The adapter {each['name']} played at {each['strength']:g} then; here it does not play."
+    found = [
+        f"The adapter {each['name']} was applied at {each['strength']:g} then, and is not here."
         for sha256, each in before.items()
         if sha256 not in here
     ]
     for sha256, each in here.items():
         if sha256 not in before:
-            said.append(f"The adapter {each['name']} plays here, and did not then.")
+            found.append(f"The adapter {each['name']} is applied here, and was not then.")
         elif each["strength"] != before[sha256]["strength"]:
             strength = before[sha256]["strength"]
-            said.append(
-                f"The adapter {each['name']} played at {strength:g} then;"
-                f" here it plays at {each['strength']:g}."
+            found.append(
+                f"The adapter {each['name']} was applied at {strength:g} then;"
+                f" here at {each['strength']:g}."
             )
-    return said
+    return found
 
 
-def sound_of(made: Take | ExportedFiles) -> Path:
-    """The file of a take, or the first of those made of one."""
-    return Path(made.path if isinstance(made, Take) else made.paths[0])
+def sound_file(result: Take | ExportedFiles) -> Path:
+    """The audio file of a take, or the first of the exported files."""
+    return Path(result.path if isinstance(result, Take) else result.paths[0])
 
 
-def compare(path: Path, made: Take | ExportedFiles) -> str:
-    """One sentence on how the sound in the file at `path` compares with what was `made` of it.
+def compare(path: Path, result: Take | ExportedFiles) -> str:
+    """One sentence on how the sound in the file at `path` compares with `result`.
 
     Raises:
-        StudioError: those of `decoding.decode`, but for a file without sound, such as JSON.
+        StudioError: those of `decode.decode`, except for a file without sound, such as JSON.
     """
     import numpy as np
 
     if path.suffix.lower() == ".json":
         return "The file holds settings only, so there is no sound to compare with."
-    then = decode.decode(path, LONGEST_S, files.private_folder()).sound
-    now = decode.decode(sound_of(made), LONGEST_S, files.private_folder()).sound
+    then = decode.decode(path, MAX_S, files.private_folder()).sound
+    now = decode.decode(sound_file(result), MAX_S, files.private_folder()).sound
     if then.shape != now.shape:
         lengths = [sound.shape[1] for sound in (then, now)]
         return f"The file holds {lengths[0]} samples, and {lengths[1]} were made."
     difference = float(np.sqrt(np.mean(np.square(then - now, dtype=np.float64))))
     if not difference:
-        return "The same samples came out, every one."
+        return "The samples are the same, every one."
     level = float(np.sqrt(np.mean(np.square(then, dtype=np.float64))))
-    away = 20 * math.log10(difference / level) if level else 0.0
-    return (
-        f"The difference lies {-away:.1f} dB below the song."
-        if away < 0
-        else ("It is another song: the difference is as loud as the song itself.")
-    )
+    relative = 20 * math.log10(difference / level) if level else 0.0
+    if relative < 0:
+        return f"The difference is {-relative:.1f} dB below the song."
+    return "It is another song: the difference is as loud as the song itself."

@@ -185,7 +185,7 @@ class GenerateTask(SongTask):
         self, job: Job, models: ModelCache, engine: Engine, planned: PlannedSong
     ) -> Generator[Progress, None, Rendered]:
         """Text to music, with the planner's codes and the timbre of a reference if there is one."""
-        timbre = yield from models.encoded(job, engine, "reference", pipeline.timbre_of)
+        timbre = yield from models.encoded(job, engine, "reference", pipeline.encode_timbre)
         return (
             yield from pipeline.text_to_music(
                 engine, planned.song, codes=planned.codes, timbre=timbre, edition=job.edition
@@ -201,7 +201,7 @@ class CoverTask(SongTask):
     ) -> Generator[Progress, None, Rendered]:
         """The cover, or text to music where there is only a reference."""
         request: Cover = job.request
-        timbre = yield from models.encoded(job, engine, "reference", pipeline.timbre_of)
+        timbre = yield from models.encoded(job, engine, "reference", pipeline.encode_timbre)
         if "source" not in job.sounds:
             return (
                 yield from pipeline.text_to_music(

@@ -59,7 +59,7 @@ def engine(own_cache):
     """The engine on the embedded model, in float32 on the CPU."""
     from models import acestep, catalog
 
-    device.settle(device.find_device("cpu"))
+    device.set_threads(device.find_device("cpu"))
     model = catalog.choose("mini")
     return drain(acestep.Engine.load(model, model.folder, "cpu", "float32"))
 

@@ -25,7 +25,7 @@ from core.results import Failed, Progress, Take
 from models import catalog
 from runtime import device
 from runtime.job import JobFolder
-from runtime.replay import compare, faithful, worn_again
+from runtime.replay import compare, differences, match_adapters
 from runtime.tasks import TASKS
 from runtime.uploads import Uploads
 
@@ -143,22 +143,22 @@ def test_a_file_asks_for_its_adapters_and_makes_the_same_samples_with_them(
         AdapterRef.of(str(cold)),
         AdapterRef.of(str(shutil.copy(warm, tmp_path / "renamed.safetensors"))),
     ]
-    request = settings.request_of(told, adapters=worn_again(told, given))
+    request = settings.request_of(told, adapters=match_adapters(told, given))
     again = list(played.run(request, "v"))[-1]
-    assert faithful(told, again) == []
-    assert compare(file, again) == "The same samples came out, every one."
+    assert differences(told, again) == []
+    assert compare(file, again) == "The samples are the same, every one."
 
     without = list(played.run(settings.request_of(told, adapters=()), "v"))[-1]
     assert np.array_equal(heard(without.path), plain)
-    said = faithful(told, without)
+    said = differences(told, without)
     assert len(said) == 2
-    assert any("warm.safetensors played at 0.7 then" in line for line in said)
+    assert any("warm.safetensors was applied at 0.7 then" in line for line in said)
     with pytest.raises(StudioError, match=r"warm.safetensors played in this song"):
-        worn_again(told, given[:1])
-    louder = worn_again(told, [AdapterRef.of(f"{warm}:1.5"), AdapterRef.of(str(cold))])
+        match_adapters(told, given[:1])
+    louder = match_adapters(told, [AdapterRef.of(f"{warm}:1.5"), AdapterRef.of(str(cold))])
     other = list(played.run(settings.request_of(told, adapters=louder), "v"))[-1]
-    assert faithful(told, other) == [
-        "The adapter warm.safetensors played at 0.7 then; here it plays at 1.5."
+    assert differences(told, other) == [
+        "The adapter warm.safetensors was applied at 0.7 then; here at 1.5."
     ]
 
 
@@ -328,7 +328,7 @@ def test_the_command_line_plays_and_replays_with_adapters(command, warm, tmp_pat
     assert "settings-need-adapter: warm.safetensors" in bare.stderr
     out = ("--out", str(tmp_path / "again.wav"))
     again = command("replay", str(song), "--adapter", str(warm), *alone, *out)
-    assert "The same samples came out, every one." in again.stderr
+    assert "The samples are the same, every one." in again.stderr
     without = command("replay", str(song), "--without-adapters", *alone, *out)
-    assert "The adapter warm.safetensors played at 0.6 then" in without.stderr
+    assert "The adapter warm.safetensors was applied at 0.6 then" in without.stderr
     assert re.search("dB below the song|another song", without.stderr)

@@ -139,14 +139,14 @@ def test_a_song_goes_through_every_door_and_comes_back(command, tmp_path):
     assert soundfile.info(tmp_path / "b.flac").frames == 600_000
     assert "settings-need-file" in run("replay", "b.flac", code=2).stderr
     again = run("replay", "b.flac", "--source", "a.mp3", *ALONE, "--out", "c.wav")
-    assert "The same samples came out, every one." in again.stderr
+    assert "The samples are the same, every one." in again.stderr
     both = [soundfile.read(tmp_path / name)[0] for name in ("b.flac", "c.wav")]
     assert np.array_equal(*both)
     told = json.loads(run("master", "--source", "c.wav", "--out", "m.flac", "--json").stdout)
     assert told["facts"]["true_peak_dbtp"] <= -1.0
     assert told["paths"] == ["m.flac"]
     again = run("replay", "m.flac", "--source", "a.mp3", *ALONE, "--out", "n.wav")
-    assert "The same samples came out, every one." in again.stderr, "mastered again, too"
+    assert "The samples are the same, every one." in again.stderr, "mastered again, too"
     run("export", "--source", "c.wav", "--format", "mp3", "--no-settings", "--out", "d.mp3")
     assert "settings-missing" in run("replay", "d.mp3", code=2).stderr
     assert "writer-missing" in run("lyrics", "--brief", "rain", code=1).stderr

@@ -310,8 +310,8 @@ def test_a_take_says_what_made_it_and_is_made_again(duo, folder):
     assert told == settings.read_settings(Path(take.path).with_suffix(".json"))
     assert b"CC-BY-NC-4.0" in Path(take.path).read_bytes()
     again = end(duo, settings.request_of(told))
-    assert replay.faithful(told, again) == []
-    assert replay.compare(Path(take.path), again) == "The same samples came out, every one."
+    assert replay.differences(told, again) == []
+    assert replay.compare(Path(take.path), again) == "The samples are the same, every one."
     assert set(again.timings_s) - {"Loading"} == LOADED
     work = TASKS["musicgen"].cost(prepared(duo, request), lambda _: True)
     assert {stage for stage, units in work.items() if units} == LOADED

@@ -51,9 +51,9 @@ def seconds(s):
 
 @pytest.mark.parametrize("mode", ["conservative", "balanced", "aggressive"])
 def test_outside_a_repaint_not_one_sample_changes(engine, source, mode):
-    grip = RepaintSettings.of(mode, 0.5)
-    start, end, fade = seconds(3.3), seconds(6.1), round(grip.fade_s * SAMPLE_RATE)
-    piece = drain(pipeline.repaint(engine, ask(), source, [(start, end)], grip))
+    settings = RepaintSettings.of(mode, 0.5)
+    start, end, fade = seconds(3.3), seconds(6.1), round(settings.fade_s * SAMPLE_RATE)
+    piece = drain(pipeline.repaint(engine, ask(), source, [(start, end)], settings))
     assert piece.sound.shape == source.shape
     assert np.array_equal(piece.sound[:, : start - fade], source[:, : start - fade])
     assert np.array_equal(piece.sound[:, end + fade :], source[:, end + fade :])
@@ -66,9 +66,11 @@ def test_outside_a_repaint_not_one_sample_changes(engine, source, mode):
 def test_random_regions_hold_to_it(engine, source, start_s, length_s):
     start = seconds(start_s)
     end = min(source.shape[1], start + max(1, seconds(length_s)))
-    grip = RepaintSettings.of("balanced", 0.3)
-    fade = round(grip.fade_s * SAMPLE_RATE)
-    piece = drain(pipeline.repaint(engine, song(inference_steps=1), source, [(start, end)], grip))
+    settings = RepaintSettings.of("balanced", 0.3)
+    fade = round(settings.fade_s * SAMPLE_RATE)
+    piece = drain(
+        pipeline.repaint(engine, song(inference_steps=1), source, [(start, end)], settings)
+    )
     kept = np.ones(source.shape[1], bool)
     kept[max(0, start - fade) : end + fade] = False
     assert np.array_equal(piece.sound[:, kept], source[:, kept])
@@ -79,7 +81,7 @@ def test_what_changed_outside_is_counted():
     sound = source.copy()
     sound[0, [9, 10, 29, 30, 95]] = 1.0
     sound[1, 95] = 1.0
-    assert pipeline._changed(source, sound, [(15, 25)], 5) == 3
+    assert pipeline._changed_outside(source, sound, [(15, 25)], 5) == 3
 
 
 def test_the_authors_numbers_for_each_mode():
@@ -143,7 +145,7 @@ def test_a_cover_follows_the_sketch_and_lets_go_once(engine, source, far_wall):
     assert "fill the audio semantic mask" in read[1]
     with torch.inference_mode():
         latents = drain(pipeline.encode(engine, source))
-        sketch = pipeline.sketch(engine, pipeline.codes_of(engine, latents))[0]
+        sketch = pipeline.decode_codes(engine, pipeline.extract_codes(engine, latents))[0]
         silence = engine.silence(250)[0]
     shown = [call["context_latents"][0][:, : engine.channels] for call in heard]
     assert [torch.equal(s, sketch) for s in shown] == [True, True, False, False]
@@ -163,8 +165,8 @@ def test_a_cover_at_full_strength_never_lets_go_and_may_start_from_the_source(
 
 def test_a_silent_reference_is_none_and_a_real_one_is_thirty_seconds(engine, source):
     with torch.inference_mode():
-        assert drain(pipeline.timbre_of(engine, np.zeros((2, 48000), np.float32))) is None
-        timbre = drain(pipeline.timbre_of(engine, source))
+        assert drain(pipeline.encode_timbre(engine, np.zeros((2, 48000), np.float32))) is None
+        timbre = drain(pipeline.encode_timbre(engine, source))
     assert timbre.shape == (1, 30 * vae.FRAME_RATE, engine.channels)
 
 

@@ -87,7 +87,7 @@ def test_a_timbre_reference_moves_the_sound_towards_it(engine, pieces):
     nearer = []
     for i, (piece, _) in enumerate(pieces):
         reference = pieces[(i + 1) % COUNT][1]
-        timbre = drain(pipeline.timbre_of(engine, reference))
+        timbre = drain(pipeline.encode_timbre(engine, reference))
         plain, coloured = (
             drain(pipeline.text_to_music(engine, ask(piece), timbre=t)).sound
             for t in (None, timbre)
@@ -121,8 +121,8 @@ def test_a_repaint_keeps_the_tempo(engine, pieces):
     right = []
     for piece, source in pieces:
         region = (4 * SAMPLE_RATE, 9 * SAMPLE_RATE)
-        grip = RepaintSettings.of("balanced", 0.5)
-        made = drain(pipeline.repaint(engine, ask(piece), source, [region], grip)).sound
+        settings = RepaintSettings.of("balanced", 0.5)
+        made = drain(pipeline.repaint(engine, ask(piece), source, [region], settings)).sound
         inside = made[:, slice(*region)]
         right.append(measure.tempo_right(measure.tempo(inside, SAMPLE_RATE), piece.bpm))
     print(f"tempo inside a repaint: {np.mean(right):.2f} of {COUNT}")

@@ -45,14 +45,14 @@ def files(tmp_path, now: np.ndarray):
 @pytest.mark.parametrize(
     ("now", "says"),
     [
-        (HISS, "The same samples came out, every one."),
-        (HISS * 1.01, "The difference lies 40.0 dB below the song."),
+        (HISS, "The samples are the same, every one."),
+        (HISS * 1.01, "The difference is 40.0 dB below the song."),
         (-HISS, "It is another song: the difference is as loud as the song itself."),
         (HISS[:47_000], "The file holds 48000 samples, and 47000 were made."),
     ],
     ids=["same", "near", "other", "shorter"],
 )
-def test_how_far_off_it_is_is_told_in_decibels(now, says, tmp_path, own_cache):
+def test_the_difference_is_stated_in_decibels(now, says, tmp_path, own_cache):
     assert replay.compare(*files(tmp_path, now)) == says
 
 
@@ -64,15 +64,19 @@ def test_settings_alone_have_no_sound_to_compare(tmp_path):
     ("changes", "says"),
     [
         ({}, None),
-        ({"model": MODEL.model_copy(update={"sha256": "b"})}, "with mini of other weights than"),
-        ({"planner": MODEL}, "with no planner of other weights"),
+        (
+            {"model": MODEL.model_copy(update={"sha256": "b"})},
+            "with mini; mini here has other weights",
+        ),
+        ({"planner": MODEL}, "with no planner; mini here"),
         ({"device": DEVICE.model_copy(update={"kind": "cuda"})}, "with kind cpu; here it is cuda"),
         ({"device": DEVICE.model_copy(update={"threads": 4})}, "with threads 2; here it is 4"),
         ({"device": DEVICE.model_copy(update={"name": "B"})}, None),
-        ({"files": {"source": "d"}}, "The source is not the file that went in then."),
+        ({"edition": 2}, "follows edition 1 of the rules"),
+        ({"files": {"source": "d"}}, "The source is not the file that was used then."),
     ],
 )
-def test_what_stands_in_the_way_is_said(changes, says):
+def test_each_possible_cause_of_a_difference_is_stated(changes, says):
     told = json.loads(take("x").model_dump_json())
-    said = replay.faithful(told, take("x", **changes))
+    said = replay.differences(told, take("x", **changes))
     assert (says is None and not said) or (len(said) == 1 and says in said[0])
