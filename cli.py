@@ -124,10 +124,10 @@ def _out(command: argparse.ArgumentParser) -> None:
 def _flag(command: argparse.ArgumentParser, mode: str, param: Param) -> None:
     """One knob as a flag. Values stay text: the request checks them and says what is wrong."""
     if param.type is AdapterRef:
-        _adapters(command, tooltips.tip(mode, param))
+        _adapters(command, tooltips.help_text(mode, param))
         return
     name = "--" + param.name.replace("_", "-")
-    help_ = tooltips.tip(mode, param).replace("%", "%%")
+    help_ = tooltips.help_text(mode, param).replace("%", "%%")
     if param.type is bool:
         command.add_argument(
             name, dest=param.name, action=argparse.BooleanOptionalAction, help=help_

@@ -1,13 +1,9 @@
-"""The look: Brutalist Mono as a Gradio theme, and the few pieces of HTML the page is given.
-
-Import this before anything imports Gradio: it turns off what Gradio would report to others.
-"""
+"""The palette, the Gradio theme and the style sheet: black, white and greys only."""
 
 from __future__ import annotations
 
 import base64
 import inspect
-import os
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,35 +11,21 @@ import gradio as gr
 from gradio.themes.utils.colors import Color
 from gradio.themes.utils.sizes import Size
 
-import tooltips as words
-
-# Gradio reads these once, at its own import.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
+import tooltips
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
-
 GROUND, SURFACE, RAISED = "#0A0A0A", "#141414", "#1F1F1F"
-
-
 LINE, EDGE = "#2A2A2A", "#666666"
-
-
 INK, SOFT, DIM = "#FFFFFF", "#C8C8C8", "#A0A0A0"
-"""Surfaces from dark to light, the two lines (`EDGE` where a line alone tells what can be
-pressed), and ink from bright to dim. There is no other colour."""
+"""Surfaces from dark to light; lines, `EDGE` around what can be pressed; text from bright to dim.
+There are no other colours."""
 
-
-FACES = (
+FONTS = (
     ("Inter", 400, "Inter-Regular.woff2"),
     ("Inter", 600, "Inter-SemiBold.woff2"),
     ("JetBrains Mono", 400, "JetBrainsMono-Regular.woff2"),
 )
-
 
 GREYS = Color(
     name="ink",
@@ -60,18 +42,16 @@ GREYS = Color(
     c950=GROUND,
 )
 
-
 CORNERS = Size(name="six", xxs="2px", xs="3px", sm="4px", md="6px", lg="6px", xl="6px", xxl="6px")
-
 
 TICK = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16' fill='none'"
     f" stroke='{GROUND}' stroke-width='2.5'><path d='M3.5 8.5l3 3 6-7'/></svg>"
 )
-"""What stands in a ticked box: dark, since the box itself is white."""
+"""The tick of a checkbox: dark, since a ticked box is white."""
 
 
-LOOK: dict[str, str] = {
+VARIABLES: dict[str, str] = {
     "body_background_fill": GROUND,
     "body_text_color": INK,
     "body_text_color_subdued": DIM,
@@ -167,10 +147,11 @@ LOOK: dict[str, str] = {
     },
     **{f"button_{size}_text_weight": "600" for size in ("large", "medium", "small")},
 }
-"""Theme variables. Each is set for the light and the dark page alike, so neither can differ."""
+"""Theme variables. Each is set for light and dark mode alike, so that they cannot differ."""
 
 
 def theme() -> gr.themes.Base:
+    """The Gradio theme with fonts, palette and style sheet in its own CSS."""
     theme = gr.themes.Base(
         primary_hue=GREYS,
         secondary_hue=GREYS,
@@ -181,20 +162,21 @@ def theme() -> gr.themes.Base:
         font=["Inter", "system-ui", "sans-serif"],
         font_mono=["JetBrains Mono", "ui-monospace", "monospace"],
     )
-    theme.set(color_accent=INK, **LOOK, **_dark(LOOK))
-    # Not `launch(css=)`: that one prefixes what stands inside @media, and `:root` there never
-    # matches (Gradio 6.31).
-    theme.custom_css = "\n".join((_faces(), _tokens(), (ASSETS / "studio.css").read_text("utf-8")))
+    theme.set(color_accent=INK, **VARIABLES, **_dark(VARIABLES))
+    # Not `launch(css=)`: it prefixes the rules inside @media, where `:root` then never matches
+    # (Gradio 6.31).
+    theme.custom_css = "\n".join((_fonts(), _tokens(), (ASSETS / "studio.css").read_text("utf-8")))
     return theme
 
 
-def _dark(look: dict[str, str]) -> dict[str, str]:
+def _dark(variables: dict[str, str]) -> dict[str, str]:
+    """The same values for the dark variants that Gradio knows."""
     known = inspect.signature(gr.themes.Base.set).parameters
-    return {f"{name}_dark": v for name, v in look.items() if f"{name}_dark" in known}
+    return {f"{name}_dark": v for name, v in variables.items() if f"{name}_dark" in known}
 
 
-def _faces() -> str:
-    """The fonts as part of the style sheet: no request, no path, no flash of another face."""
+def _fonts() -> str:
+    """The fonts inside the style sheet: no request, no path, no flash of another font."""
     rule = (
         "@font-face{{font-family:'{0}';font-weight:{1};font-display:block;"
         "src:url(data:font/woff2;base64,{2}) format('woff2')}}"
@@ -203,7 +185,7 @@ def _faces() -> str:
         rule.format(
             family, weight, base64.b64encode((ASSETS / "fonts" / file).read_bytes()).decode()
         )
-        for family, weight, file in FACES
+        for family, weight, file in FONTS
     )
 
 
@@ -219,21 +201,10 @@ def _tokens() -> str:
         "soft": SOFT,
         "dim": DIM,
     }
-    palette["choose"] = f"'{words.CHOOSE}'"
+    palette["choose"] = f"'{tooltips.CHOOSE}'"
     root = "".join(f"--{name}:{value};" for name, value in palette.items())
     icons = "\n".join(
         f'#t-{icon.stem}-button{{--icon:url("data:image/svg+xml,{quote(icon.read_text("utf-8"))}")}}'
         for icon in sorted((ASSETS / "icons").glob("*.svg"))
     )
     return f":root,.dark{{{root}}}\n{icons}"
-
-
-def head() -> str:
-    """What must hold before the first paint: dark ground, the language, no zoom lock."""
-    return (
-        f"<meta name='theme-color' content='{GROUND}'>"
-        "<meta name='color-scheme' content='dark'>"
-        f"<style>html,body{{background:{GROUND};color-scheme:dark}}</style>"
-        "<script>document.documentElement.lang='en';"
-        "document.documentElement.classList.add('dark')</script>"
-    )

@@ -1,6 +1,7 @@
-"""The words of the page, the command line and the API: one voice, no numbers of their own.
+"""Every sentence of the interface: labels, help texts, statuses and buttons.
 
-Ranges and defaults are never typed here; `tip` reads them from the knob.
+Used by the page, the command line and the API. No range or default is written here: `help_text`
+reads them from the parameter.
 """
 
 from __future__ import annotations
@@ -15,86 +16,87 @@ if TYPE_CHECKING:
     from core.params import Param
     from core.results import AdapterInfo, AudioInfo, Progress
 
-TIPS: dict[str, str] = {
-    "prompt": "Genre, instruments, mood, tempo, voice: whatever you would tell a band.",
-    "cover.prompt": "What it is to become. Left empty, the style heard in the song is used.",
-    "extend.prompt": "How it goes on. Left empty, the style heard in the song is used.",
-    "edit.prompt": "What it is to become. A repaint may be left empty: it keeps the style heard.",
-    "instrumental": "Whether anybody sings.",
-    "lyrics": "One line for each sung line. Tags such as [verse] and [chorus] shape the song.",
-    "extend.lyrics": "What is sung in the new part, one line for each sung line.",
-    "edit.lyrics": "The lyrics of the song as it is to be, the new lines in their place.",
-    "duration_s": "How long the song is, to the sample.",
-    "cover.duration_s": "How long the new song is. With a song to cover, its length is kept.",
-    "source": "The song to start from, in any common format.",
-    "reference": "A recording whose sound is taken on: its voice, its instruments, its room.",
-    "strength": "For how much of the way the song leads. After that the style alone does.",
-    "noise": "Starts from the song itself instead of from noise. More keeps more of its sound.",
-    "before_s": "How much new music comes before the song.",
-    "after_s": "How much new music comes after the song.",
-    "kind": "Repaint makes one region anew. Morph carries the whole song to another style.",
-    "start_s": "Where the region begins.",
-    "end_s": "Where the region ends. Left open, at the end of the song.",
-    "repaint_mode": "How firmly the new part holds on to what stands around it.",
-    "repaint_strength": "How loosely a balanced repaint holds on. More lets it wander further.",
-    "source_prompt": "How the song sounds now. Left empty, the style heard in it is used.",
-    "source_lyrics": "What is sung in the song now. Left empty, nobody sings.",
-    "n_max": "How far the song is carried. None: it stays as it is. All: it may change entirely.",
-    "n_min": "When to let go of the song: what is left of the way follows the new style alone.",
-    "n_avg": "How many tries each step is the middle of. More is steadier and slower.",
-    "inference_steps": "How often the sound is refined. More is finer and slower.",
-    "guidance_scale": "How strictly the style is followed. Too much sounds harsh.",
-    "infer_method": "The solver. ODE is steady, SDE adds fresh grain, Heun is exact and slower.",
-    "seed": "The same seed with the same settings gives the same song.",
-    "cfg_interval_start": "How much noise is left when guidance lets go. None: it stays to the end.",
-    "cfg_interval_end": "How much noise is left when guidance sets in. All: it is there from the start.",
-    "shift": "Spends more of the steps on the outline of the song than on its detail.",
-    "use_adg": "Steers by angle instead of by distance. Try it when strong guidance sounds harsh.",
-    "thinking": "Whether the planner goes first: to plan a new song, or to listen to yours.",
-    "use_cot_caption": "Takes the style that is heard where you give none.",
-    "generate.use_cot_caption": "Lets the planner put the style into its own words.",
-    "use_cot_lyrics": "Writes down the lyrics of the song, where you give none. Takes longer.",
-    "transcribe": "Whether the lyrics are written down too. That takes longer, and may be wrong.",
-    "use_cot_metas": "Lets the planner find tempo, key and beats per bar where you left them open.",
-    "use_cot_language": "Lets the planner find the language of the lyrics.",
-    "lm_temperature": "How daring the planner is. At zero it always does what is likeliest.",
-    "lm_top_p": "How much of what is possible the planner considers. Less is safer.",
-    "lm_top_k": "How many possibilities the planner considers. Zero: all of them.",
-    "lm_cfg_scale": "How strictly the planner keeps to your words.",
-    "lm_negative_prompt": "What the planner steers away from.",
-    "bpm": "Beats per minute.",
-    "keyscale": "The key the song is in.",
-    "timesignature": "How each bar is counted.",
-    "vocal_language": "The language of the lyrics.",
-    "adapters": "LoRA or LoKr files made for this model, each as strong as you like.",
-    "brief": "The story, the mood, an image: whatever the words are to be about.",
-    "structure": "The sections in their order, set apart by commas.",
-    "language": "The language the words are written in.",
-    "tone": "How it speaks: tender, defiant, dry. Left empty, the brief decides.",
+HELP: dict[str, str] = {
+    "prompt": "Genre, instruments, mood, tempo and voice, as you would describe them to a band.",
+    "cover.prompt": "Style of the cover. Leave empty to keep the style detected in the song.",
+    "extend.prompt": "Style of the new part. Leave empty to keep the style detected in the song.",
+    "edit.prompt": "Style after the edit. For a repaint, leave empty to keep the detected style.",
+    "instrumental": "Whether the song has vocals.",
+    "lyrics": "One sung line per line, with section tags such as [verse] and [chorus].",
+    "extend.lyrics": "Lyrics of the new part, one sung line per line.",
+    "edit.lyrics": "Lyrics of the whole song after the edit, unchanged lines included.",
+    "duration_s": "Length of the song.",
+    "cover.duration_s": "Length of the new song. With a source song, its length is used instead.",
+    "source": "The song to start from, in any common audio format.",
+    "reference": "A recording whose voice, instruments and room sound are imitated.",
+    "strength": "For how much of the process the song guides the result. Higher is more similar.",
+    "noise": "Starts from the song's own sound instead of noise. Higher values keep more of it.",
+    "before_s": "Length of the new music before the song.",
+    "after_s": "Length of the new music after the song.",
+    "kind": "Repaint replaces one region. Morph changes the whole song to another style.",
+    "start_s": "Start of the region.",
+    "end_s": "End of the region. Leave empty for the end of the song.",
+    "repaint_mode": "How closely the new part follows the music around it.",
+    "repaint_strength": "For balanced repaints. Higher values let the new part differ more.",
+    "source_prompt": "Style of the song before the edit. Leave empty to use the detected style.",
+    "source_lyrics": "Lyrics of the song before the edit. Leave empty if it has no vocals.",
+    "n_max": "Upper noise level of the edit. Higher changes the song more; zero changes nothing.",
+    "n_min": "Lower noise level of the edit. Below it, only the new style guides the result.",
+    "n_avg": "Noise samples averaged at each step. More is steadier and slower.",
+    "inference_steps": "Number of denoising steps. More steps give finer detail and take longer.",
+    "guidance_scale": "How closely the song follows style and lyrics. High values can sound harsh.",
+    "infer_method": "ODE is steady, SDE adds noise at each step, Heun is slower and more exact.",
+    "seed": "The same seed and settings give the same song.",
+    "cfg_interval_start": "Noise level below which guidance is off. Zero keeps it on to the end.",
+    "cfg_interval_end": "Noise level above which guidance is off. One has it on from the start.",
+    "shift": "Higher values spend more steps on structure and fewer on detail.",
+    "use_adg": "Guides by angle instead of distance. Try it when strong guidance sounds harsh.",
+    "thinking": "Whether a language model analyses your song first.",
+    "generate.thinking": "Whether a language model plans the song first.",
+    "use_cot_caption": "Uses the style detected in the song when Style is empty.",
+    "generate.use_cot_caption": "Lets the planner rewrite the style.",
+    "use_cot_metas": "Lets the planner set tempo, key and time signature where you left them open.",
+    "use_cot_lyrics": "Writes down the lyrics of the song where Lyrics is empty. Takes longer.",
+    "use_cot_language": "Lets the planner detect the language of the lyrics.",
+    "lm_temperature": "Randomness of the planner. At zero it always takes the most likely choice.",
+    "lm_top_p": "Keeps the planner to the likeliest choices up to this total probability.",
+    "lm_top_k": "Keeps the planner to this many of the likeliest choices. Zero means no limit.",
+    "lm_cfg_scale": "How closely the planner follows style and lyrics.",
+    "lm_negative_prompt": "What the planner should avoid.",
+    "bpm": "Tempo in beats per minute.",
+    "keyscale": "Key of the song.",
+    "timesignature": "Number of beats in a bar.",
+    "vocal_language": "Language of the lyrics.",
+    "adapters": "LoRA or LoKr files made for this model, each with its own strength.",
+    "brief": "What the lyrics are about: a story, a mood, an image.",
+    "structure": "Sections in order, separated by commas.",
+    "language": "Language of the lyrics.",
+    "tone": "For example tender, defiant or dry. Leave empty to let the brief decide.",
     "rhyme": "Which lines rhyme with each other.",
-    "lines": "How many lines each section has.",
-    "lyrics.seed": "The same seed with the same brief gives the same words.",
-    "temperature": "How daring the words are. At zero the likeliest word is always taken.",
-    "top_p": "How much of what is possible is considered for each word. Less is safer.",
-    "top_k": "How many words are considered for each place. Zero: all of them.",
-    "repetition_penalty": "How much words that stand there already are avoided.",
-    "musicgen.temperature": "How daring the piece is. Less keeps to what is likeliest.",
-    "musicgen.top_k": "How many tokens are considered for each place.",
-    "repair": "A draft that broke the structure: it is written again to fit.",
-    "idea": "One line is enough. Left empty, it is a surprise altogether.",
-    "export.source": "The take to write.",
-    "master.source": "The take to set the loudness of.",
-    "stems.source": "The take to take apart.",
-    "format": "Whether every sample is kept, or the file is small enough to send.",
-    "settings": "Whether the file carries all that makes the song again.",
-    "ai_generated": "Whether the file says that a model made it.",
-    "target_lufs": "How loud the whole is, as broadcasters and streaming services measure it.",
-    "ceiling_dbtp": "What no peak exceeds, measured between the samples too.",
+    "lines": "Lines in each section.",
+    "lyrics.seed": "The same seed and settings give the same lyrics.",
+    "temperature": "Randomness of the wording. At zero the most likely word is always taken.",
+    "top_p": "Keeps to the likeliest words up to this total probability. Lower is safer.",
+    "top_k": "Keeps to this many of the likeliest words. Zero means no limit.",
+    "repetition_penalty": "Higher values avoid repeating words.",
+    "musicgen.temperature": "Randomness of the music. Lower values are more predictable.",
+    "musicgen.top_k": "Keeps to this many of the likeliest tokens.",
+    "repair": "A draft whose sections are not the requested ones. It is rewritten to fit.",
+    "transcribe": "Also writes down the lyrics. Takes longer and can be wrong.",
+    "idea": "One line is enough. Leave empty for a complete surprise.",
+    "export.source": "The take to export.",
+    "master.source": "The take to master.",
+    "stems.source": "The take to split into stems.",
+    "format": "WAV and FLAC are lossless. Compressed files are smaller.",
+    "settings": "Stores the settings in the file, so that the song can be made again from it.",
+    "ai_generated": "Marks the file as generated by AI.",
+    "target_lufs": "Integrated loudness of the file, as streaming services measure it.",
+    "ceiling_dbtp": "Highest true peak, also between samples.",
 }
-"""What each knob does, by field name; `mode.field` wins where one mode means it differently."""
+"""What each parameter does, by field name; `mode.field` comes first where a mode differs."""
 
-LABELS: dict[str, str] = {"instrumental": "Voice"}
-"""Labels that differ from the knob's own because its widget asks the question differently."""
+LABELS: dict[str, str] = {"instrumental": "Vocals"}
+"""Labels that differ from the parameter's own, because its widget offers named choices."""
 
 CHOICES: dict[str, dict[Any, str]] = {
     "instrumental": {False: "With vocals", True: "Instrumental"},
@@ -103,10 +105,10 @@ CHOICES: dict[str, dict[Any, str]] = {
     "format": {"wav": "WAV", "flac": "FLAC", "mp3": "MP3"},
     "kind": {"repaint": "Repaint", "morph": "Morph"},
     "rhyme": {
-        "free": "Free",
-        "couplets": "Couplets (aabb)",
-        "alternate": "Alternate (abab)",
-        "enclosed": "Enclosed (abba)",
+        "free": "None",
+        "couplets": "Couplets (AABB)",
+        "alternate": "Alternate (ABAB)",
+        "enclosed": "Enclosed (ABBA)",
     },
     "repaint_mode": {
         "conservative": "Conservative",
@@ -115,7 +117,7 @@ CHOICES: dict[str, dict[Any, str]] = {
     },
     "timesignature": {"2": "2/4", "3": "3/4", "4": "4/4", "6": "6/8"},
 }
-"""How a choice is called, by field and value. A choice that is not here is called by its value."""
+"""Labels of choices, by field and value. A choice that is missing here is shown as its value."""
 
 LANGUAGES = ("vocal_language", "language")
 """Fields whose choices are languages."""
@@ -124,7 +126,12 @@ for field in LANGUAGES:
     CHOICES[field] = dict(LANGUAGE_NAMES)
 
 AUTO = "Auto"
-"""What the empty choice and the language "unknown" are called."""
+"""Label of the empty choice and of the language "unknown"."""
+
+QUALITY = "Quality"
+QUALITY_HELP = "Sets Steps. You can still change Steps afterwards."
+QUALITIES = {"draft": "Draft", "standard": "Standard", "best": "Best"}
+QUALITY_CHOICE = "{name} ({steps} steps)"
 
 PLACEHOLDERS: dict[str, str] = {
     "prompt": "Dusty boom-bap, upright bass, brushed drums, late at night",
@@ -150,30 +157,35 @@ STAGES: dict[str, str] = {
     "Loading": "Loading the model",
     "Loading the planner": "Loading the planner",
     "Planning": "Planning the song",
-    "Composing codes": "Sketching the song",
-    "Listening": "Listening to the song",
-    "Thinking of a song": "Thinking of a song",
-    "Rewriting": "Putting the words in order",
-    "Reading the file": "Reading your file",
-    "Encoding": "Taking the song in",
-    "Reading adapters": "Loading the adapters",
-    "Reading the words": "Reading the words",
+    "Composing": "Composing",
+    "Composing codes": "Composing audio codes",
+    "Listening": "Analysing the song",
+    "Thinking of a song": "Inventing a song",
+    "Rewriting": "Formatting the lyrics",
+    "Reading the file": "Reading the file",
+    "Encoding": "Encoding audio",
+    "Reading adapters": "Loading adapters",
+    "Reading the words": "Encoding text",
     "Loading the songwriter": "Loading the songwriter",
-    "Writing the words": "Writing the words",
-    "Denoising": "Shaping the sound",
-    "Decoding": "Rendering the sound",
-    "Decoding the tokens": "Rendering the sound",
-    "Writing": "Writing the file",
+    "Writing the words": "Writing lyrics",
+    "Denoising": "Generating audio",
+    "Decoding": "Decoding audio",
+    "Decoding the tokens": "Decoding audio",
+    "Writing": "Saving the file",
+    "Setting the loudness": "Mastering",
+    "Splitting into stems": "Splitting into stems",
+    "Writing the stems": "Saving the stems",
 }
-"""What a stage is called while it lasts. Others are called by their own name."""
+"""Stages of a job as they are displayed. The keys are stored in takes and rates and never change;
+a stage that is missing here is displayed by its key."""
 
-COUNTED: dict[str, str] = {
+STAGE_UNITS: dict[str, str] = {
     "Denoising": "step",
     "Decoding": "part",
     "Composing": "token",
     "Splitting into stems": "part",
 }
-"""What one unit of a stage is called, where counting them tells a person something."""
+"""What is counted while a stage runs, where the count is useful to a person."""
 
 TITLE = "ACE Music Studio"
 SKIP = "Skip to the studio"
@@ -183,217 +195,228 @@ RETAKE = "Retake"
 REUSE = "Use these settings"
 ADVANCED = "Advanced"
 PLAYER = "Take"
-SHELF = "Your takes"
+TAKES = "Takes"
 SAVE_WAV = "WAV"
 SAVE_JSON = "Settings (JSON)"
 READY = "Ready"
 STARTING = "Starting"
-BUTTONS = {"lyrics": "Write"}
-"""What starts a tab where its name alone would not say it."""
+BUTTONS = {"lyrics": "Write lyrics"}
+"""Start buttons that are not called like their tab."""
 
-NOTHING_YET = "Nothing recorded yet"
-NOTHING_WRITTEN = "Nothing written yet"
-NOTHING_YET_TIPS = {
-    "generate": "Describe a style and press Generate. Ctrl or Cmd with Enter does the same.",
-    "cover": "Choose a song or a sound, describe a style, and press Cover.",
-    "extend": "Choose a song, say how much to add, and press Extend.",
-    "edit": "Choose a song, pick a region of it, and press Edit.",
-    "lyrics": "Say what the words are to be about, and press Write.",
+NO_TAKES = "No takes yet"
+NO_DRAFT = "No draft yet"
+GETTING_STARTED = {
+    "generate": "Describe a style and press Generate, or Ctrl+Enter (Cmd+Enter on a Mac).",
+    "cover": "Choose a song or a reference, describe a style, and press Cover.",
+    "extend": "Choose a song, set how much to add, and press Extend.",
+    "edit": "Choose a song, select a region, and press Edit.",
+    "lyrics": "Describe what the lyrics are about and press Write lyrics.",
 }
 DONE = "Done"
 CANCELLED = "Stopped"
-FAILED = "No song this time"
-MEASURING = "measuring the time left"
-PROGRESS = "Progress of the song"
+FAILED = "Failed"
+MEASURING = "estimating time left"
+PROGRESS = "Progress"
 ON, OFF = "on", "off"
-NO_SOUND = "silence"
-LISTENS = "Listening follows the song: there is nothing to guide."
-NO_GUIDANCE = "{model} has its guidance built in, so this has nothing to steer."
-MAY_SELL = {True: "free to sell", False: "not for sale", None: "ask before selling"}
-
-FINISH = "Export, loudness, stems"
-EXPORTS = {"export": "Export", "master": "Master", "stems": "Split into stems"}
-FINISHED_AS = {
-    "export": "The take as a file of your choice.",
-    "master": "As loud as you say, no peak above the ceiling, in the format chosen above.",
-    "stems": "Vocals, drums, bass and the rest, each as a file.",
+SILENCE = "silence"
+NOT_WHILE_ANALYSING = "Has no effect here: the planner only analyses the song."
+NO_GUIDANCE = "Has no effect: guidance is built into {model}."
+MAY_SELL = {
+    True: "commercial use allowed",
+    False: "non-commercial use only",
+    None: "check the licence before commercial use",
 }
-"""The ways to finish a take: their buttons, and what each does."""
 
-MADE = "Files"
-STAYS_SILENT = "Silence stays as it is."
-NOT_REACHED = "short of {target}, since more would squash its peaks"
-CHECK = "Check"
-CHECK_TIP = "Tempo and key are hints: measured in the sound, and not always right."
-CHECK_COLUMNS = ("Property", "Asked for", "Measured")
+EXPORT_PANEL = "Export, master, stems"
+EXPORTS = {"export": "Export", "master": "Master", "stems": "Split into stems"}
+EXPORT_HELP = {
+    "export": "Saves the take as a file.",
+    "master": "Sets the loudness, limits the peaks, and saves the take in the format above.",
+    "stems": "Saves vocals, drums, bass and other instruments as separate files.",
+}
+"""What each export button does."""
+
+FILES = "Files"
+NOT_MASTERED = "The take is silent and was not changed."
+NOT_REACHED = "The target of {target} was not reached: the limiter would distort the peaks."
+CHECK = "Measurements"
+CHECK_HELP = "Tempo and key are estimates and can be wrong."
+CHECK_COLUMNS = ("Property", "Requested", "Measured")
 NONE = "none"
-OPEN = "left open"
+NOT_SET = "not set"
 VERDICTS = {
-    "as asked": "as asked",
+    "as asked": "as requested",
     "double": "double",
     "half": "half",
-    "relative": "which has the same tones",
-    "other": "another",
-    "not sure": "not sure",
+    "relative": "relative key",
+    "other": "different",
+    "not sure": "uncertain",
     "not asked": "",
 }
-"""How a tempo or a key that was measured lies to the one asked for."""
+"""How a measured tempo or key compares with the requested one, by the key in the take."""
 
 COMPARE = "Compare two takes"
-PICKS = {"one": "One take", "other": "Another"}
-BLIND = "Blind"
-BLIND_TIP = "The two change places at random, and stay nameless until you choose."
+COMPARE_TAKES = {"one": "First take", "other": "Second take"}
+BLIND = "Blind test"
+BLIND_HELP = "Hides which take is A and which is B until you vote."
 COMPARE_RUN = "Compare"
-COMPARING = {
-    "group": "Two takes, equally loud",
-    "play": "Play both",
+AB_PLAYER = {
+    "group": "Compare two takes at equal loudness",
+    "play": "Play",
     "stop": "Stop",
     "position": "Position",
-    "how": "A and B switch while they play, as buttons and as keys.",
+    "help": "Switch during playback with the buttons or the keys A and B.",
     "vote": "{letter} is better",
     "chosen": "You chose",
-    "blind": "Equally loud. Which is better?",
+    "blind": "Both play at equal loudness. Which is better?",
     "silent": "silence",
     "down": "turned down by",
     "loading": "Loading both takes",
-    "gone": "A take cannot be played. Press Compare once more.",
+    "gone": "A take could not be loaded. Press Compare again.",
 }
-SHARING = {
+SHARE = {
     "share": "Share",
-    "link": "Link with the settings",
-    "copied": "The link is copied. It holds the settings, not the sound.",
-    "copy": "Copy the link from here. It holds the settings, not the sound.",
+    "link": "Link to these settings",
+    "copied": "Link copied. It contains the settings, not the audio.",
+    "copy": "Copy this link. It contains the settings, not the audio.",
 }
-DOORS = {
+RESTORE = {
     "open": "Open a song file",
     "reading": "Reading {name}",
     "not_uploaded": "{name} could not be uploaded. Try again.",
 }
-DOORS_TIP = "Or drop a WAV, FLAC, MP3 or JSON of this studio anywhere: all its settings come back."
-THE_LINK = "The link"
-RESTORED = "{name}: its settings are in {tab}."
-MASTERED = "Its sound was mastered to {target_lufs:g} LUFS: press Master once the take is there."
-OTHER_MODEL = "It was made with {then}. {now} is playing here, so it will be another song."
-LACKING_ADAPTERS = "Played with {names}. Choose them under Advanced, or it will be another song."
+RESTORE_HELP = (
+    "Or drop a WAV, FLAC, MP3 or JSON file made by this studio anywhere to load its settings."
+)
+THE_LINK = "the link"
+RESTORED = "Settings from {name} loaded into {tab}."
+MASTERED = "The file was mastered to {target_lufs:g} LUFS. Press Master after generating."
+OTHER_MODEL = "The file was made with {then}. With {now} the result will differ."
+MISSING_ADAPTERS = "Made with {names}. Add these adapters under Advanced to get the same result."
 
 SEND = {"cover": "Cover this", "extend": "Extend this", "edit": "Edit this"}
-"""What takes a piece to another tab, by the tab."""
+"""Buttons that send a take to another tab, by the tab."""
 
-HELP = {"inspire": "Surprise me", "rewrite": "Format my lyrics", "listen": "Listen"}
-HELPS = {
-    "inspire": "The planner thinks of a whole song and fills the form.",
-    "rewrite": "The planner brings style and lyrics into the form the model likes.",
-    "listen": "The planner listens to the song and fills what you left open.",
+HELPERS = {"inspire": "Surprise me", "rewrite": "Format lyrics", "listen": "Analyse"}
+HELPER_HELP = {
+    "inspire": "The planner invents a song and fills in the form.",
+    "rewrite": "The planner formats style and lyrics for the model.",
+    "listen": "The planner analyses the song and fills in empty fields.",
 }
-"""The helpers' buttons, and what each does."""
+"""Buttons that let the planner fill in the form, and what each does."""
 
 REPAIR = "Repair"
-USE_WORDS = "Use in Generate"
+USE_DRAFT = "Use in Generate"
 DRAFT = "Draft"
-DRAFT_TIP = "Yours to change before you use it."
-SECTIONS = {True: "as asked", False: "not as asked"}
+DRAFT_HELP = "You can edit the draft before using it."
+SECTIONS_WRITTEN = "{got} of {asked} sections"
+SECTIONS = {True: "as requested", False: "not as requested"}
 
 FILLED = "Filled in: {fields}."
-NOTHING_OPEN = "Nothing was left open."
-RETURNS_SONG = "The song as a WAV file, and its take: the request as really run, model and device."
-RETURNS_FILES = "The files, and what was measured of them."
-RETURNS_DRAFT = "The words, the sections asked for and those that came."
-RETURNS_IDEA = "What was found: style, lyrics, tempo, key, beats per bar, language and length."
+NOTHING_FILLED = "No field was empty."
+RETURNS_SONG = "The song as a WAV file, and the take: the request as run, the model, the device."
+RETURNS_FILES = "The files, and what was measured."
+RETURNS_DRAFT = "The lyrics, the requested sections and the written ones."
+RETURNS_IDEA = "Style, lyrics, tempo, key, time signature, language and length."
+TOO_FEW_VALUES = "takes {needed} values, and {given} were sent"
+SEND_BY_NAME = "Send all values in order, or send them by name to /call/v2/{name}"
 
-RACK = {"strength": "Strength", "remove": "Remove", "removed": "Removed"}
-"""What stands beside an adapter."""
-
+ADAPTER_ROW = {"strength": "Strength", "remove": "Remove", "removed": "Removed"}
 READING_ADAPTERS = "Reading the adapter"
 ADDED = "Added {name}"
-SETTINGS_ALONE = "Choose adapter_config.json together with the file it belongs to."
+CONFIG_ALONE = "Choose adapter_config.json together with its adapter file."
 CHOOSE = "Choose a file, or drop it here"
 A_FILE = "your file"
 READING_FILE = "Reading {name}"
-PICTURE = {
+PREVIEW = {
     "play": "Play",
     "play_region": "Play region",
-    "stop": "Stop playing",
+    "stop": "Stop",
     "from": "From",
     "to": "To",
     "waveform": "Waveform of",
-    "how": "Drag over the waveform, or move the ends with the arrow keys. Shift makes larger steps.",
-    "mute": "This browser cannot play the file. The studio can use it all the same.",
+    "help": "Drag across the waveform, or move the ends with the arrow keys (Shift: larger steps).",
+    "unplayable": "This browser cannot play the file, but the studio can use it.",
 }
-"""What stands beside a waveform."""
+"""Texts of the preview of an uploaded file."""
 
-PLANNED = {"generate": "As planned"}
-HEARD = "As heard"
-KEPT = "What was kept"
+PLANNED = {"generate": "Plan"}
+DETECTED = "Detected in the song"
+PRESERVED = "Preserved audio"
 NOTES = "Notes"
-AS_RUN = "Settings as run"
+AS_RUN = "Settings used"
 MADE_WITH = "Made with"
-ADAPTED = "{name} at {strength:g} (rank {rank}, {modules} layers, sha256 {short})"
+ADAPTER_USED = "{name} at {strength:g} (rank {rank}, {modules} layers, sha256 {short})"
 
 
-def tip(mode: str, param: Param) -> str:
-    """What a knob does, with its range and its default read from the knob itself."""
-    return f"{does(mode, param)} {span(param)}".rstrip()
+def help_text(mode: str, param: Param) -> str:
+    """What a parameter does, followed by its range and default."""
+    return f"{description(mode, param)} {value_range(param)}".rstrip()
 
 
-def does(mode: str, param: Param) -> str:
-    """What a knob does, in a sentence or two."""
-    return TIPS.get(f"{mode}.{param.name}") or TIPS[param.name]
+def description(mode: str, param: Param) -> str:
+    """What a parameter does in `mode`, in a sentence or two."""
+    return HELP.get(f"{mode}.{param.name}") or HELP[param.name]
 
 
-def span(param: Param) -> str:
-    """The values a knob takes, such as "From 10 to 240 s, normally 30." Empty for choices."""
+def value_range(param: Param) -> str:
+    """Accepted values, such as "5 to 240 s, default 30."; empty for parameters with choices."""
     unit = f" {param.unit}" if param.unit else ""
     if param.max_length:
         return f"Up to {param.max_length:,} characters."
     if param.low is None:
         return ""
-    usual = "automatic unless set" if param.default is None else f"normally {param.default:g}"
-    return f"From {param.low:,.10g} to {param.high:,.10g}{unit}, {usual}."
+    default = "automatic" if param.default is None else f"{param.default:g}"
+    return f"{param.low:,.10g} to {param.high:,.10g}{unit}, default {default}."
 
 
-def called(param: Param) -> str:
-    """What a knob is called."""
+def name_of(param: Param) -> str:
+    """A parameter's label without its unit."""
     return LABELS.get(param.name, param.label)
 
 
 def label(param: Param) -> str:
-    """A knob's label with its unit."""
-    return f"{called(param)} ({param.unit})" if param.unit else called(param)
+    """A parameter's label with its unit."""
+    return f"{name_of(param)} ({param.unit})" if param.unit else name_of(param)
 
 
-def choice(name: str, value: Any) -> str:
-    """How one choice of the knob `name` is called. Codes stay visible behind languages."""
+def choice_label(name: str, value: Any) -> str:
+    """The label of one choice of the parameter `name`. Languages keep their code behind it."""
     if value in ("", "unknown"):
         return AUTO
-    called = CHOICES.get(name, {}).get(value, str(value))
-    return f"{called} ({value})" if name in LANGUAGES else called
+    text = CHOICES.get(name, {}).get(value, str(value))
+    return f"{text} ({value})" if name in LANGUAGES else text
 
 
-def stage(name: str) -> str:
-    """What a stage is called on the page."""
-    return STAGES.get(name, name)
+def stage_label(stage: str) -> str:
+    """The displayed text of a stage."""
+    return STAGES.get(stage, stage)
 
 
-def count(event: Progress) -> str:
-    """How far a stage is, such as "step 3 of 27", or nothing where there is nothing to count."""
+def progress_count(event: Progress) -> str:
+    """How far a stage is, such as "step 3 of 27"; empty where nothing is counted."""
     if event.stage == "Waiting":
         return f"{event.step} ahead of you" if event.step else ""
     if event.stage.startswith("Fetching"):
         return f"{event.step:,} of {event.steps:,} MB"
-    if event.steps < 2 or event.stage not in COUNTED:
+    if event.steps < 2 or event.stage not in STAGE_UNITS:
         return ""
-    return f"{COUNTED[event.stage]} {event.step} of {event.steps}"
+    return f"{STAGE_UNITS[event.stage]} {event.step} of {event.steps}"
 
 
-def clock(seconds: float) -> str:
-    """A time that has passed: 0:07, 1:02:03."""
+def elapsed(seconds: float) -> str:
+    """A duration as 0:07 or 1:02:03."""
     whole = max(0, int(seconds))
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
-def left(span_s: tuple[float, float] | None) -> str:
-    """The time that is left, as a range that errs outwards, never as one number too good."""
+def time_left(span_s: tuple[float, float] | None) -> str:
+    """The time left as a range rounded outwards, never a single optimistic number.
+
+    Args:
+        span_s: seconds (soonest, latest), or None while nothing is known.
+    """
     if span_s is None:
         return MEASURING
     soonest, latest = max(0.0, span_s[0]), max(0.0, span_s[1])
@@ -407,38 +430,43 @@ def left(span_s: tuple[float, float] | None) -> str:
 
 
 def progress_line(event: Progress) -> str:
-    """One line of progress: stage, count, time passed, time left."""
-    parts = (stage(event.stage), count(event), clock(event.elapsed_s), left(event.left_s))
+    """One line of progress: stage, count, time elapsed, time left."""
+    parts = (
+        stage_label(event.stage),
+        progress_count(event),
+        elapsed(event.elapsed_s),
+        time_left(event.left_s),
+    )
     return " · ".join(part for part in parts if part)
 
 
-def shown(param: Param, value: Any) -> str:
-    """A knob's value as a person would write it."""
+def display_value(param: Param, value: Any) -> str:
+    """A parameter's value as a person would write it."""
     if param.choices or param.name in CHOICES:
-        return choice(param.name, value)
+        return choice_label(param.name, value)
     if isinstance(value, bool):
         return ON if value else OFF
     if param.type is Path:
         return Path(value).name
     if param.name == "adapters":
-        return ", ".join(f"{Path(worn['file']).name} {worn['strength']:g}" for worn in value)
+        return ", ".join(f"{Path(each['file']).name} {each['strength']:g}" for each in value)
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return f"{text} {param.unit}" if param.unit else text
 
 
-def seen(look: AudioInfo) -> str:
-    """What a file holds, such as "0:42.5 · 44.1 kHz · stereo"."""
-    minutes, seconds = divmod(look.seconds, 60)
-    wide = {1: "mono", 2: "stereo"}.get(look.channels, f"{look.channels} channels")
-    return f"{minutes:.0f}:{seconds:04.1f} · {look.rate / 1000:g} kHz · {wide}"
+def audio_summary(info: AudioInfo) -> str:
+    """Length, sample rate and channels of a file, such as "0:42.5 · 44.1 kHz · stereo"."""
+    minutes, seconds = divmod(info.seconds, 60)
+    channels = {1: "mono", 2: "stereo"}.get(info.channels, f"{info.channels} channels")
+    return f"{minutes:.0f}:{seconds:04.1f} · {info.rate / 1000:g} kHz · {channels}"
 
 
-def fitted(seen: AdapterInfo) -> str:
-    """What an adapter is, such as "rank 16 · 192 layers · 12.3 MB"."""
-    layers = "1 layer" if seen.modules == 1 else f"{seen.modules} layers"
+def adapter_summary(info: AdapterInfo) -> str:
+    """Rank, layers and size of an adapter, such as "rank 16 · 192 layers · 12.3 MB"."""
+    layers = "1 layer" if info.modules == 1 else f"{info.modules} layers"
     size = (
-        f"{seen.size_bytes / 1e6:.1f} MB"
-        if seen.size_bytes >= 1e6
-        else (f"{math.ceil(seen.size_bytes / 1000)} kB")
+        f"{info.size_bytes / 1e6:.1f} MB"
+        if info.size_bytes >= 1e6
+        else f"{math.ceil(info.size_bytes / 1000)} kB"
     )
-    return f"rank {seen.rank} · {layers} · {size}"
+    return f"rank {info.rank} · {layers} · {size}"

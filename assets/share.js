@@ -1,25 +1,25 @@
-// The settings of the take that is shown, as a link: copied, or shown where a browser refuses.
+// Copy a link with the settings of the selected take, or show it where the browser refuses.
 const $ = (part) => element.querySelector(part);
-const press = $(".press"), told = $(".told"), shown = $("input");
-press.textContent = say.share;
-shown.setAttribute("aria-label", say.link);
+const button = $(".plain-button"), message = $(".message"), field = $("input");
+button.textContent = text.share;
+field.setAttribute("aria-label", text.link);
 
-press.addEventListener("click", async () => {
+button.addEventListener("click", async () => {
   const link = new URL(props.link, location.origin + location.pathname).href;
-  shown.hidden = true;
-  told.textContent = "";
+  field.hidden = true;
+  message.textContent = "";
   try {
     await navigator.clipboard.writeText(link);
-    told.textContent = say.copied;
+    message.textContent = text.copied;
   } catch {
-    shown.value = link;
-    shown.hidden = false;
-    shown.focus();
-    shown.select();
-    told.textContent = say.copy;
+    field.value = link;
+    field.hidden = false;
+    field.focus();
+    field.select();
+    message.textContent = text.copy;
   }
 });
 watch("link", () => {
-  shown.hidden = true;
-  told.textContent = "";
+  field.hidden = true;
+  message.textContent = "";
 });

@@ -18,24 +18,24 @@
     run.click();
   }, true);
 
-  // Names and roles that Gradio leaves out.
-  const mend = () => {
-    for (const said of document.querySelectorAll(".said:not([aria-live])")) {
-      said.setAttribute("role", "status");
-      said.setAttribute("aria-live", "polite");
-      said.setAttribute("aria-atomic", "true");
+  // Add names and roles that Gradio leaves out.
+  const addNames = () => {
+    for (const announcement of document.querySelectorAll(".announcement:not([aria-live])")) {
+      announcement.setAttribute("role", "status");
+      announcement.setAttribute("aria-live", "polite");
+      announcement.setAttribute("aria-atomic", "true");
     }
-    // A label holds its explanation too: the name is the label alone.
+    // Gradio's label contains the help text; the accessible name is the label alone.
     for (const box of document.querySelectorAll("label.container textarea:not([aria-label])")) {
       const label = box.closest("label");
-      const told = label.querySelector(".info-text")?.textContent.trim();
+      const help = label.querySelector(".info-text")?.textContent.trim();
       box.setAttribute("aria-label", label.querySelector("span")?.textContent.trim() ?? "");
-      if (told) box.setAttribute("aria-description", told);
+      if (help) box.setAttribute("aria-description", help);
     }
     for (const box of document.querySelectorAll(".digits :is(input, textarea):not([inputmode])")) {
       box.inputMode = "decimal";
     }
-    // Each radio has a group of its own (Gradio 6.31), which takes the arrow keys from them.
+    // Gradio 6.31 gives each radio button a group of its own, which disables the arrow keys.
     for (const field of document.querySelectorAll("fieldset[id]")) {
       for (const radio of field.querySelectorAll("input[type=radio]")) {
         if (radio.name !== field.id) radio.name = field.id;
@@ -44,7 +44,7 @@
         field.setAttribute("aria-label", field.querySelector("span")?.textContent.trim() ?? "");
       }
     }
-    // Two fields for files must not have the same name, nor the buttons that empty them.
+    // File fields, and the buttons that clear them, need distinct names.
     for (const button of document.querySelectorAll(".file .upload-container, .file .icon-button")) {
       const label = button.closest(".file").querySelector("label")?.textContent.trim();
       const does = button.matches(".icon-button") ? "remove the file" : "choose a file, or drop it here";
@@ -60,28 +60,27 @@
     for (const status of document.querySelectorAll(".status[data-state=done]:not([data-seen])")) {
       status.dataset.seen = "";
       const panel = panelOf(status);
-      if (panel === making) setTimeout(() => reveal(panel.querySelector(".result")), 100);
-      making = null;
+      if (panel === startedIn) setTimeout(() => reveal(panel.querySelector(".result")), 100);
+      startedIn = null;
     }
   };
 
-  // What was made may be below the form, or above what is in view: bring it there, but never pull
-  // the page away under somebody who is writing.
-  let making = null;
+  // Scroll to a new result if it is out of view, but never while somebody is typing.
+  let startedIn = null;
   document.addEventListener("click", (event) => {
-    if (event.target.closest(".actions .primary, [id$=-again]")) making = panelOf(event.target);
+    if (event.target.closest(".actions .primary, [id$=-again]")) startedIn = panelOf(event.target);
   }, true);
   const reveal = (result) => {
     if (!visible(result) || document.activeElement?.matches("textarea, input")) return;
     const { top } = result.getBoundingClientRect();
-    if (top > 150 && top < innerHeight * 0.6) return;  // the console covers what is higher
+    if (top > 150 && top < innerHeight * 0.6) return;  // the job controls cover what is higher
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     result.scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
   };
-  new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
-  mend();
+  new MutationObserver(addNames).observe(document.body, { childList: true, subtree: true });
+  addNames();
 
-  // Tabs by arrow keys, with one stop for the Tab key, and ?tab= to open one.
+  // Tabs: arrow keys, one stop for the Tab key, ?tab= in the address, the last tab after a reload.
   const wait = setInterval(() => {
     const list = document.querySelector("#studio [role=tablist]");
     if (!list) return;
@@ -98,12 +97,13 @@
       if (chosen) list.scrollTo({ left: chosen.offsetLeft - list.offsetLeft - 48 });
       list.setAttribute("aria-label", document.title);
       list.setAttribute("aria-orientation", narrow.matches ? "horizontal" : "vertical");
+      if (chosen) studioSession.storeTab(chosen.dataset.tabId);
       for (const tab of tabs()) {
         tab.tabIndex = tab.getAttribute("aria-selected") === "true" ? 0 : -1;
         tab.title = tab.textContent.trim();
       }
     };
-    // The button that sends a take to another tab goes away with its own tab: keep the focus.
+    // The button that sends a take to another tab disappears with its tab: move the focus.
     let sent = null;
     document.addEventListener("click", (event) => {
       sent = event.target.closest("button.send, #lyrics-use") && list.querySelector("[aria-selected=true]");
@@ -125,7 +125,8 @@
     });
     narrow.addEventListener("change", settle);
     settle();
-    const asked = new URLSearchParams(location.search).get("tab");
-    if (asked) tabs().find((tab) => tab.dataset.tabId === asked)?.click();
+    const kept = studioSession.resumed ? studioSession.kept.tab : null;
+    const wanted = kept ?? new URLSearchParams(location.search).get("tab");
+    if (wanted) tabs().find((tab) => tab.dataset.tabId === wanted)?.click();
   }, 50);
 }

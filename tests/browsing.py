@@ -169,7 +169,7 @@ def open_at(browser: Browser) -> Iterator[Callable[..., Page]]:
         )
         page.goto(url + query)
         page.locator(".actions button.primary:visible").wait_for()
-        page.locator(".said[aria-live]").first.wait_for(state="attached")
+        page.locator(".announcement[aria-live]").first.wait_for(state="attached")
         return page
 
     yield open_page
@@ -200,7 +200,9 @@ def state(page: Page, state: str, mode: str = "generate") -> Locator:
 def bring(page: Page, field: str, path: Path) -> Locator:
     """Choose a file for a field and wait until the studio has looked at it."""
     page.locator(f"#{field} input[type=file]").set_input_files(path)
-    seen = page.locator(f"#{field}-look .picture:is([data-state=ready], [data-state=refused])")
+    seen = page.locator(
+        f"#{field}-look .upload-preview:is([data-state=ready], [data-state=refused])"
+    )
     seen.wait_for()
     return seen
 

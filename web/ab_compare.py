@@ -1,4 +1,4 @@
-"""Two takes side by side: equally loud, one button apart, and nameless until voted if wanted."""
+"""A/B player: two takes at equal loudness, optionally as a blind test."""
 
 from __future__ import annotations
 
@@ -12,40 +12,45 @@ from typing import Any
 import gradio as gr
 
 import theme
-import tooltips as words
+import tooltips
 from audio.loudness import matching_gains
 from core.errors import StudioError
 from core.results import Take
 from web import markup, summaries
-from web.handlers import WORK, Studio, Update, serve, take_of, visitor_of
+from web.handlers import WORK, Update, find_take, serve_file
+from web.sessions import Sessions
 
 
 class AbCompare:
-    """Which two takes, and the player that switches between them in place.
+    """The choice of two takes, and the player that switches between them.
 
-    The player's `takes` are [{name, url, gain_db, lufs}, the same for B]; `blind` hides names and
-    loudness until one is voted for. `at_rest` is what the form shows at first.
+    The player's `takes` property is [{name, url, gain_db, lufs}, the same for B]; `blind` hides
+    names and loudness until one is voted for.
     """
 
-    def __init__(self, mode: str, at_rest: dict[str, Any]) -> None:
-        self.at_rest = at_rest
+    def __init__(self, mode: str, start_values: dict[str, Any]) -> None:
+        self.start_values = start_values
         with gr.Accordion(
-            words.COMPARE, open=False, visible=False, elem_classes="compare", elem_id=f"{mode}-two"
-        ) as self.fold:
-            with gr.Row(elem_classes="knobs"):
-                self.picks = [
+            tooltips.COMPARE,
+            open=False,
+            visible=False,
+            elem_classes="ab-compare",
+            elem_id=f"{mode}-two",
+        ) as self.accordion:
+            with gr.Row(elem_classes="params"):
+                self.choices = [
                     gr.Dropdown([], label=label, elem_id=f"{mode}-{name}")
-                    for name, label in words.PICKS.items()
+                    for name, label in tooltips.COMPARE_TAKES.items()
                 ]
             self.blind = gr.Checkbox(
-                False, label=words.BLIND, info=words.BLIND_TIP, elem_id=f"{mode}-blind"
+                False, label=tooltips.BLIND, info=tooltips.BLIND_HELP, elem_id=f"{mode}-blind"
             )
-            self.start = gr.Button(words.COMPARE_RUN, size="md", elem_id=f"{mode}-compare")
-            self.box = gr.HTML(
+            self.start = gr.Button(tooltips.COMPARE_RUN, size="md", elem_id=f"{mode}-compare")
+            self.player = gr.HTML(
                 None,
-                html_template=(theme.ASSETS / "compare.html").read_text("utf-8"),
-                js_on_load=f"const say = {json.dumps(words.COMPARING)};\n"
-                + (theme.ASSETS / "compare.js").read_text("utf-8"),
+                html_template=(theme.ASSETS / "ab_compare.html").read_text("utf-8"),
+                js_on_load=f"const text = {json.dumps(tooltips.AB_PLAYER)};\n"
+                + (theme.ASSETS / "ab_compare.js").read_text("utf-8"),
                 apply_default_css=False,
                 elem_id=f"{mode}-ab",
                 takes=[],
@@ -53,45 +58,47 @@ class AbCompare:
                 turn="",
             )
 
-    def wire(self, studio: Studio) -> None:
+    def wire(self, sessions: Sessions) -> None:
+        """Connect the Compare button."""
+
         def compare(caller: gr.Request, one: str, other: str, blind: bool) -> Iterator[Update]:
-            visitor = visitor_of(caller)
+            visitor = sessions.visitor(caller)
             try:
                 if one == other:
                     raise StudioError("takes-same")
-                takes = [take_of(studio, visitor, chosen) for chosen in (one, other)]
+                takes = [find_take(sessions.studio, visitor, take_id) for take_id in (one, other)]
                 if blind:
                     random.shuffle(takes)
-                told = {"takes": self._matched(takes), "blind": bool(blind)}
-                yield {self.box: gr.update(turn=uuid.uuid4().hex, **told)}
+                props = {"takes": self._matched(takes), "blind": bool(blind)}
+                yield {self.player: gr.update(turn=uuid.uuid4().hex, **props)}
             except StudioError as error:
                 markup.toast(error)
                 yield gr.skip()
 
-        self.start.click(compare, [*self.picks, self.blind], [self.box], **WORK)
+        self.start.click(compare, [*self.choices, self.blind], [self.player], **WORK)
 
-    def parts(self) -> list[gr.blocks.Block]:
-        """What changes when there is another take."""
-        return [self.fold, *self.picks]
+    def outputs(self) -> list[gr.blocks.Block]:
+        """The components that a new take changes."""
+        return [self.accordion, *self.choices]
 
     def offer(self, takes: Iterable[Take]) -> Update:
-        """Let choose among `takes`, newest first; the newest two are chosen."""
-        known = [(summaries.title(take, self.at_rest), take.id) for take in takes]
+        """Offer `takes`, newest first, with the newest two selected."""
+        options = [(summaries.title(take, self.start_values), take.id) for take in takes]
         return {
-            self.fold: gr.update(visible=len(known) > 1),
+            self.accordion: gr.update(visible=len(options) > 1),
             **{
-                pick: gr.update(choices=known, value=known[min(i, len(known) - 1)][1])
-                for i, pick in enumerate(self.picks)
+                choice: gr.update(choices=options, value=options[min(i, len(options) - 1)][1])
+                for i, choice in enumerate(self.choices)
             },
         }
 
     def _matched(self, takes: list[Take]) -> list[dict[str, Any]]:
-        """The takes as the player wants them, the louder one turned down to the other."""
+        """The player's `takes` property: the louder take is turned down to the other."""
         lufs = [take.check.get("loudness_lufs") for take in takes]
         return [
             {
-                "name": summaries.title(take, self.at_rest),
-                "url": serve(self.box, Path(take.path))[1],
+                "name": summaries.title(take, self.start_values),
+                "url": serve_file(self.player, Path(take.path))[1],
                 "gain_db": gain_db,
                 "lufs": loudness,
             }

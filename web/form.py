@@ -1,21 +1,22 @@
-"""The form of a request: controls made from its knobs, and when each of them is asked for."""
+"""The form of a request: its controls, when each is shown, and the request they make."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-import tooltips as words
+import tooltips
 from core.errors import StudioError
 from core.params import ADAPTERS, PLANNER, SONG, AdapterRef, Param, Request
 from core.results import ModelInfo
-from web.adapter_picker import AdapterPicker, worn
-from web.handlers import Update, brought
+from web.adapter_picker import AdapterPicker, requested_adapters
+from web.handlers import PRIVATE, Update, uploaded_path
 from web.upload_preview import UploadPreview
+from web.widgets import COMPOSING, no_effect, quality_choices, starting_value, valid_value, widget
 
 ORDER = (
     *("brief", "structure", "language", "tone", "rhyme", "lines"),
@@ -23,258 +24,243 @@ ORDER = (
     *("source_prompt", "source_lyrics", "prompt", "instrumental", "lyrics"),
     *("duration_s", "strength", "noise", "n_max", "n_min", "n_avg"),
 )
-"""How the knobs of a song follow each other on the form."""
-
+"""The order of a form's main parameters."""
 
 LAST = {"generate": ("reference",)}
-"""What stands below all that, where it is a sideline."""
-
-
-CARD: dict[str, str] = {
-    "inference_steps": "steps",
-    "guidance_scale": "guidance",
-    "shift": "shift",
-}
-"""Knobs that start at the model's own value, and where the card says it."""
-
-
-GUIDANCE = ("guidance_scale", "cfg_interval_start", "cfg_interval_end", "use_adg")
-"""Knobs that steer nothing in a model that takes no guidance."""
-
-
-COMPOSING = ("lm_cfg_scale", "lm_negative_prompt")
-"""Knobs of the planner that mean nothing where it listens instead of composing."""
-
+"""Parameters that come after all others in a mode."""
 
 REGION = ("start_s", "end_s")
-"""Knobs that are picked on the waveform of the song."""
+"""Parameters that are selected on the waveform of the song."""
 
-
-HELD = (*REGION, "repair")
-"""Knobs without a control of their own. A draft is repaired by its own button."""
-
+WITHOUT_CONTROL = (*REGION, "repair")
+"""Parameters without a control of their own. A draft is repaired by its own button."""
 
 Values = Mapping[str, Any]
 
+CONTROLLERS = ("instrumental", "source", "reference", "kind", "repaint_mode")
+"""Parameters that decide which others are shown."""
 
-STEERING = ("instrumental", "source", "reference", "kind", "repaint_mode")
-"""Knobs that decide which others are shown."""
+
+def _is_morph(form: Values) -> bool:
+    return form["kind"] == "morph"
 
 
-SHOWN: dict[str, Callable[[Values], bool]] = {
+def _is_repaint(form: Values) -> bool:
+    return form["kind"] == "repaint"
+
+
+SHOWN_IF: dict[str, Callable[[Values], bool]] = {
     "lyrics": lambda form: not form["instrumental"],
     "cover.strength": lambda form: bool(form["source"]),
     "cover.noise": lambda form: bool(form["source"]),
     "cover.duration_s": lambda form: bool(form["reference"]) and not form["source"],
-    "edit.start_s": lambda form: form["kind"] == "repaint",
-    "edit.end_s": lambda form: form["kind"] == "repaint",
-    "edit.repaint_mode": lambda form: form["kind"] == "repaint",
-    "edit.repaint_strength": lambda form: (
-        form["kind"] == "repaint" and form["repaint_mode"] == "balanced"
+    "edit.start_s": _is_repaint,
+    "edit.end_s": _is_repaint,
+    "edit.repaint_mode": _is_repaint,
+    "edit.repaint_strength": lambda form: _is_repaint(form) and form["repaint_mode"] == "balanced",
+    **dict.fromkeys(
+        ("edit.source_prompt", "edit.source_lyrics", "edit.n_max", "edit.n_min", "edit.n_avg"),
+        _is_morph,
     ),
-    **{
-        f"edit.{name}": lambda form: form["kind"] == "morph"
-        for name in ("source_prompt", "source_lyrics", "n_max", "n_min", "n_avg")
-    },
 }
-"""When a control is there, by field or `mode.field`. What is hidden is not asked for."""
+"""When a control is shown, by field or `mode.field`. A hidden one is left out of the request."""
 
 
-def shown(mode: str, name: str, form: Values) -> bool:
-    """Whether the control of knob `name` is there while the form holds these values."""
-    rule = SHOWN.get(f"{mode}.{name}") or SHOWN.get(name)
+def is_shown(mode: str, name: str, form: Values) -> bool:
+    """Whether the control of a parameter is shown while the form holds these values."""
+    rule = SHOWN_IF.get(f"{mode}.{name}") or SHOWN_IF.get(name)
     return rule is None or rule(form)
 
 
-def unasked(mode: str, form: Values) -> set[str]:
-    """The knobs that mean nothing while the form holds these values."""
-    hidden = {name for name in form if not shown(mode, name, form)}
+def unused(mode: str, form: Values) -> set[str]:
+    """The parameters without effect while the form holds these values."""
+    hidden = {name for name in form if not is_shown(mode, name, form)}
     return hidden if mode == "generate" else hidden | set(COMPOSING)
 
 
-def deaf(mode: str, param: Param, card: ModelInfo) -> str:
-    """Why a knob has nothing to turn here, in a sentence; empty where it works."""
-    if param.name in GUIDANCE and not card.takes_guidance:
-        return words.NO_GUIDANCE.format(model=card.title)
-    if param.name in COMPOSING and mode != "generate":
-        return words.LISTENS
-    return card.no_planner if param.group == PLANNER and not card.planner else ""
-
-
-def starting_value(param: Param, card: ModelInfo) -> Any:
-    """What a control shows at first: the model's own value where there is one."""
-    if param.name in CARD:
-        return min(max(getattr(card, CARD[param.name]), param.low), param.high)
-    if param.required and param.type is str:
-        return ""
-    if param.type is AdapterRef:
-        return []
-    if param.name == "duration_s":
-        return min(param.default, card.longest_s)
-    return param.default
-
-
-def widget(param: Param, mode: str, card: ModelInfo) -> gr.components.Component:
-    """The control for one knob, from its declaration alone."""
-    start, reason = starting_value(param, card), deaf(mode, param, card)
-    common = {"label": words.label(param), "elem_id": f"{mode}-{param.name}"}
-    if param.type is Path:
-        return gr.File(file_count="single", height=96, elem_classes="file", **common)
-    # Where a slider shows its ends, or a box takes any words, the range would be said twice.
-    info = words.tip(mode, param) if start is None else words.does(mode, param)
-    if param.type is bool and param.optional:
-        info = words.does(mode, param)
-    # Why there is no planner is said once, above its knobs.
-    common["info"] = reason if reason and reason != card.no_planner else info
-    common["interactive"] = not reason
-    if param.type is bool and param.optional:
-        options = [(words.AUTO, ""), *_choices(param, (True, False))]
-        return gr.Radio(options, value="" if start is None else start, **common)
-    if param.type is bool and param.name in words.CHOICES:
-        return gr.Radio(_choices(param, (False, True)), value=start, **common)
-    if param.type is bool:
-        return gr.Checkbox(value=start, **common)
-    if param.choices:
-        make = gr.Radio if len(param.choices) <= 3 else gr.Dropdown
-        return make(_choices(param, param.choices), value=start, **common)
-    if param.type is str:
-        return gr.Textbox(
-            value=start,
-            lines=param.lines,
-            max_lines=max(param.lines, 16),
-            placeholder=words.PLACEHOLDERS.get(param.name),
-            **common,
-        )
-    high = min(param.high, card.longest_s) if param.name == "duration_s" else param.high
-    if start is None:
-        # Not gr.Number: unfolding its accordion turns an empty one into 0 (Gradio 6.31).
-        return gr.Textbox(
-            value="",
-            placeholder=words.PLACEHOLDERS.get(param.name),
-            html_attributes=gr.InputHTMLAttributes(autocomplete="off", spellcheck=False),
-            elem_classes="digits",
-            **common,
-        )
-    return gr.Slider(param.low, high, value=start, step=param.step, **common)
-
-
-def _choices(param: Param, values: tuple[Any, ...]) -> list[tuple[str, Any]]:
-    named = [(words.choice(param.name, value), value) for value in values]
-    if param.name in words.LANGUAGES:
-        named.sort(key=lambda pair: (pair[0] != words.AUTO, pair[0]))
-    return named
-
-
 class Form:
-    """All controls of one request, in the order of its form.
+    """All controls of one request.
 
     Attributes:
-        fields: the control of each knob, by name.
-        rack: the adapters, where the request has any.
-        pictures: what is known of each file, by the name of its knob.
-        inputs: what a run is asked with; a control that has nothing to turn is not in it.
+        fields: the control of each parameter, by name.
+        adapter_picker: the adapters, where the request has any.
+        previews: the preview of each uploaded file, by the name of its parameter.
+        inputs: the components that a request is read from, by name. Controls without effect are
+            not among them. "region" is the region selected on the song's waveform.
+        start_values: what the controls show at first, by name.
+        has_region: whether a region is selected on the song's waveform.
     """
 
     def __init__(
         self,
         request: type[Request],
-        card: ModelInfo,
-        beside: Callable[[str], None] = lambda field: None,
+        info: ModelInfo,
+        draw_below: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Draw it. `beside` is called with the name of each field on the form after it is drawn."""
-        self.request, self.card, self.mode = request, card, request.mode
+        """Draw the form.
+
+        Args:
+            draw_below: called with the name of each main parameter after its control.
+        """
+        self.request, self.info, self.mode = request, info, request.mode
         self.params = {k.name: k for k in request.params()}
-        self.at_rest = {name: starting_value(k, card) for name, k in self.params.items()}
+        self.start_values = {name: starting_value(k, info) for name, k in self.params.items()}
+        self.has_region = REGION[0] in self.params
         self.fields: dict[str, gr.components.Component] = {}
-        self.pictures: dict[str, UploadPreview] = {}
-        self.rack: AdapterPicker | None = None
-        own = [n for n, k in self.params.items() if k.group == SONG and n not in HELD]
-        last = LAST.get(self.mode, ())
-        for name in sorted(own, key=lambda n: (n in last, ORDER.index(n))):
-            self._draw(name)
-            beside(name)
-        groups = dict.fromkeys(k.group for k in self.params.values() if k.group != SONG)
-        fold = words.ADVANCED if len(groups) > 1 else next(iter(groups))
-        with gr.Accordion(fold, open=False, elem_classes="advanced"):
-            for group in groups:
-                if len(groups) > 1:
-                    gr.HTML(f"<h2>{escape(group)}</h2>")
-                if group == PLANNER and not card.planner:
-                    gr.HTML(f"<p>{escape(card.no_planner)}</p>", elem_classes="why")
-                if group == ADAPTERS:
-                    self.rack = AdapterPicker(self.params["adapters"], self.mode)
-                    self.fields["adapters"] = self.rack.box
-                    continue
-                with gr.Row(elem_classes="knobs"):
-                    for name in (n for n, k in self.params.items() if k.group == group):
-                        if name in HELD:
-                            continue
-                        self.fields[name] = widget(self.params[name], self.mode, card)
+        self.previews: dict[str, UploadPreview] = {}
+        self.adapter_picker: AdapterPicker | None = None
+        self._draw_main(draw_below)
+        self._draw_advanced()
         self.inputs = {
             name: self.fields[name]
             for name, param in self.params.items()
-            if name in self.fields and not deaf(self.mode, param, card)
+            if name in self.fields and not no_effect(self.mode, param, info)
         }
-        self.picks = REGION[0] in self.params
-        if self.picks:
-            self.inputs["region"] = self.pictures["source"].box
+        if self.has_region:
+            self.inputs["region"] = self.previews["source"].box
         at_first = {name: None if k.type is Path else k.default for name, k in self.params.items()}
         for name, field in self.fields.items():
-            field.visible = shown(self.mode, name, at_first)
+            field.visible = is_shown(self.mode, name, at_first)
+
+    def _draw_main(self, draw_below: Callable[[str], None]) -> None:
+        main = [
+            name
+            for name, param in self.params.items()
+            if param.group == SONG and name not in WITHOUT_CONTROL
+        ]
+        last = LAST.get(self.mode, ())
+        for name in sorted(main, key=lambda name: (name in last, ORDER.index(name))):
+            self._draw(name)
+            draw_below(name)
 
     def _draw(self, name: str) -> None:
         param = self.params[name]
         if param.type is not Path:
-            self.fields[name] = widget(param, self.mode, self.card)
+            self.fields[name] = widget(param, self.mode, self.info)
             return
-        with gr.Column(elem_classes="brought", min_width=0):
-            self.fields[name] = widget(param, self.mode, self.card)
-            picks = name == "source" and REGION[0] in self.params
-            tip = words.does(self.mode, param)
-            self.pictures[name] = UploadPreview(f"{self.mode}-{name}-look", tip, picks)
+        with gr.Column(elem_classes="upload", min_width=0):
+            self.fields[name] = widget(param, self.mode, self.info)
+            self.previews[name] = UploadPreview(
+                f"{self.mode}-{name}-look",
+                tooltips.description(self.mode, param),
+                has_region=self.has_region and name == "source",
+            )
 
-    def given(self, values: tuple[Any, ...]) -> dict[str, Any]:
-        """What the form asks for, by knob: neither what is hidden nor an empty box.
+    def _draw_advanced(self) -> None:
+        groups = dict.fromkeys(k.group for k in self.params.values() if k.group != SONG)
+        alone = len(groups) == 1
+        title = next(iter(groups)) if alone else tooltips.ADVANCED
+        with gr.Accordion(title, open=False, elem_classes="advanced"):
+            for group in groups:
+                if not alone:
+                    gr.HTML(f"<h2>{escape(group)}</h2>")
+                self._draw_group(group)
+
+    def _draw_group(self, group: str) -> None:
+        if group == PLANNER and not self.info.planner:
+            gr.HTML(f"<p>{escape(self.info.no_planner)}</p>", elem_classes="why")
+        if group == ADAPTERS:
+            self.adapter_picker = AdapterPicker(self.params["adapters"], self.mode)
+            self.fields["adapters"] = self.adapter_picker.box
+            return
+        with gr.Row(elem_classes="params"):
+            for name, param in self.params.items():
+                if param.group != group or name in WITHOUT_CONTROL:
+                    continue
+                if name == "inference_steps":
+                    self._draw_steps(param)
+                else:
+                    self.fields[name] = widget(param, self.mode, self.info)
+
+    def _draw_steps(self, param: Param) -> None:
+        """Steps with a choice of qualities beside it, which only moves the slider."""
+        choices = quality_choices(self.info)
+        quality = None
+        if choices:
+            quality = gr.Radio(
+                choices,
+                value=self.start_values[param.name],
+                label=tooltips.QUALITY,
+                info=tooltips.QUALITY_HELP,
+                elem_id=f"{self.mode}-quality",
+            )
+        steps = self.fields[param.name] = widget(param, self.mode, self.info)
+        if quality is not None:
+            known = [count for _, count in choices]
+            in_browser = {**PRIVATE, "queue": False}
+            quality.input(None, [quality], [steps], js="(steps) => steps", **in_browser)
+            steps.change(
+                None,
+                [steps],
+                [quality],
+                js=f"(steps) => {known}.includes(steps) ? steps : null",
+                **in_browser,
+            )
+
+    def read(self, values: Iterable[Any]) -> dict[str, Any]:
+        """The parameters that the form requests, without hidden controls and empty boxes.
+
+        Args:
+            values: of `inputs`, in their order.
 
         Raises:
-            StudioError: a file that did not come through this page, or is still being read.
+            StudioError: a file was not uploaded to this page, or is still being read.
         """
         form = dict(zip(self.inputs, values, strict=True))
         region = form.pop("region", None)
-        asked = {}
+        given = {}
         for name, value in form.items():
             param = self.params[name]
-            if not shown(self.mode, name, form):
+            if not is_shown(self.mode, name, form):
                 continue
             if param.type is Path:
-                value = brought(value)
+                value = uploaded_path(value)
                 if value is None and param.required:
                     continue
             if param.type is AdapterRef:
-                value = worn(value)
-            asked[name] = None if param.optional and value == "" else value
-        if self.picks and "source" in asked and shown(self.mode, REGION[0], form):
+                value = requested_adapters(value)
+            given[name] = None if param.optional and value == "" else value
+        if self.has_region and "source" in given and is_shown(self.mode, REGION[0], form):
             if not region:
-                raise StudioError("still-reading", name=asked["source"].name)
-            asked |= dict(zip(REGION, region, strict=True))
-        return asked
+                raise StudioError("still-reading", name=given["source"].name)
+            given |= dict(zip(REGION, region, strict=True))
+        return given
 
-    def visible(self, values: Values) -> Update:
-        """Show and hide what the steering knobs among `values` decide about."""
-        form = {**dict.fromkeys(STEERING), **values}
+    def read_request(self, values: Iterable[Any], **more: Any) -> Request:
+        """The checked request that the form makes. Raises `StudioError`, as `read` does."""
+        return self.request.of({**self.read(values), **more})
+
+    def visibility(self, values: Values) -> Update:
+        """Show and hide the controls that depend on others, for a form with these values."""
+        form = {**dict.fromkeys(CONTROLLERS), **values}
         update: Update = {
-            field: gr.update(visible=shown(self.mode, name, form))
+            field: gr.update(visible=is_shown(self.mode, name, form))
             for name, field in self.fields.items()
-            if f"{self.mode}.{name}" in SHOWN or name in SHOWN
+            if f"{self.mode}.{name}" in SHOWN_IF or name in SHOWN_IF
         }
-        if self.picks:
-            update[self.pictures["source"].box] = gr.update(whole=form["kind"] != "repaint")
+        if self.has_region:
+            update[self.previews["source"].box] = gr.update(whole=form["kind"] != "repaint")
         return update
 
-    def parts(self) -> list[gr.components.Component]:
-        """All that filling the form changes."""
-        return [*self.fields.values(), *(picture.box for picture in self.pictures.values())]
+    def outputs(self) -> list[gr.components.Component]:
+        """All components that filling in the form changes."""
+        return [*self.fields.values(), *(preview.box for preview in self.previews.values())]
 
-    def steering(self) -> dict[str, gr.components.Component]:
-        """The controls that decide about others."""
-        return {name: self.fields[name] for name in STEERING if name in self.fields}
+    def controllers(self) -> dict[str, gr.components.Component]:
+        """The controls that decide which others are shown, by name."""
+        return {name: self.fields[name] for name in CONTROLLERS if name in self.fields}
+
+    def stored_values(self, stored: Values) -> dict[str, Any]:
+        """Those of `stored` that the controls can show; files and the region are left out.
+
+        Args:
+            stored: values by the names of `inputs`, from the browser's session storage.
+        """
+        return {
+            name: stored[name]
+            for name in self.inputs
+            if name in stored
+            and name in self.params
+            and self.params[name].type is not Path
+            and valid_value(self.params[name], stored[name])
+        }

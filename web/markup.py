@@ -1,4 +1,4 @@
-"""TODO"""
+"""Pieces of HTML. Every text that a person or a file brought in is escaped here."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from typing import Any
 
 import gradio as gr
 
-import tooltips as words
+import tooltips
 from core.errors import StudioError
 from core.results import Draft, Failed, ModelInfo, Progress, Take
 from web import summaries
 
 
-def particulars(take: Take, unasked: Collection[str] = ()) -> str:
-    """Everything a take knows of itself, to read, but the knobs that meant nothing to it."""
-    return _check(take.check) + _facts(take.notes, summaries.particulars(take, unasked))
+def take_details(take: Take, unused: Collection[str] = ()) -> str:
+    """Everything known about a take, without the parameters in `unused`, which had no effect."""
+    return _measurements(take.check) + _sections(take.notes, summaries.take_details(take, unused))
 
 
-def draft(draft: Draft) -> str:
-    """What is known of words that were written."""
-    return _facts(draft.notes, summaries.drafted(draft))
+def draft_details(draft: Draft) -> str:
+    """Everything known about a draft."""
+    return _sections(draft.notes, summaries.draft_details(draft))
 
 
-def _check(check: dict[str, Any]) -> str:
-    """What a take measures, beside what was asked for."""
-    heads = "".join(f"<th scope='col'>{head}</th>" for head in words.CHECK_COLUMNS)
+def _measurements(check: dict[str, Any]) -> str:
+    """A table of what was measured in a take, beside what was requested."""
+    heads = "".join(f"<th scope='col'>{head}</th>" for head in tooltips.CHECK_COLUMNS)
     rows = "".join(
-        f"<tr><th scope='row'>{escape(what)}</th><td>{escape(asked)}</td><td>{escape(told)}</td></tr>"
-        for what, asked, told in summaries.checked(check)
+        f"<tr><th scope='row'>{escape(what)}</th><td>{escape(requested)}</td>"
+        f"<td>{escape(measured)}</td></tr>"
+        for what, requested, measured in summaries.measurements(check)
     )
-    table = f"<table><tr>{heads}</tr>{rows}</table><p class='tip'>{words.CHECK_TIP}</p>"
-    return f"<h2>{words.CHECK}</h2>{table}" if rows else ""
+    table = f"<table><tr>{heads}</tr>{rows}</table><p class='tip'>{tooltips.CHECK_HELP}</p>"
+    return f"<h2>{tooltips.CHECK}</h2>{table}" if rows else ""
 
 
-def _facts(notes: Collection[str], told: dict[str, dict[str, str]]) -> str:
-    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return (f"<h2>{words.NOTES}</h2><ul>{listed}</ul>" if listed else "") + "".join(
-        f"<h2>{escape(heading)}</h2>{_pairs(facts)}" for heading, facts in told.items()
+def _sections(notes: Collection[str], sections: dict[str, dict[str, str]]) -> str:
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return (f"<h2>{tooltips.NOTES}</h2><ul>{items}</ul>" if items else "") + "".join(
+        f"<h2>{escape(heading)}</h2>{_pairs(facts)}" for heading, facts in sections.items()
     )
 
 
@@ -49,43 +50,49 @@ def _pairs(facts: dict[str, str]) -> str:
 
 
 def with_commands(text: str) -> str:
-    """`text` as HTML, what is to be typed in it set apart."""
+    """`text` as HTML, with the commands in it marked as code."""
     return re.sub(
         r"python app\.py (?:fetch|--model) [\w.-]*\w", r"<code>\g<0></code>", escape(text)
     )
 
 
-def toast(trouble: StudioError | Failed) -> None:
-    """Say what went wrong, and what helps, in a corner of the page."""
-    gr.Warning(escape(f"{trouble.message} {trouble.action}"), title=words.FAILED, duration=8)
+def toast(error: StudioError | Failed) -> None:
+    """Show an error and what to do about it in a corner of the page."""
+    gr.Warning(escape(f"{error.message} {error.action}"), title=tooltips.FAILED, duration=8)
 
 
-def masthead(card: ModelInfo) -> str:
+def masthead(info: ModelInfo) -> str:
+    """The top of the page: title, model and device."""
     return (
-        f"<a class='skip' href='#studio'>{words.SKIP}</a>"
-        f"<header><h1>{words.TITLE}</h1><p class='badge'><b>{escape(card.title)}</b>"
-        f"<span>{escape(card.device)}</span></p></header>"
+        f"<a class='skip' href='#studio'>{tooltips.SKIP}</a>"
+        f"<header><h1>{tooltips.TITLE}</h1><p class='badge'><b>{escape(info.title)}</b>"
+        f"<span>{escape(info.device)}</span></p></header>"
     )
 
 
 def progress(event: Progress) -> str:
-    share = event.step / event.steps if event.steps > 1 else None
+    """The status line of a running job."""
     return status(
         "running",
-        words.stage(event.stage),
-        words.count(event),
-        words.clock(event.elapsed_s),
-        words.left(event.left_s),
-        fraction=share,
+        tooltips.stage_label(event.stage),
+        tooltips.progress_count(event),
+        tooltips.elapsed(event.elapsed_s),
+        tooltips.time_left(event.left_s),
+        fraction=event.step / event.steps if event.steps > 1 else None,
     )
 
 
 def status(state: str, headline: str, *details: str, fraction: float | None = None) -> str:
-    """The status line. Its bar has no value while nothing can be counted."""
+    """A status line.
+
+    Args:
+        state: idle, running, done, stopped or failed.
+        fraction: 0 to 1 for the progress bar; None where nothing is counted.
+    """
     value = "" if fraction is None else f" value='{min(1.0, fraction) * 100:.1f}'"
-    bar = f"<progress max='100'{value} aria-label='{words.PROGRESS}'></progress>"
-    told = "".join(f"<span>{escape(detail)}</span>" for detail in details if detail)
+    bar = f"<progress max='100'{value} aria-label='{tooltips.PROGRESS}'></progress>"
+    spans = "".join(f"<span>{escape(detail)}</span>" for detail in details if detail)
     return (
-        f"<div class='status' data-state='{state}'><p><b>{escape(headline)}</b>{told}</p>"
+        f"<div class='status' data-state='{state}'><p><b>{escape(headline)}</b>{spans}</p>"
         f"{bar if state in ('running', 'done') else ''}</div>"
     )

@@ -1,69 +1,105 @@
-"""The whole page: one tab for each song mode, the Lyrics tab, and the API."""
+"""The whole page: a tab for each song mode, the Lyrics tab, and the API."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
-import tooltips as words
-from core.requests import EXPORTS, HELPERS, MODES, Lyrics
-from theme import ASSETS, head, theme
+import tooltips
+from core.requests import MODES, Lyrics
+from theme import ASSETS, GROUND, theme
 from web import markup
-from web.api import misnamed, publish
-from web.handlers import Studio, visitor_of
+from web.api import REQUESTS, Blocks, UnpackErrors, publish, wrong_names
+from web.handlers import PRIVATE, Studio
 from web.lyrics_tab import LyricsTab
-from web.restore import RestorePanel
+from web.restore import RestorePanel, Tab
+from web.sessions import Sessions
 from web.song_tab import SongTab
 
 
 def build(studio: Studio) -> gr.Blocks:
-    """The whole page. Launch it with `theme.launch_options()`."""
-    card = studio.card()
-    with gr.Blocks(
-        title=words.TITLE,
+    """The page for a studio. Launch it with `launch_options()`."""
+    info = studio.card()
+    sessions = Sessions(studio)
+    with Blocks(
+        title=tooltips.TITLE,
         fill_width=True,
         analytics_enabled=False,
         delete_cache=(1800, 6 * 3600),
     ) as demo:
-        gr.HTML(markup.masthead(card), elem_id="masthead")
-        if card.hint:
-            gr.HTML(f"<p>{markup.with_commands(card.hint)}</p>", elem_id="hint")
-        doors = RestorePanel()
-        rooms = {}
+        gr.HTML(markup.masthead(info), elem_id="masthead")
+        if info.hint:
+            gr.HTML(f"<p>{markup.with_commands(info.hint)}</p>", elem_id="hint")
+        restore = RestorePanel()
+        songs: dict[str, SongTab] = {}
         with gr.Tabs(elem_id="studio", overflow_behavior="wrap") as tabs:
             for mode, request in MODES.items():
-                with gr.Tab(words.MODES[mode], id=mode, elem_id=f"t-{mode}"):
-                    rooms[mode] = SongTab(studio, card, request)
-            with gr.Tab(words.MODES[Lyrics.mode], id=Lyrics.mode, elem_id=f"t-{Lyrics.mode}"):
-                writing = LyricsTab(studio, card)
-        for room in rooms.values():
-            for mode in words.SEND:
-                room.sends_to(rooms[mode], tabs)
-        writing.sends_to(rooms["generate"].form, tabs)
-        doors.wire(card, tabs, {m: (room.fill, room.form.parts()) for m, room in rooms.items()})
-        for request in (*MODES.values(), *HELPERS.values(), Lyrics, *EXPORTS.values()):
+                with gr.Tab(tooltips.MODES[mode], id=mode, elem_id=f"t-{mode}"):
+                    songs[mode] = SongTab(sessions, info, request)
+            mode = Lyrics.mode
+            with gr.Tab(tooltips.MODES[mode], id=mode, elem_id=f"t-{mode}"):
+                lyrics = LyricsTab(sessions, info)
+        for tab in songs.values():
+            for mode in tooltips.SEND:
+                tab.send_to(songs[mode], tabs)
+        lyrics.send_to(songs["generate"].form, tabs)
+        restore.wire(sessions, info, tabs, songs, {Lyrics.mode: lyrics})
+        for mode, tab in {**songs, Lyrics.mode: lyrics}.items():
+            _store(mode, tab)
+        for request in REQUESTS.values():
             publish(demo, studio, request)
 
-        def leave(caller: gr.Request) -> None:
-            studio.leave(visitor_of(caller))
+        def close(caller: gr.Request) -> None:
+            sessions.close(caller)
 
-        demo.unload(leave)
+        demo.unload(close)
     return demo
 
 
+def _store(mode: str, tab: Tab) -> None:
+    """Keep the values of a tab's controls in the browser's session storage, at every change."""
+    parts = tab.stored()
+    gr.on(
+        [part.change for part in parts.values()],
+        None,
+        [*parts.values()],
+        None,
+        js=f"(...values) => {{ studioSession.store({json.dumps(mode)},"
+        f" {json.dumps([*parts])}, values); return []; }}",
+        **{**PRIVATE, "queue": False},
+    )
+
+
 def launch_options() -> dict[str, Any]:
-    """All that `Blocks.launch` must be told about the look and the manners of the page."""
+    """The arguments of `Blocks.launch` that decide how the page looks and behaves."""
     return {
         "theme": theme(),
         "js": (ASSETS / "studio.js").read_text(encoding="utf-8"),
-        "head": head(),
+        "head": _head(),
         "favicon_path": ASSETS / "icons" / "studio.svg",
         "footer_links": ["api"],
         "run_history": False,
         "pwa": False,
         "ssr_mode": False,
-        "app_kwargs": {"exception_handlers": {TypeError: misnamed}},
+        "app_kwargs": {
+            "exception_handlers": {TypeError: wrong_names},
+            "middleware": [Middleware(UnpackErrors)],
+        },
         "share": False,
         "enable_monitoring": False,
     }
+
+
+def _head() -> str:
+    """What must be set before the first paint, and the session storage before any component."""
+    return (
+        f"<meta name='theme-color' content='{GROUND}'>"
+        "<meta name='color-scheme' content='dark'>"
+        f"<style>html,body{{background:{GROUND};color-scheme:dark}}</style>"
+        "<script>document.documentElement.lang='en';"
+        "document.documentElement.classList.add('dark');\n"
+        f"{(ASSETS / 'session.js').read_text('utf-8')}</script>"
+    )

@@ -1,77 +1,116 @@
-"""How a song comes in as settings: a file of the studio's that is dropped, a link that is opened.
+"""Settings from a song file, a link or the browser's session storage back into a form; links out.
 
-And how it goes out as a link. All that comes in may claim anything: it is checked as a whole, and
-either fills a form or changes nothing.
+Whatever comes in may claim anything: it is checked as a whole, and fills in a form or changes
+nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl, quote, urlencode
 
 import gradio as gr
 
 import theme
-import tooltips as words
+import tooltips
 from audio import settings
 from core.errors import StudioError
 from core.requests import MODES, Lyrics
 from core.results import ModelInfo, Take
 from web import markup
-from web.handlers import WORK, Update, brought
+from web.handlers import WORK, Update, uploaded_path
+from web.sessions import Sessions
 
-LONGEST_LINK, MOST_VALUES = 100_000, 100
+MAX_LINK_LENGTH, MAX_LINK_VALUES = 100_000, 100
 """Characters of a link and values in it. The longest lyrics, in Chinese, make 37,000."""
 
-
 FILES = "files"
-"""What a link says of files that went in: which fields they were for, not what they were."""
-
+"""The key in a link that names the fields with files, without naming the files."""
 
 PLAIN = (str, bool, int, float)
+"""Types of the parameters that a link contains."""
 
 
-Restore = Callable[[dict[str, Any], Mapping[str, StudioError]], Update]
-"""Fill a tab's form: the values asked for, and what to say where a file has to be chosen again."""
+class Tab(Protocol):
+    """What restoring needs from a tab."""
+
+    def stored(self) -> dict[str, gr.components.Component]:
+        """The components whose values the browser keeps over a reload, by name."""
+        ...
+
+    def resume(self, stored: Mapping[str, Any], takes: tuple[Take, ...]) -> Update:
+        """The update for a page that was reloaded."""
+        ...
+
+    def resume_outputs(self) -> list[gr.blocks.Block]:
+        """The components that `resume` changes."""
+        ...
 
 
-def link_of(take: Take) -> str:
-    """A link with the settings of `take`, without the address of the page, its sound or its files.
+class FormTab(Tab, Protocol):
+    """A tab whose form a file or a link can fill in."""
 
-    The settings stand behind the #, which browsers keep to themselves.
+    form: Any
+
+    def fill(self, values: dict[str, Any], missing: Mapping[str, StudioError]) -> Update:
+        """Fill in the form, with what to say where a file has to be chosen again."""
+        ...
+
+
+class Restored(NamedTuple):
+    """Settings that were found."""
+
+    mode: str
+    values: dict[str, Any]
+    missing: dict[str, StudioError]
+    """What to say, by parameter, where a file has to be chosen again."""
+    name: str
+    """Of the file, or "the link"."""
+    notes: list[str]
+
+
+def link_to(take: Take) -> str:
+    """A link with the settings of `take`, without the page's address, the audio and the files.
+
+    The settings are in the fragment, behind the #, which browsers do not send to servers.
     """
     request = take.to_request()
-    told = {n: v for n, v in request.non_defaults().items() if isinstance(v, PLAIN)}
+    values = {n: v for n, v in request.non_defaults().items() if isinstance(v, PLAIN)}
     files = [k.name for k in request.params() if k.type is Path and getattr(request, k.name)]
-    told |= {FILES: ",".join(files)} if files else {}
-    return f"?tab={take.mode}#" + urlencode(told, quote_via=quote)
+    values |= {FILES: ",".join(files)} if files else {}
+    return f"?tab={take.mode}#" + urlencode(values, quote_via=quote)
 
 
 def read_link(link: str) -> tuple[str, dict[str, Any], tuple[str, ...]] | None:
-    """The settings in a link's query and fragment: mode, values, fields that were files.
+    """The settings in a link's query and fragment: mode, values, fields that had files.
 
-    None where the link only names a tab, or nothing. Names that begin with two underscores are
-    those of the page's host.
+    Returns:
+        None where the link only names a tab, or nothing. Names that begin with two underscores
+        belong to the page's host and are ignored.
 
     Raises:
         StudioError: `link-unreadable`.
     """
     query, _, fragment = link.removeprefix("?").partition("#")
     parts = [part for part in (query, fragment) if "=" in part]
-    if len(link) > LONGEST_LINK:
+    if len(link) > MAX_LINK_LENGTH:
         raise StudioError("link-unreadable", problem="it is too long")
     try:
         pairs = parse_qsl(
-            "&".join(parts), True, strict_parsing=True, errors="strict", max_num_fields=MOST_VALUES
+            "&".join(parts),
+            True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=MAX_LINK_VALUES,
         )
     except ValueError as error:
         raise StudioError("link-unreadable", problem="it is damaged") from error
     given = {name: value for name, value in pairs if not name.startswith("__")}
     if len(given) < len([name for name, _ in pairs if not name.startswith("__")]):
-        raise StudioError("link-unreadable", problem="it says something twice")
+        raise StudioError("link-unreadable", problem="it sets a parameter twice")
     mode = given.pop("tab", next(iter(MODES)))
     if mode not in MODES and not (mode == Lyrics.mode and not given):
         name = "".join(c if c.isprintable() else "?" for c in mode[:40])
@@ -82,104 +121,145 @@ def read_link(link: str) -> tuple[str, dict[str, Any], tuple[str, ...]] | None:
 
 
 def _checked(mode: str, given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """All values of the mode's request, as `given` would have them, and which fields were files."""
+    """All values of the mode's request with those `given`, and which fields had files."""
     request = MODES[mode]
     paths = {k.name: k for k in request.params() if k.type is Path}
     files = tuple(filter(None, given.pop(FILES, "").split(",")))
     plain = {k.name for k in request.params() if k.type in PLAIN}
-    closed = given.keys() & {k.name for k in request.params()} - plain
-    if closed or not paths.keys() >= {*files}:
+    forbidden = given.keys() & {k.name for k in request.params()} - plain
+    if forbidden or not paths.keys() >= {*files}:
         raise StudioError("link-unreadable", problem="it names a file")
     needed = (n for n, k in paths.items() if k.required or (n == "source" and not files))
     files = files or (tuple(needed) if mode != "generate" else ())
     try:
-        asked = request.of({**given, **dict.fromkeys(files, "a file")})
+        checked = request.of({**given, **dict.fromkeys(files, "a file")})
     except StudioError as error:
         raise StudioError("link-unreadable", problem=error.message.removesuffix(".")) from error
-    told = asked.model_dump(mode="json")
-    return {name: told[name] for name in plain}, files
+    values = checked.model_dump(mode="json")
+    return {name: values[name] for name in plain}, files
 
 
 class RestorePanel:
-    """The line that takes a file of the studio's, dropped anywhere on the page, or a link.
+    """The line at the top of the page that takes a song file, dropped anywhere, or a link.
 
-    Its value is what came: {file: what the upload returned} or {link: query and fragment}.
+    Its value is what came in: {file: what the upload returned}, or at page load {session: what the
+    browser kept, link: query and fragment, or nothing}.
     """
 
     def __init__(self) -> None:
         self.box = gr.HTML(
             None,
-            html_template=(theme.ASSETS / "doors.html").read_text("utf-8"),
-            js_on_load=f"const say = {json.dumps(words.DOORS)};\n"
-            + (theme.ASSETS / "doors.js").read_text("utf-8"),
+            html_template=(theme.ASSETS / "restore.html").read_text("utf-8"),
+            js_on_load=f"const text = {json.dumps(tooltips.RESTORE)};\n"
+            + (theme.ASSETS / "restore.js").read_text("utf-8"),
             apply_default_css=False,
             elem_id="doors",
             state="empty",
-            told=words.DOORS_TIP,
+            message=tooltips.RESTORE_HELP,
             notes=[],
+            token="",
         )
 
     def wire(
-        self, card: ModelInfo, tabs: gr.Tabs, rooms: Mapping[str, tuple[Restore, list]]
+        self,
+        sessions: Sessions,
+        info: ModelInfo,
+        tabs: gr.Tabs,
+        forms: Mapping[str, FormTab],
+        others: Mapping[str, Tab],
     ) -> None:
-        """Let what comes in fill the form of its mode: how, and which components that changes."""
+        """Connect what comes in with the tabs.
 
-        def come(given: Any) -> Iterator[Update]:
+        Args:
+            forms: the song tabs by mode.
+            others: further tabs, which only resume after a reload.
+        """
+
+        def load(value: Any) -> Iterator[Update]:
             try:
-                found = _found(given, card)
+                found = _find_settings(value, info)
             except StudioError as error:
                 markup.toast(error)
-                yield {self.box: self._says("refused", error.message, [error.action])}
+                yield {self.box: self._show("refused", error.message, [error.action])}
                 return
             if found is None:
                 yield gr.skip()  # yielding nothing would empty all outputs
                 return
-            mode, asked, lacking, name, notes = found
-            # A picture on a tab not opened yet forgets what it is told before.
-            yield {tabs: gr.update(selected=mode), self.box: self._says("reading", name)}
-            told = words.RESTORED.format(name=name, tab=words.MODES[mode])
-            notes = [*notes, *(str(trouble) for trouble in lacking.values())]
-            restore, _ = rooms[mode]
-            yield {**restore(asked, lacking), self.box: self._says("ready", told, notes)}
+            # First the tab: on one that was never opened, a preview forgets earlier updates.
+            yield {
+                tabs: gr.update(selected=found.mode),
+                self.box: self._show("reading", found.name),
+            }
+            message = tooltips.RESTORED.format(name=found.name, tab=tooltips.MODES[found.mode])
+            notes = [*found.notes, *(str(error) for error in found.missing.values())]
+            update = forms[found.mode].fill(found.values, found.missing)
+            yield {**update, self.box: self._show("ready", message, notes)}
 
-        outputs = [tabs, self.box, *dict.fromkeys(b for _, parts in rooms.values() for b in parts)]
-        self.box.come(come, [self.box], outputs, **WORK)
+        def resume(caller: gr.Request, value: Any) -> Update:
+            session = value.get("session") if isinstance(value, dict) else None
+            session = session if isinstance(session, dict) else {}
+            token = sessions.resume(caller, session.get("token"))
+            update: Update = {self.box: gr.update(token=token)}
+            stored, takes = session.get("forms"), sessions.takes(caller)
+            for mode, tab in {**forms, **others}.items():
+                values = stored.get(mode) if isinstance(stored, dict) else None
+                update |= tab.resume(values if isinstance(values, dict) else {}, takes)
+            return update
 
-    def _says(self, state: str, told: str, notes: list[str] | None = None) -> Any:
-        return gr.update(state=state, told=told, notes=notes or [])
+        every = {**forms, **others}
+        form_outputs = [part for tab in forms.values() for part in tab.form.outputs()]
+        outputs = [tabs, self.box, *dict.fromkeys(form_outputs)]
+        resumed = [part for tab in every.values() for part in tab.resume_outputs()]
+        self.box.come(load, [self.box], outputs, **WORK)
+        self.box.resume(resume, [self.box], [self.box, *dict.fromkeys(resumed)], **WORK).then(
+            load, [self.box], outputs, **WORK
+        )
+
+    def _show(self, state: str, message: str, notes: list[str] | None = None) -> Any:
+        return gr.update(state=state, message=message, notes=notes or [])
 
 
-def _found(
-    given: Any, card: ModelInfo
-) -> tuple[str, dict, dict[str, StudioError], str, list[str]] | None:
-    """What came in: mode, values, what to say where a file is lacking, its name, what to know."""
-    given = given if isinstance(given, dict) else {}
-    if isinstance(link := given.get("link"), str):
-        read = read_link(link)
-        if read is None:
-            return None
-        mode, asked, files = read
-        labels = {k.name: k.label for k in MODES[mode].params()}
-        lacking = {n: StudioError("link-needs-file", label=labels[n]) for n in files}
-        return mode, asked, lacking, words.THE_LINK, []
-    path = brought(given.get("file"))
+def _find_settings(value: Any, info: ModelInfo) -> Restored | None:
+    """The settings in what came in; None for a page that was opened without any.
+
+    Raises:
+        StudioError: `link-unreadable`, `source-missing`, `file-not-uploaded`, and `settings-…`.
+    """
+    value = value if isinstance(value, dict) else {}
+    if "file" not in value:
+        return _from_link(value.get("link"))
+    path = uploaded_path(value["file"])
     if path is None:
-        raise StudioError("source-missing", name=words.A_FILE)
-    told = settings.read_settings(path)
-    if told is None:
+        raise StudioError("source-missing", name=tooltips.A_FILE)
+    found = settings.read_settings(path)
+    if found is None:
         raise StudioError("settings-missing", name=path.name)
-    if told["mode"] not in MODES:
-        raise StudioError("settings-elsewhere", name=path.name, model=told["model"]["name"])
-    labels = {k.name: k.label for k in MODES[told["mode"]].params()}
-    lacking = {
+    if found["mode"] not in MODES:
+        raise StudioError("settings-elsewhere", name=path.name, model=found["model"]["name"])
+    labels = {k.name: k.label for k in MODES[found["mode"]].params()}
+    missing = {
         field: StudioError("settings-need-file", name=name, label=labels[field])
-        for field, name in told["names"].items()
+        for field, name in found["names"].items()
     }
-    made_with = told["model"]["name"]
-    played = ", ".join(f"{a['name']} ({a['strength']:g})" for a in told["adapters"])
-    notes = [words.LACKING_ADAPTERS.format(names=played)] if played else []
-    notes += [words.MASTERED.format(**done) for done in told["mastered"]]
-    notes += (
-        [] if made_with == card.name else [words.OTHER_MODEL.format(then=made_with, now=card.title)]
-    )
-    return told["mode"], told["request"], lacking, path.name, notes
+    return Restored(found["mode"], found["request"], missing, path.name, _file_notes(found, info))
+
+
+def _from_link(link: Any) -> Restored | None:
+    read = read_link(link) if isinstance(link, str) else None
+    if read is None:
+        return None
+    mode, values, files = read
+    labels = {k.name: k.label for k in MODES[mode].params()}
+    missing = {n: StudioError("link-needs-file", label=labels[n]) for n in files}
+    return Restored(mode, values, missing, tooltips.THE_LINK, [])
+
+
+def _file_notes(found: Mapping[str, Any], info: ModelInfo) -> list[str]:
+    """What would make a song from these settings differ from the file."""
+    adapters = ", ".join(f"{a['name']} ({a['strength']:g})" for a in found["adapters"])
+    notes = [tooltips.MISSING_ADAPTERS.format(names=adapters)] if adapters else []
+    notes += [tooltips.MASTERED.format(**master) for master in found["mastered"]]
+    made_with = found["model"]["name"]
+    if made_with != info.name:
+        notes.append(tooltips.OTHER_MODEL.format(then=made_with, now=info.title))
+    return notes

@@ -1,4 +1,4 @@
-"""The half of a tab that answers: what is pressed, how far it is, what has come of it."""
+"""The output side of a tab: job controls, the latest take, and what can be done with takes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 import gradio as gr
 
 import theme
-import tooltips as words
+import tooltips
 from core.results import ModelInfo, Take
 from web import markup, summaries
 from web.ab_compare import AbCompare
 from web.export_panel import ExportPanel
-from web.form import unasked
-from web.handlers import Studio, Update
+from web.form import unused
+from web.handlers import Update
 from web.job_controls import JobControls
-from web.restore import link_of
+from web.restore import link_to
+from web.sessions import Sessions
 
 WAVEFORM = gr.WaveformOptions(
     waveform_color="#8A8A8A",
@@ -28,88 +29,104 @@ WAVEFORM = gr.WaveformOptions(
 
 
 class ResultPanel(JobControls):
-    """The console of a song with its latest take and the shelf of the others.
+    """Job controls, the selected take, the list of takes, and their exports and comparison.
 
     Attributes:
-        at_rest: what the form shows at first; captions leave it out.
-        sends: the buttons that take the piece to another tab, by mode.
+        start_values: what the form shows at first; captions leave these values out.
+        send: the buttons that send the take to another tab, by mode.
     """
 
-    def __init__(self, mode: str, at_rest: dict[str, Any], card: ModelInfo) -> None:
+    def __init__(self, mode: str, start_values: dict[str, Any], info: ModelInfo) -> None:
         super().__init__(mode)
-        self.at_rest = at_rest
-        self.empty = self.nothing_yet()
+        self.start_values = start_values
+        self.empty = self.empty_state()
         with gr.Column(visible=False, elem_classes="result", min_width=0) as self.result:
             self.player = gr.Audio(
-                label=words.PLAYER,
+                label=tooltips.PLAYER,
                 type="filepath",
                 interactive=False,
                 buttons=[],
                 waveform_options=WAVEFORM,
                 elem_id=f"{mode}-player",
             )
-            with gr.Row(elem_classes="takings"):
-                self.again = gr.Button(words.RETAKE, size="md", elem_id=f"{mode}-again")
-                self.reuse = gr.Button(words.REUSE, size="md", elem_id=f"{mode}-reuse")
-                self.wav = gr.DownloadButton(words.SAVE_WAV, size="md", elem_id=f"{mode}-wav")
-                self.settings = gr.DownloadButton(
-                    words.SAVE_JSON, size="md", elem_id=f"{mode}-json"
-                )
-                self.share = gr.HTML(
-                    None,
-                    html_template=(theme.ASSETS / "share.html").read_text("utf-8"),
-                    js_on_load=f"const say = {json.dumps(words.SHARING)};\n"
-                    + (theme.ASSETS / "share.js").read_text("utf-8"),
-                    apply_default_css=False,
-                    elem_id=f"{mode}-share",
-                    elem_classes="share",
-                    link="",
-                )
-                self.sends = {
-                    to: gr.Button(called, size="md", elem_classes="send", elem_id=f"{mode}-to-{to}")
-                    for to, called in words.SEND.items()
-                }
-            self.finish = ExportPanel(mode, card)
-            self.shelf = gr.Radio(
-                [], label=words.SHELF, elem_id=f"{mode}-shelf", elem_classes="shelf", visible=False
+            self._draw_actions()
+            self.exports = ExportPanel(mode, info)
+            self.takes = gr.Radio(
+                [],
+                label=tooltips.TAKES,
+                elem_id=f"{mode}-shelf",
+                elem_classes="takes",
+                visible=False,
             )
-            self.compare = AbCompare(mode, at_rest)
-            self.facts = gr.HTML("", elem_id=f"{mode}-facts")
+            self.compare = AbCompare(mode, start_values)
+            self.details = gr.HTML("", elem_id=f"{mode}-facts")
+        self.locked.extend((self.retake, *self.exports.buttons.values()))
 
-        self.locked.extend((self.again, *self.finish.buttons.values()))
+    def _draw_actions(self) -> None:
+        mode = self.mode
+        with gr.Row(elem_classes="take-actions"):
+            self.retake = gr.Button(tooltips.RETAKE, size="md", elem_id=f"{mode}-again")
+            self.reuse = gr.Button(tooltips.REUSE, size="md", elem_id=f"{mode}-reuse")
+            self.wav = gr.DownloadButton(tooltips.SAVE_WAV, size="md", elem_id=f"{mode}-wav")
+            self.json = gr.DownloadButton(tooltips.SAVE_JSON, size="md", elem_id=f"{mode}-json")
+            self.share = gr.HTML(
+                None,
+                html_template=(theme.ASSETS / "share.html").read_text("utf-8"),
+                js_on_load=f"const text = {json.dumps(tooltips.SHARE)};\n"
+                + (theme.ASSETS / "share.js").read_text("utf-8"),
+                apply_default_css=False,
+                elem_id=f"{mode}-share",
+                elem_classes="share",
+                link="",
+            )
+            self.send = {
+                to: gr.Button(text, size="md", elem_classes="send", elem_id=f"{mode}-to-{to}")
+                for to, text in tooltips.SEND.items()
+            }
 
-    def wire(self, studio: Studio) -> None:
-        """Let the buttons under the player do what they say."""
-        self.finish.wire(studio, self, self.shelf)
-        self.compare.wire(studio)
+    def wire(self, sessions: Sessions) -> None:
+        """Connect the export and comparison buttons."""
+        self.exports.wire(sessions, self, self.takes)
+        self.compare.wire(sessions)
 
-    def parts(self) -> list[gr.blocks.Block]:
-        """Everything that a job may change."""
-        mine = (self.empty, self.result, self.player, self.wav, self.settings, self.share)
-        under = (*self.finish.parts(), self.shelf, *self.compare.parts(), self.facts)
-        return [*super().parts(), *mine, *under]
+    def outputs(self) -> list[gr.blocks.Block]:
+        """The components that a job may change."""
+        above = (self.empty, self.result, self.player, self.wav, self.json, self.share)
+        below = (*self.exports.outputs(), self.takes, *self.compare.outputs(), self.details)
+        return [*super().outputs(), *above, *below]
 
     def show(self, take: Take) -> Update:
-        """Play `take` and say all that is known of it."""
+        """Select `take`: player, downloads, link and details."""
         return {
             self.empty: gr.update(visible=False),
             self.result: gr.update(visible=True),
             self.player: take.path,
             self.wav: gr.update(value=take.path),
-            self.settings: gr.update(value=str(Path(take.path).with_suffix(".json"))),
-            self.share: gr.update(link=link_of(take)),
-            **self.finish.blank(),
-            self.facts: markup.particulars(take, unasked(take.mode, take.request)),
+            self.json: gr.update(value=str(Path(take.path).with_suffix(".json"))),
+            self.share: gr.update(link=link_to(take)),
+            **self.exports.clear(),
+            self.details: markup.take_details(take, unused(take.mode, take.request)),
+        }
+
+    def list_takes(self, takes: Iterable[Take]) -> Update:
+        """List the visitor's takes and select the newest of this tab; nothing if it has none."""
+        takes = list(takes)
+        mine = [take for take in takes if take.mode == self.mode]
+        if not mine:
+            return {}
+        choices = [(summaries.caption(take, self.start_values), take.id) for take in mine]
+        return {
+            **self.show(mine[0]),
+            self.takes: gr.update(choices=choices, value=mine[0].id, visible=True),
+            **self.compare.offer(takes),
         }
 
     def finished(self, take: Take, takes: Iterable[Take]) -> Update:
-        """A take has come: show it, put it on the shelf among the visitor's `takes`."""
-        took = words.clock(sum(take.timings_s.values()))
-        takes = list(takes)
-        shelf = [(summaries.caption(t, self.at_rest), t.id) for t in takes if t.mode == self.mode]
+        """Show a take that has just been made, and list it among the visitor's `takes`."""
+        duration = tooltips.elapsed(sum(take.timings_s.values()))
+        caption = summaries.caption(take, self.start_values)
         return {
+            **self.list_takes(takes),
             **self.show(take),
-            **self.done(words.DONE, took, said=summaries.caption(take, self.at_rest)),
-            self.shelf: gr.update(choices=shelf, value=take.id, visible=True),
-            **self.compare.offer(takes),
+            **self.done(tooltips.DONE, duration, announcement=caption),
         }

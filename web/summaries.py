@@ -1,175 +1,198 @@
-"""What takes, drafts and files say of themselves, as the page tells it."""
+"""Plain-text summaries of takes, drafts and exported files."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import tooltips as words
+import tooltips
 from core.results import Draft, ExportedFiles, Take
 
-PLAIN = ("prompt", "lyrics", "source_lyrics", "duration_s", "seed", "thinking")
-"""What a caption says anyhow, or leaves to the particulars."""
+NOT_IN_CAPTION = ("prompt", "lyrics", "source_lyrics", "duration_s", "seed", "thinking")
+"""Parameters that a caption shows anyway, or leaves to the details."""
 
 
-def caption(take: Take, at_rest: dict[str, Any]) -> str:
-    """What tells one take from another: its style; its length, the knobs turned, its seed."""
-    return f"{_style(take, 72)}\n{' · '.join(_details(take, at_rest))}"
+def caption(take: Take, defaults: Mapping[str, Any]) -> str:
+    """Two lines that distinguish one take from another: style; length, changed settings, seed.
+
+    Args:
+        defaults: the values a form starts with; they are left out.
+    """
+    return f"{_style(take, 72)}\n{' · '.join(_differences(take, defaults))}"
 
 
-def title(take: Take, at_rest: dict[str, Any]) -> str:
-    """A caption in one short line, with what differs most often first."""
-    length, *turned, seed = _details(take, at_rest)
-    return _short(" · ".join((_style(take, 24), seed, length, *turned)), 64)
+def title(take: Take, defaults: Mapping[str, Any]) -> str:
+    """A caption in one line of at most 64 characters, with the seed before the settings."""
+    length, *changed, seed = _differences(take, defaults)
+    return _shorten(" · ".join((_style(take, 24), seed, length, *changed)), 64)
 
 
-def _details(take: Take, at_rest: dict[str, Any]) -> list[str]:
-    told = [f"{take.duration_s:g} s"]
+def _differences(take: Take, defaults: Mapping[str, Any]) -> list[str]:
+    parts = [f"{take.duration_s:g} s"]
     for param in take.to_request().params():
         value = take.request.get(param.name, param.default)
-        plain = param.name in PLAIN
-        if not plain and value != at_rest.get(param.name, param.default):
-            as_shown = words.shown(param, value)
-            named = param.name in words.LABELS or param.type is Path
-            told.append(as_shown if named else f"{param.label} {as_shown}")
-    return [*told, f"seed {take.request.get('seed')}"]
+        if param.name in NOT_IN_CAPTION or value == defaults.get(param.name, param.default):
+            continue
+        text = tooltips.display_value(param, value)
+        clear = param.name in tooltips.LABELS or param.type is Path
+        parts.append(text if clear else f"{param.label} {text}")
+    return [*parts, f"seed {take.request.get('seed')}"]
 
 
-def _style(take: Take, most: int) -> str:
+def _style(take: Take, limit: int) -> str:
     style = " ".join(str(take.request.get("prompt") or take.plan.get("caption") or "").split())
-    return _short(style or words.MODES[take.mode], most)
+    return _shorten(style or tooltips.MODES[take.mode], limit)
 
 
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 2].rstrip(" ,·") + "…"
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 2].rstrip(" ,·") + "…"
 
 
-def particulars(take: Take, unasked: Collection[str] = ()) -> dict[str, dict[str, str]]:
-    """What was asked of a take and what made it: headings, each with labels and values.
+def take_details(take: Take, unused: Collection[str] = ()) -> dict[str, dict[str, str]]:
+    """The request of a take and how it was made: headings, each with labels and values.
 
-    `unasked` are knobs that meant nothing to this take.
+    Args:
+        unused: parameters that had no effect on this take; they are left out.
     """
-    asked = {
-        words.called(k): words.shown(k, value)
+    settings = {
+        tooltips.name_of(k): tooltips.display_value(k, value)
         for k in take.to_request().params()
         if (value := take.request.get(k.name)) not in ("", None, "unknown", [])
-        and k.name not in unasked
+        and k.name not in unused
     }
     model, device = take.model, take.device
-    peak = words.NO_SOUND if take.peak_dbfs is None else f"peak {take.peak_dbfs:.1f} dBFS"
-    made = {
+    peak = tooltips.SILENCE if take.peak_dbfs is None else f"peak {take.peak_dbfs:.1f} dBFS"
+    made_with = {
         "Model": f"{model.name} · {model.revision[:12]}",
         "Source": model.source,
         "Weights": f"sha256 {model.sha256[:16]}",
-        "Licence": f"{model.licence} · {words.MAY_SELL[model.may_sell]}",
+        "Licence": f"{model.licence} · {tooltips.MAY_SELL[model.may_sell]}",
         "Device": f"{device.name} · {device.dtype}",
-        "Sound": f"{take.duration_s:g} s · {take.sample_rate / 1000:g} kHz · {peak}",
-        "Times": " · ".join(f"{words.stage(name)} {s:.1f} s" for name, s in take.timings_s.items()),
-        "Made": f"{take.made_at:%Y-%m-%d %H:%M} UTC",
+        "Audio": f"{take.duration_s:g} s · {take.sample_rate / 1000:g} kHz · {peak}",
+        "Times": _times(take.timings_s),
+        "Date": f"{take.made_at:%Y-%m-%d %H:%M} UTC",
     }
     if take.adapters:
-        played = (words.ADAPTED.format(**each, short=each["sha256"][:16]) for each in take.adapters)
-        made["Adapters"] = "; ".join(played)
-    told = {
-        words.KEPT: kept(take),
-        words.PLANNED.get(take.mode, words.HEARD): planned(take),
-        words.AS_RUN: asked,
-        words.MADE_WITH: made,
+        made_with["Adapters"] = "; ".join(
+            tooltips.ADAPTER_USED.format(**each, short=each["sha256"][:16])
+            for each in take.adapters
+        )
+    sections = {
+        tooltips.PRESERVED: preserved(take),
+        tooltips.PLANNED.get(take.mode, tooltips.DETECTED): plan_details(take),
+        tooltips.AS_RUN: settings,
+        tooltips.MADE_WITH: made_with,
     }
-    return {heading: facts for heading, facts in told.items() if facts}
+    return {heading: facts for heading, facts in sections.items() if facts}
 
 
-def planned(take: Take) -> dict[str, str]:
-    """What the planner wrote, or heard in the source."""
+def _times(timings_s: Mapping[str, float]) -> str:
+    return " · ".join(f"{tooltips.stage_label(name)} {s:.1f} s" for name, s in timings_s.items())
+
+
+def plan_details(take: Take) -> dict[str, str]:
+    """What the planner wrote, or detected in the source."""
     plan = {
         **take.plan,
         "prompt": take.plan.get("caption"),
         "vocal_language": take.plan.get("language"),
     }
     params = {k.name: k for k in take.to_request().params()}
-    told = {
-        words.called(params[name]): words.shown(params[name], str(plan[name]))
+    details = {
+        tooltips.name_of(params[name]): tooltips.display_value(params[name], str(plan[name]))
         for name in ("prompt", "bpm", "keyscale", "timesignature", "vocal_language")
         if plan.get(name) not in ("", None, "unknown")
     }
-    return told | ({"Length": f"{plan['duration_s']:g} s"} if plan.get("duration_s") else {})
+    return details | ({"Length": f"{plan['duration_s']:g} s"} if plan.get("duration_s") else {})
 
 
-def kept(take: Take) -> dict[str, str]:
-    """What an edit left alone, counted, and how its seams measure."""
-    told = {}
+def preserved(take: Take) -> dict[str, str]:
+    """How many samples an edit changed outside its region, and how its seams measure."""
+    details = {}
     if take.changed_outside is not None:
-        told["Outside the region"] = f"{take.changed_outside:,} samples changed"
+        details["Outside the region"] = f"{take.changed_outside:,} samples changed"
     for seam in take.seams:
-        told[f"Seam at {seam.at_s:.1f} s"] = (
-            f"{'good' if seam.good else 'audible'} · against what is beside it: click"
-            f" {seam.click:.1f} times, quietest {seam.gap_db:+.1f} dB, loudest {seam.bump_db:+.1f} dB"
+        details[f"Seam at {seam.at_s:.1f} s"] = (
+            f"{'good' if seam.good else 'audible'} · compared with the audio around it: click"
+            f" {seam.click:.1f} times as strong, quietest {seam.gap_db:+.1f} dB,"
+            f" loudest {seam.bump_db:+.1f} dB"
         )
-    return told
+    return details
 
 
-def drafted(draft: Draft) -> dict[str, dict[str, str]]:
-    """What was asked of a draft, what came, and what wrote it."""
+def draft_details(draft: Draft) -> dict[str, dict[str, str]]:
+    """Which sections a draft has, and what wrote it."""
     model = draft.model
     sections = {
-        "Asked for": ", ".join(draft.asked),
+        "Requested": ", ".join(draft.asked),
         "Written": ", ".join(draft.got),
-        "Structure": words.SECTIONS[draft.matches_request],
+        "Structure": tooltips.SECTIONS[draft.matches_request],
     }
-    made = {
+    made_with = {
         "Seed": str(draft.request.get("seed")),
         "Model": f"{model.name} · {model.revision[:12]}",
-        "Licence": f"{model.licence} · {words.MAY_SELL[model.may_sell]}",
+        "Licence": f"{model.licence} · {tooltips.MAY_SELL[model.may_sell]}",
         "Device": f"{draft.device.name} · {draft.device.dtype}",
-        "Times": " · ".join(
-            f"{words.stage(name)} {s:.1f} s" for name, s in draft.timings_s.items()
-        ),
+        "Times": _times(draft.timings_s),
     }
-    return {"Sections": sections, words.MADE_WITH: made}
+    return {"Sections": sections, tooltips.MADE_WITH: made_with}
 
 
-def checked(check: dict[str, Any]) -> tuple[tuple[str, str, str], ...]:
-    """Rows of a take's own check (`measure.Check`): what, as asked for, as measured."""
+def measurements(check: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    """Rows of a take's measurements (`audio.analysis.Check`): property, requested, measured."""
     if not check:
         return ()
-    tempo, key = check["tempo"], check["key"]
-    at = ", ".join(f"{h['length_s']:.1f} s at {words.clock(h['start_s'])}" for h in check["holes"])
+    silences = ", ".join(
+        f"{hole['length_s']:.1f} s at {tooltips.elapsed(hole['start_s'])}"
+        for hole in check["holes"]
+    )
     clipped = check["clipped"]
     return (
-        ("Tempo", *_compared(tempo, "{:g} bpm")),
-        ("Key", *_compared(key, "{}")),
+        ("Tempo", *_compared(check["tempo"], "{:g} bpm")),
+        ("Key", *_compared(check["key"], "{}")),
         ("Loudness", "", _level(check["loudness_lufs"], "LUFS")),
         ("True peak", "", _level(check["true_peak_dbtp"], "dBTP")),
-        ("Silence within", "", at or words.NONE),
-        ("Clipping", "", f"{clipped:,} samples" if clipped else words.NONE),
+        ("Silences", "", silences or tooltips.NONE),
+        ("Clipping", "", f"{clipped:,} samples" if clipped else tooltips.NONE),
     )
 
 
-def _compared(told: dict[str, Any], form: str) -> tuple[str, str]:
-    asked = words.OPEN if told["asked"] is None else form.format(told["asked"])
-    if told["measured"] is None:
-        return asked, words.VERDICTS["not sure"]
-    verdict = words.VERDICTS[told["verdict"]]
-    return asked, form.format(told["measured"]) + (f", {verdict}" if verdict else "")
+def _compared(found: Mapping[str, Any], form: str) -> tuple[str, str]:
+    requested = tooltips.NOT_SET if found["asked"] is None else form.format(found["asked"])
+    if found["measured"] is None:
+        return requested, tooltips.VERDICTS["not sure"]
+    verdict = tooltips.VERDICTS[found["verdict"]]
+    return requested, form.format(found["measured"]) + (f" ({verdict})" if verdict else "")
 
 
 def _level(value: float | None, unit: str) -> str:
-    return words.NO_SOUND if value is None else f"{value:.1f} {unit}".replace("-", "\u2212")
+    return tooltips.SILENCE if value is None else _minus(f"{value:.1f} {unit}")
 
 
-def made(made: ExportedFiles) -> str:
-    """What is to be said of files that were made of a take, in a line."""
-    facts, told = made.facts, []
-    if made.mode == "master" and facts["before_lufs"] is None:
-        told = [words.STAYS_SILENT]
-    elif made.mode == "master":
-        before, after = (_level(facts[f"{when}_lufs"], "LUFS") for when in ("before", "after"))
-        told = [f"{before} before, {after} after", f"gain {facts['gain_db']:+.1f} dB"]
-        if facts["reduction_db"] < 0:
-            told.append(f"loudest peaks {facts['reduction_db']:.1f} dB")
-        told.append(f"true peak {_level(facts['true_peak_dbtp'], 'dBTP')}")
-        if not facts["reached"]:
-            told.append(words.NOT_REACHED.format(target=_level(facts["target_lufs"], "LUFS")))
-    told = [" · ".join(told).replace("-", "\u2212")] if told else []
-    return " ".join((*told, *made.notes))
+def _minus(text: str) -> str:
+    """`text` with typographic minus signs."""
+    return text.replace("-", "\u2212")
+
+
+def export_summary(files: ExportedFiles) -> str:
+    """What to say about exported files, in one line; empty if there is nothing to say."""
+    return " ".join((*_mastered(files), *files.notes))
+
+
+def _mastered(files: ExportedFiles) -> list[str]:
+    if files.mode != "master":
+        return []
+    facts = files.facts
+    if facts["before_lufs"] is None:
+        return [tooltips.NOT_MASTERED]
+    before, after = (_level(facts[f"{when}_lufs"], "LUFS") for when in ("before", "after"))
+    parts = [f"{before} before, {after} after", _minus(f"gain {facts['gain_db']:+.1f} dB")]
+    if facts["reduction_db"] < 0:
+        parts.append(_minus(f"peaks limited by up to {-facts['reduction_db']:.1f} dB"))
+    parts.append(f"true peak {_level(facts['true_peak_dbtp'], 'dBTP')}")
+    line = " · ".join(parts) + "."
+    if facts["reached"]:
+        return [line]
+    target = _level(facts["target_lufs"], "LUFS")
+    return [line, tooltips.NOT_REACHED.format(target=target)]

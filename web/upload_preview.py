@@ -1,75 +1,79 @@
-"""TODO"""
+"""The preview of an uploaded audio file: waveform, length, notes, and the region to edit."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
 import theme
-import tooltips as words
+import tooltips
 from core.errors import StudioError
 from core.results import AudioInfo
 
 
 class UploadPreview:
-    """What is known of a file that was brought: waveform, length, what was mended, or the trouble.
+    """Waveform, length and notes of an uploaded file, or why it cannot be used.
 
-    In a mode with a region two sliders pick it; the component's value is then [from, to] in
+    With `has_region`, two sliders select a region; the component's value is then [from, to] in
     seconds.
     """
 
-    def __init__(self, elem_id: str, tip: str, pick: bool) -> None:
-        self.tip, self.pick = tip, pick
-        said = {"say": words.PICTURE, "empty": self._props(told=tip)}
+    def __init__(self, elem_id: str, help_text: str, has_region: bool) -> None:
+        self.help_text, self.has_region = help_text, has_region
+        constants = {"text": tooltips.PREVIEW, "empty": self._props(message=help_text)}
         self.box = gr.HTML(
             None,
-            html_template=(theme.ASSETS / "picture.html").read_text("utf-8"),
-            js_on_load="".join(f"const {n} = {json.dumps(what)};\n" for n, what in said.items())
-            + (theme.ASSETS / "picture.js").read_text("utf-8"),
+            html_template=(theme.ASSETS / "upload_preview.html").read_text("utf-8"),
+            js_on_load="".join(f"const {n} = {json.dumps(v)};\n" for n, v in constants.items())
+            + (theme.ASSETS / "upload_preview.js").read_text("utf-8"),
             apply_default_css=False,
             elem_id=elem_id,
-            **self._props(told=tip),
+            **self._props(message=help_text),
         )
 
-    def blank(self) -> Any:
-        """Nothing was brought, or it was taken away again."""
-        return gr.update(value=None, **self._props(told=self.tip))
+    def clear(self) -> Any:
+        """Show the help text: there is no file."""
+        return gr.update(value=None, **self._props(message=self.help_text))
 
     def reading(self, name: str) -> Any:
+        """Show that the file is being read."""
+        message = tooltips.READING_FILE.format(name=name)
+        return gr.update(value=None, **self._props("reading", message=message))
+
+    def refused(self, error: StudioError, region: Sequence[float | None] | None = None) -> Any:
+        """Show why there is no usable file. `region` is for the file that will be chosen next."""
         return gr.update(
-            value=None, **self._props("reading", told=words.READING_FILE.format(name=name))
+            value=region, **self._props("refused", message=error.message, notes=[error.action])
         )
 
-    def refused(self, trouble: StudioError, wanted: Any = None) -> Any:
-        """There is no file, or none that can be used. `wanted` is the region of one to come."""
-        return gr.update(
-            value=wanted, **self._props("refused", told=trouble.message, notes=[trouble.action])
-        )
+    def show(self, info: AudioInfo, url: str, region: Sequence[float | None] | None = None) -> Any:
+        """Show a file.
 
-    def show(self, look: AudioInfo, url: str, wanted: Any = None) -> Any:
-        """The file is there, with the region that is `wanted`: [from, to], to None for its end.
-
-        Otherwise the middle third is picked: something to hear, and to move.
+        Args:
+            region: [from, to] in seconds to select, `to` None for the end of the file. Without one
+                the middle third is selected, so that there is something to hear and to move.
         """
-        ends = [round(look.seconds * part, 1) for part in (1 / 3, 2 / 3)]
-        if wanted and wanted[0] < look.seconds:
-            ends = [wanted[0], min(wanted[1] or look.seconds, look.seconds)]
+        ends = [round(info.seconds * part, 1) for part in (1 / 3, 2 / 3)]
+        if region and region[0] is not None and region[0] < info.seconds:
+            ends = [region[0], min(region[1] or info.seconds, info.seconds)]
         return gr.update(
-            value=ends if self.pick else None,
+            value=ends if self.has_region else None,
             **self._props(
                 "ready",
-                told=words.seen(look),
-                notes=list(look.notes),
-                peaks=list(look.peaks),
-                seconds=look.seconds,
-                name=look.name,
-                url=url.lstrip("/"),  # from the page's own folder, wherever a proxy puts it
+                message=tooltips.audio_summary(info),
+                notes=list(info.notes),
+                peaks=list(info.peaks),
+                seconds=info.seconds,
+                name=info.name,
+                url=url.lstrip("/"),  # relative to the page, as behind a proxy with a path prefix
             ),
         )
 
     def _props(self, state: str = "empty", **known: Any) -> dict[str, Any]:
-        """All that is drawn. All: to one on a tab not opened yet, Gradio keeps only what comes."""
-        nothing = {"told": "", "notes": [], "peaks": [], "seconds": 0, "name": "", "url": ""}
-        return {"pick": self.pick, "state": state, **nothing, **known}
+        """All properties that are drawn. On a tab that was never opened Gradio keeps only those
+        that an update names."""
+        blank = {"message": "", "notes": [], "peaks": [], "seconds": 0, "name": "", "url": ""}
+        return {"has_region": self.has_region, "state": state, **blank, **known}

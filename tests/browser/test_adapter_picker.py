@@ -10,7 +10,7 @@ import pytest
 from browsing import fits_all, state
 from trained import pair, write
 
-import tooltips as words
+import tooltips
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -46,9 +46,9 @@ def test_adapters_are_brought_turned_heard_and_taken_away_by_key(
     open_at: Callable[..., Page], url: str, disk: Path
 ):
     page = open_at(url, 390, f"#prompt=warm%20lofi%20piano&duration_s=5&{QUICK}")
-    page.locator(".doors[data-state=ready]").wait_for()
+    page.locator(".restore[data-state=ready]").wait_for()
     page.locator("#t-generate .advanced > button").click()
-    told = page.locator("#generate-adapters .told")
+    told = page.locator("#generate-adapters .message")
 
     for bad, said in (
         ("old.pt", "it is a pickle"),
@@ -57,7 +57,7 @@ def test_adapters_are_brought_turned_heard_and_taken_away_by_key(
         _choose(page, disk / bad)
         page.locator("#generate-adapters [data-state=refused]").wait_for()
         page.wait_for_function(
-            "said => document.querySelector('#generate-adapters .told').innerText.includes(said)",
+            "said => document.querySelector('#generate-adapters .message').innerText.includes(said)",
             arg=said,
         )
         assert str(disk) not in told.inner_text()
@@ -92,7 +92,7 @@ def test_adapters_are_brought_turned_heard_and_taken_away_by_key(
 
     kept.press("Enter")
     assert page.locator("#generate-adapters .row").count() == 0
-    page.get_by_role("button", name=words.REUSE).click()
+    page.get_by_role("button", name=tooltips.REUSE).click()
     _row(page, "warm.safetensors").wait_for()
     assert slider.get_attribute("aria-valuetext") == "0.80"
     assert fits_all(page)

@@ -19,7 +19,7 @@ from gradio_client import Client, handle_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tooltips as words
+import tooltips
 from audio import analysis, loudness
 from core.errors import StudioError
 from core.requests import MODES, Generate
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def test_a_check_tells_asked_and_measured_and_where_nobody_is_sure():
-    told = {what: (asked, found) for what, asked, found in summaries.checked(CHECK)}
+    told = {what: (asked, found) for what, asked, found in summaries.measurements(CHECK)}
     assert told["Tempo"] == ("92 bpm", "46 bpm, half")
     assert told["Key"] == ("left open", "not sure")
     assert told["Loudness"] == ("", "−18.4 LUFS")
@@ -44,19 +44,19 @@ def test_a_check_tells_asked_and_measured_and_where_nobody_is_sure():
     assert told["Clipping"] == ("", "12 samples")
     sine = np.zeros((2, 48_000), np.float32)
     silent = analysis.check(sine, Generate.of({"prompt": "x"})).model_dump(mode="json")
-    told = dict(row[::2] for row in summaries.checked(silent))
+    told = dict(row[::2] for row in summaries.measurements(silent))
     assert (told["Loudness"], told["Clipping"], told["Key"]) == ("silence", "none", "not sure")
-    assert summaries.checked({}) == ()
+    assert summaries.measurements({}) == ()
 
 
 def test_a_master_says_before_after_gain_peak_and_a_target_it_missed():
-    said = summaries.made(ExportedFiles(mode="master", paths=("a.wav",), facts=LOUDER))
+    said = summaries.export_summary(ExportedFiles(mode="master", paths=("a.wav",), facts=LOUDER))
     for part in ("−18.4 LUFS before", "−14.9 LUFS after", "gain +4.1 dB", "true peak −1.0 dBTP"):
         assert part in said
     assert "short of −14.0 LUFS" in said
     silent = {**LOUDER, "before_lufs": None, "after_lufs": None, "true_peak_dbtp": None}
     silent = ExportedFiles(mode="master", paths=("a.wav",), facts=silent)
-    assert summaries.made(silent) == words.STAYS_SILENT
+    assert summaries.export_summary(silent) == tooltips.NOT_MASTERED
 
 
 def test_the_louder_take_is_turned_down_and_none_is_turned_up():
@@ -95,7 +95,7 @@ def test_a_link_brings_back_every_value_and_no_path(data: st.DataObject):
         asked["source"] = "/home/somebody/secret name.wav"
     asked = {k: v for k, v in asked.items() if k in MODES[mode].model_fields}
     request = MODES[mode].of(asked)
-    link = restore.link_of(_take(request))
+    link = restore.link_to(_take(request))
     assert "secret" not in link
     assert "#" not in link.partition("#")[0]
     found = restore.read_link(link)
@@ -110,7 +110,7 @@ def test_a_link_brings_back_every_value_and_no_path(data: st.DataObject):
 
 def test_the_longest_lyrics_fit_into_a_link():
     request = Generate.of({"prompt": "x", "lyrics": "歌" * 4096})
-    link = restore.link_of(_take(request))
+    link = restore.link_to(_take(request))
     assert restore.read_link(link)[1]["lyrics"] == "歌" * 4096
     assert len(link.partition("#")[0]) < 20, "the rest never travels to a server"
 
@@ -124,7 +124,7 @@ HOSTILE = {
     "?tab=extend#source=/etc/passwd": "it names a file",
     "?tab=cover#files=/etc/passwd": "it names a file",
     "#adapters=/etc/passwd": "it names a file",
-    "#prompt=a&prompt=b": "it says something twice",
+    "#prompt=a&prompt=b": "it sets a parameter twice",
     "#prompt=a&tempo=3": "'tempo' is not a setting of generate",
     "#prompt=a&duration_s=999": "Length runs from 5 to 240 s, not '999'",
     "#prompt=": "The style is empty",
@@ -219,13 +219,13 @@ def test_a_take_is_finished_compared_and_made_again_from_its_file(
     open_at: Callable[..., Page], url: str, tmp_path: Path
 ):
     page = open_at(url, 1440, "#prompt=x&inference_steps=4&" + UNPLANNED)
-    page.locator(".doors[data-state=ready]").wait_for()
+    page.locator(".restore[data-state=ready]").wait_for()
     _make(page, "fast punk drums")
     first = _saved(page, tmp_path)
     _make(page)
     facts = page.locator("#generate-facts")
     assert re.search(r"Loudness\s+−\d+\.\d LUFS", facts.inner_text())
-    page.get_by_role("button", name=words.FINISH).click()
+    page.get_by_role("button", name=tooltips.EXPORT_PANEL).click()
     page.locator("#generate-export").wait_for()
 
     # Export: the settings inside, or not.
@@ -255,7 +255,7 @@ def test_a_take_is_finished_compared_and_made_again_from_its_file(
 
     # Stems: their weights are not here, and the page says which and how to get them.
     assert page.locator("#generate-stems").is_disabled()
-    way = page.locator(".way:visible", has=page.locator("#generate-stems")).inner_text()
+    way = page.locator(".export:visible", has=page.locator("#generate-stems")).inner_text()
     assert "HTDemucs (84 MB)" in way
     assert "Fetch it with: python app.py fetch" in way
     _two_takes(page, [wav, first])
@@ -266,7 +266,7 @@ def test_a_take_is_finished_compared_and_made_again_from_its_file(
     other = open_at(url, 390, "")
     other.mouse.wheel(0, 2000)
     _drop(other, master)
-    other.locator(".doors[data-state=ready]").wait_for()
+    other.locator(".restore[data-state=ready]").wait_for()
     assert master.name in other.locator("#doors").inner_text()
     assert "mastered to -14 LUFS" in other.locator("#doors").inner_text()
     other.wait_for_function("scrollY === 0")
@@ -281,10 +281,10 @@ def test_a_take_is_finished_compared_and_made_again_from_its_file(
 def _two_takes(page: Page, files: list[Path]) -> None:
     """Equally loud, switched in place, by button and by key: heard from what comes out."""
     page.evaluate(RECORD)
-    page.get_by_role("button", name=words.COMPARE).click()
+    page.get_by_role("button", name=tooltips.COMPARE).click()
     page.locator("#generate-compare").click()
-    group = page.get_by_role("group", name=words.COMPARING["group"])
-    group.get_by_role("button", name=words.COMPARING["play"]).click()
+    group = page.get_by_role("group", name=tooltips.AB_PLAYER["group"])
+    group.get_by_role("button", name=tooltips.AB_PLAYER["play"]).click()
     a, b = (group.get_by_role("button", name=re.compile(f"^{letter} ")) for letter in "AB")
     assert "warm lofi piano" in a.inner_text()
     assert "fast punk drums" in b.inner_text()
@@ -375,17 +375,17 @@ def test_blind_takes_are_nameless_until_chosen_and_finishes_stop(
     page = open_at(quick, 390, "")
     _make(page, "the first one", 10)
     _make(page, "the second one", 10)
-    page.get_by_role("button", name=words.COMPARE).click()
-    page.get_by_label(words.BLIND).check()
+    page.get_by_role("button", name=tooltips.COMPARE).click()
+    page.get_by_label(tooltips.BLIND).check()
     page.locator("#generate-compare").click()
-    group = page.get_by_role("group", name=words.COMPARING["group"])
+    group = page.get_by_role("group", name=tooltips.AB_PLAYER["group"])
     group.wait_for()
     hidden = group.evaluate("e => e.outerHTML")
     assert "first one" not in hidden
     assert "second one" not in hidden
-    group.get_by_role("button", name=words.COMPARING["play"]).focus()
+    group.get_by_role("button", name=tooltips.AB_PLAYER["play"]).focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('.ab .clock').textContent !== '0:00'")
+    page.wait_for_function("document.querySelector('.ab-player .clock').textContent !== '0:00'")
     page.keyboard.press("b")
     assert group.get_by_role("button", name="B", exact=True).get_attribute("aria-pressed") == "true"
     assert "one" not in group.get_by_role("button", name="B", exact=True).inner_text()
@@ -398,8 +398,8 @@ def test_blind_takes_are_nameless_until_chosen_and_finishes_stop(
 
     # Stop ends a finish; stems are files with a badge, until another take is shown.
     _make(page, "a waltz, slow stems", 10)
-    page.get_by_role("button", name=words.FINISH).click()
-    way = page.locator(".way:visible", has=page.locator("#generate-stems"))
+    page.get_by_role("button", name=tooltips.EXPORT_PANEL).click()
+    way = page.locator(".export:visible", has=page.locator("#generate-stems"))
     assert CARD.stems in way.inner_text()
     page.locator("#generate-stems").click()
     state(page, "running").wait_for()
@@ -434,21 +434,21 @@ def test_a_link_opens_the_page_with_the_settings_in_their_tab(
     page.locator("#edit-run").click()
     state(page, "done", "edit").wait_for()
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.get_by_role("button", name=words.SHARING["share"]).click()
-    page.get_by_text(words.SHARING["copied"]).wait_for()
+    page.get_by_role("button", name=tooltips.SHARE["share"]).click()
+    page.get_by_text(tooltips.SHARE["copied"]).wait_for()
     link = page.evaluate("navigator.clipboard.readText()")
     assert link.startswith(f"{quick}?tab=edit#")
     assert "prompt=brass%20%26%20snow" in link
     assert "tune" not in link, "no file, no path"
     page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
-    page.get_by_role("button", name=words.SHARING["share"]).click()
-    field = page.get_by_label(words.SHARING["link"])
+    page.get_by_role("button", name=tooltips.SHARE["share"]).click()
+    field = page.get_by_label(tooltips.SHARE["link"])
     field.wait_for()
     assert field.input_value() == link, "where a browser does not let it be copied"
     assert fits_all(page)
 
     other = open_at(quick, 390, link.removeprefix(quick))
-    other.locator(".doors[data-state=ready]").wait_for()
+    other.locator(".restore[data-state=ready]").wait_for()
     assert other.get_by_role("tab", name="Edit").get_attribute("aria-selected") == "true"
     asked = other.locator("#edit-source-look [data-state=refused]")
     assert "Choose it as Song." in asked.inner_text()
@@ -459,16 +459,17 @@ def test_a_link_opens_the_page_with_the_settings_in_their_tab(
     assert ends == ["7", "14"], "the region waited for its song"
     for mode in ("cover", "extend"):  # opened late, and skipped by what filled the other
         other.locator(f"#t-{mode}-button").click()
-        other.locator(f"#{mode}-source-look .told", has_text=words.TIPS["source"]).wait_for()
+        other.locator(f"#{mode}-source-look .message", has_text=tooltips.HELP["source"]).wait_for()
         other.locator(f"#t-{mode} .advanced > button").click()
-        other.locator(f"#{mode}-adapters .tip", has_text=words.TIPS["adapters"]).wait_for()
+        other.locator(f"#{mode}-adapters .help", has_text=tooltips.HELP["adapters"]).wait_for()
         other.locator(f"#{mode}-run").click()
         state(other, "failed", mode).wait_for()
     other.locator("#t-edit-button").click()
     other.locator("#edit-run").click()
     state(other, "done", "edit").wait_for()
     settings_ = [
-        p.locator("#edit-facts").inner_text().partition("AS RUN")[2] for p in (page, other)
+        p.locator("#edit-facts").inner_text().partition(tooltips.AS_RUN.upper())[2]
+        for p in (page, other)
     ]
     first, again = (told.partition("MADE WITH")[0] for told in settings_)
     assert first == again
@@ -478,7 +479,7 @@ def test_hostile_links_and_files_are_told_and_change_nothing(
     open_at: Callable[..., Page], quick: str, tmp_path: Path, tune: Path
 ):
     page = open_at(quick, 820, "?tab=generate#source=/etc/passwd&prompt=a")
-    refused = page.locator(".doors[data-state=refused]")
+    refused = page.locator(".restore[data-state=refused]")
     refused.wait_for()
     assert "The settings in the link cannot be used" in refused.inner_text()
     assert "/etc" not in refused.inner_text()
@@ -488,12 +489,12 @@ def test_hostile_links_and_files_are_told_and_change_nothing(
     bad = tmp_path / "bad.json"
     bad.write_text('{"ace-music-studio": 1, "mode": "generate", "path": "/etc/passwd"}')
     _drop(page, bad)
-    page.locator(".doors[data-state=refused] .told", has_text="bad.json").wait_for()
+    page.locator(".restore[data-state=refused] .message", has_text="bad.json").wait_for()
     assert "The settings in bad.json cannot be used" in refused.inner_text()
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name=words.DOORS["open"]).click()
+        page.get_by_role("button", name=tooltips.RESTORE["open"]).click()
     chooser.value.set_files(tune)
-    page.locator(".doors .told", has_text="holds no settings of this studio").wait_for()
+    page.locator(".restore .message", has_text="holds no settings of this studio").wait_for()
     assert prompt.input_value() == "mine"
     assert fits_all(page)
 

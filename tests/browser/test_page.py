@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from browsing import GREY, at_widths, bring, fits, fits_all, state, wait
 
-import tooltips as words
+import tooltips
 from core.requests import Generate
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _region(page: Page) -> tuple[float, float]:
         at = float(slider.input_value())
         assert slider.get_attribute("aria-valuetext") == f"{at:.1f} s"
         row = page.locator("#edit-source-look label", has_text=name)
-        assert row.locator(".at").inner_text() == f"{at:.1f} s"
+        assert row.locator(".value").inner_text() == f"{at:.1f} s"
         ends.append(at)
     return ends[0], ends[1]
 
@@ -63,7 +63,7 @@ def _takes(page: Page) -> Locator:
 def test_a_persons_path(visit: Callable[..., Page]):
     page = visit(390)
     run, stop = page.locator("#generate-run"), page.locator("#generate-stop")
-    assert page.get_by_role("heading", level=1).inner_text().lower() == words.TITLE.lower()
+    assert page.get_by_role("heading", level=1).inner_text().lower() == tooltips.TITLE.lower()
     assert "mini" in page.locator("#masthead .badge").inner_text()
     assert page.locator("#generate-empty").is_visible()
     assert stop.is_disabled()
@@ -99,7 +99,7 @@ def test_a_persons_path(visit: Callable[..., Page]):
     page.locator("#generate-player").get_by_label("Pause").click()
     assert fits(page)
 
-    page.get_by_role("button", name=words.RETAKE).click()
+    page.get_by_role("button", name=tooltips.RETAKE).click()
     page.wait_for_function("document.querySelectorAll('#generate-shelf label').length === 2")
     first, second = (re.search(r"seed (\d+)", take.inner_text())[1] for take in _takes(page).all())
     assert first != second
@@ -117,7 +117,7 @@ def test_a_persons_path(visit: Callable[..., Page]):
     pressed = time.monotonic()
     state(page, "stopped").wait_for()
     assert time.monotonic() - pressed < 10
-    assert words.CANCELLED in page.locator("#generate-status").inner_text()
+    assert tooltips.CANCELLED in page.locator("#generate-status").inner_text()
     assert run.is_enabled()
     assert stop.is_disabled()
     assert _takes(page).count() == 2
@@ -131,7 +131,7 @@ RAILS = {320: (290, 320), 1440: (180, 220), 820: (48, 72), 390: (360, 390)}
 
 def test_nothing_is_wider_than_the_page_even_with_every_knob_out(visit: Callable[..., Page]):
     page = visit(1440)
-    page.get_by_role("button", name=words.ADVANCED).click()
+    page.get_by_role("button", name=tooltips.ADVANCED).click()
     page.locator("#generate-vocal_language").wait_for()
     for width in at_widths(page, 320):
         page.evaluate("scrollTo(0, 0)")
@@ -140,13 +140,13 @@ def test_nothing_is_wider_than_the_page_even_with_every_knob_out(visit: Callable
             box = page.locator(f"#generate-{param.name}").bounding_box()
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= width
-        console = page.locator(".console").bounding_box()
+        console = page.locator(".job-controls").bounding_box()
         bottom = console["y"] + console["height"]
         assert bottom <= page.viewport_size["height"] + 1, "always in reach"
         # The tabs are a rail, an icon rail or a strip.
         least, most = RAILS[width]
         assert least <= page.locator("#studio > .tab-wrapper").bounding_box()["width"] <= most
-        tab = page.get_by_role("tab", name=words.MODES["generate"])
+        tab = page.get_by_role("tab", name=tooltips.MODES["generate"])
         assert tab.get_attribute("aria-selected") == "true"
         assert tab.bounding_box()["height"] >= 44
 
@@ -184,7 +184,7 @@ def test_everything_goes_by_keyboard(visit: Callable[..., Page]):
 def test_an_empty_style_is_told_and_nothing_typed_is_lost(visit: Callable[..., Page]):
     page = visit()
     _box(page, "lyrics").fill("[verse]\nlines I would hate to lose")
-    page.get_by_role("button", name=words.ADVANCED).click()
+    page.get_by_role("button", name=tooltips.ADVANCED).click()
     _box(page, "bpm").fill("fast")
     page.locator("#generate-run").click()
     state(page, "failed").wait_for()
@@ -204,12 +204,12 @@ def test_an_empty_style_is_told_and_nothing_typed_is_lost(visit: Callable[..., P
 def test_an_unfolded_seed_and_tempo_stay_automatic(visit: Callable[..., Page]):
     page = visit()
     for _ in range(2):
-        page.get_by_role("button", name=words.ADVANCED).click()
+        page.get_by_role("button", name=tooltips.ADVANCED).click()
         page.wait_for_timeout(300)
     _ask(page, "a waltz")
     page.locator("#generate-run").click()
     state(page, "done").wait_for()
-    told = page.locator("#generate-facts").inner_text().partition("SETTINGS AS RUN")[2]
+    told = page.locator("#generate-facts").inner_text().partition(tooltips.AS_RUN.upper())[2]
     assert "Tempo" not in told.partition("MADE WITH")[0]
     assert not re.search(r"Seed\s+0\b", told)
 
@@ -230,7 +230,7 @@ def test_a_closed_tab_frees_the_device(visit: Callable[..., Page]):
 
 def test_the_page_is_grey_speaks_english_and_asks_for_its_own_fonts(visit: Callable[..., Page]):
     page = visit()
-    page.get_by_role("button", name=words.ADVANCED).click()
+    page.get_by_role("button", name=tooltips.ADVANCED).click()
     assert page.evaluate(GREY) == []
     assert page.evaluate("document.documentElement.lang") == "en"
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(10, 10, 10)"
@@ -256,12 +256,12 @@ def _axe(page: Page) -> list:
 def test_axe_finds_nothing(visit: Callable[..., Page]):
     page = visit(1440)
     page.emulate_media(reduced_motion="reduce")  # a label that fades in has no contrast yet
-    page.get_by_role("button", name=words.ADVANCED).click()
+    page.get_by_role("button", name=tooltips.ADVANCED).click()
     _ask(page, "a waltz", 5)
     page.locator("#generate-run").click()
     state(page, "done").wait_for()
     page.locator("#generate-player #waveform audio").wait_for(state="attached")
-    page.get_by_role("button", name=words.FINISH).click()
+    page.get_by_role("button", name=tooltips.EXPORT_PANEL).click()
     page.locator("#generate-export").wait_for()
     assert _axe(page) == []
 
@@ -282,14 +282,14 @@ def test_a_piece_goes_through_all_tabs(drop_in: Callable[..., Page], tune: Path)
         page.locator(f"#{mode}-run").click()
         state(page, "done", mode).wait_for()
         facts = page.locator(f"#{mode}-facts").inner_text()
-        assert "AS HEARD" in facts
+        assert tooltips.DETECTED.upper() in facts
         assert "/" not in facts.split("MADE WITH")[0].replace("4/4", ""), "no path"
         assert fits_all(page)
         if next_one is None:
             continue
         page.locator(f"#{mode}-to-{next_one}").click()
         page.locator(f"#{next_one}-source-look [data-state=ready]").wait_for()
-        tab = page.get_by_role("tab", name=words.MODES[next_one])
+        tab = page.get_by_role("tab", name=tooltips.MODES[next_one])
         assert tab.get_attribute("aria-selected") == "true"
         assert page.evaluate("document.activeElement.id") == f"t-{next_one}-button"
         assert _box(page, "prompt", next_one).input_value() == "brass band"
@@ -316,7 +316,7 @@ def test_a_song_is_made_covered_extended_and_edited_by_the_real_studio(visit: Ca
             f"#{mode}-status [data-state=done], #{mode}-status [data-state=failed]"
         ).wait_for()
         facts = page.locator(f"#{mode}-facts").inner_text()
-        assert "AS HEARD" in facts, page.locator(f"#{mode}-status").inner_text()
+        assert tooltips.DETECTED.upper() in facts, page.locator(f"#{mode}-status").inner_text()
         if mode != "cover":
             assert "0 samples changed" in facts
         before = mode
@@ -331,7 +331,7 @@ def test_a_take_opens_a_tab_that_was_never_opened(drop_in: Callable[..., Page]):
     page.locator("#generate-to-cover").click()
     page.locator("#cover-source-look [data-state=ready]").wait_for()
     assert "0:05.0" in page.locator("#cover-source-look").inner_text()
-    assert words.TIPS["reference"] in page.locator("#cover-reference-look").inner_text()
+    assert tooltips.HELP["reference"] in page.locator("#cover-reference-look").inner_text()
     assert page.locator("#cover-reference-look .play").is_hidden()
     assert _box(page, "prompt", "cover").input_value() == "a waltz"
 
@@ -382,7 +382,7 @@ def test_a_region_is_picked_by_hand_and_by_keys_and_played_alone(
     sound = page.locator("#edit-source-look audio")
     page.locator("#edit-source-look .play").click()
     wait(lambda: sound.evaluate("e => !e.paused && e.currentTime") > start_s, 30)
-    assert page.locator("#edit-source-look .play").inner_text() == words.PICTURE["stop"]
+    assert page.locator("#edit-source-look .play").inner_text() == tooltips.PREVIEW["stop"]
     wait(lambda: sound.evaluate("e => e.paused"), 30)
     assert end_s <= sound.evaluate("e => e.currentTime") < end_s + 0.5
 
@@ -443,13 +443,13 @@ def test_a_surprise_fills_the_form_and_can_be_stopped(drop_in: Callable[..., Pag
     page = drop_in("generate", 390)
     idea = page.get_by_role("textbox", name="Idea")
     idea.fill("slow rain")
-    page.get_by_role("button", name=words.HELP["inspire"]).click()
+    page.get_by_role("button", name=tooltips.HELPERS["inspire"]).click()
     state(page, "running").wait_for()
     page.locator("#generate-stop").click()
     state(page, "stopped").wait_for()
     assert _box(page, "prompt").input_value() == ""
     idea.fill("rain")
-    page.get_by_role("button", name=words.HELP["inspire"]).click()
+    page.get_by_role("button", name=tooltips.HELPERS["inspire"]).click()
     state(page, "done").wait_for()
     assert "Filled in: Style, Lyrics" in page.locator("#generate-status").inner_text()
     assert _box(page, "prompt").input_value() == "Slow warm synthwave, gated drums"
@@ -467,9 +467,9 @@ def test_words_are_written_read_along_mended_and_used(drop_in: Callable[..., Pag
     assert draft.input_value().startswith("[Verse]"), "what was written stays to be read"
     page.locator("#lyrics-brief textarea").fill("rain")
     run.click()
-    page.locator("#lyrics-status", has_text="1 of 2 sections, not as asked").wait_for()
+    page.locator("#lyrics-status", has_text="1 of 2 sections, not as requested").wait_for()
     page.locator("#lyrics-repair").click()
-    page.locator("#lyrics-status", has_text="2 of 2 sections, as asked").wait_for()
+    page.locator("#lyrics-status", has_text="2 of 2 sections, as requested").wait_for()
     assert page.locator("#lyrics-repair").is_disabled()
     draft.fill("[Verse]\nmy own line")
     page.locator("#lyrics-use").click()
@@ -486,7 +486,7 @@ def test_axe_finds_nothing_on_the_other_tabs(drop_in: Callable[..., Page], tune:
         page.locator(f"#t-{mode}-button").click()
         page.locator(f"#{mode}-run").wait_for()
         bring(page, f"{mode}-source", tune)
-        page.locator(f"#t-{mode}").get_by_role("button", name=words.ADVANCED).click()
+        page.locator(f"#t-{mode}").get_by_role("button", name=tooltips.ADVANCED).click()
         page.locator(f"#{mode}-run").click()
         state(page, "done", mode).wait_for()
         page.locator(f"#{mode}-player #waveform audio").wait_for(state="attached")

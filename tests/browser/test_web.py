@@ -22,13 +22,14 @@ from fake_studio import CARD, IDEA, FakeStudio, write_tone
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-import tooltips as words
+import tooltips
 from core.params import PLANNER, AdapterRef, Param, Request
 from core.requests import EXPORTS, HELPERS, MODES, Generate
 from core.results import Idea
 from web import job_controls
-from web.form import COMPOSING, GUIDANCE, REGION, starting_value
+from web.form import REGION
 from web.page import build, launch_options
+from web.widgets import COMPOSING, GUIDANCE, starting_value
 
 KNOBS = {k.name: k for k in Generate.params()}
 LISTENERS = tuple(mode for mode in MODES if mode != "generate")
@@ -269,9 +270,9 @@ def test_a_song_is_looked_at_as_soon_as_it_is_there(
 ):
     song = brought("my tune.wav", seconds=9)
     reading, ready = page.press("edit-source", song, does="upload")
-    assert reading["edit-source-look"]["told"] == "Reading my tune.wav"
+    assert reading["edit-source-look"]["message"] == "Reading my tune.wav"
     seen = ready["edit-source-look"]
-    assert (seen["state"], seen["seconds"], seen["told"]) == (
+    assert (seen["state"], seen["seconds"], seen["message"]) == (
         "ready",
         9,
         "0:09.0 · 48 kHz · stereo",
@@ -294,7 +295,7 @@ def test_a_file_that_is_no_music_is_refused_politely_and_let_go(
     *_, refused = page.press("cover-source", notes, does="upload")
     assert refused["cover-source"] is None
     seen = refused["cover-source-look"]
-    assert (seen["state"], seen["told"]) == (
+    assert (seen["state"], seen["message"]) == (
         "refused",
         "notes.txt cannot be read as music: it holds no sound.",
     )
@@ -365,7 +366,7 @@ def test_adapters_are_judged_as_they_come_and_asked_for_with_their_strengths(
     assert reading["generate-adapters"]["state"] == "reading"
     (row,) = first["generate-adapters"]["value"]
     assert (row["file"], row["config"]) == (pair[0]["path"], pair[1]["path"])
-    assert (row["strength"], row["told"]) == (1, "rank 8 · 48 layers · 1.2 MB")
+    assert (row["strength"], row["message"]) == (1, "rank 8 · 48 layers · 1.2 MB")
     assert first["generate-adapters-file"] is None, "there is room for more"
     two = [adapter("warm.safetensors"), adapter("cold.safetensors")]
     *_, then = page.press("generate-adapters-file", two, [row], does="upload")
@@ -386,26 +387,26 @@ def test_adapters_are_judged_as_they_come_and_asked_for_with_their_strengths(
     [
         ("warm.pt", b"PK", "warm.pt cannot be read as an adapter: it is not a safetensors file."),
         ("wide.safetensors", b"12345678{}", "this model has 256. Choose an adapter"),
-        ("adapter_config.json", b"{}", "together with the file it belongs to"),
+        ("adapter_config.json", b"{}", "together with its adapter file"),
     ],
 )
 def test_an_adapter_that_cannot_play_is_told_at_once_and_the_others_stay(
     page: Page, adapter: Callable[..., dict[str, Any]], name: str, content: bytes, told: str
 ):
-    rows = [{"file": adapter()["path"], "strength": 0.5, "name": "warm", "told": ""}]
+    rows = [{"file": adapter()["path"], "strength": 0.5, "name": "warm", "message": ""}]
     given = [adapter(name, content)]
     *_, refused = page.press("generate-adapters-file", given, rows, does="upload")
     seen = refused["generate-adapters"]
     assert (seen["state"], seen["value"]) == ("refused", rows)
-    assert told in seen["told"]
-    assert str(Path(given[0]["path"]).parent) not in seen["told"]
+    assert told in seen["message"]
+    assert str(Path(given[0]["path"]).parent) not in seen["message"]
 
 
 def test_only_an_adapter_that_was_uploaded_here_is_read(page: Page, toasts: list[str]):
     page.generate(adapters=[{"file": "/etc/passwd", "strength": 1}])
     assert toasts[0].startswith("passwd was not uploaded to this page.")
     *_, refused = page.press("generate-adapters-file", [{"path": "/etc/passwd"}], [], does="upload")
-    assert "was not uploaded to this page" in refused["generate-adapters"]["told"]
+    assert "was not uploaded to this page" in refused["generate-adapters"]["message"]
     assert not page.studio.asked
 
 
@@ -463,13 +464,13 @@ def test_an_edit_says_what_it_kept_and_what_was_heard_and_no_path(
         "Outside the region||0 samples changed",
         "Seam at 3.4 s||good",
         "Seam at 6.7 s||audible",
-        "As heard",
+        tooltips.DETECTED,
         "A bright waltz with a clarinet",
         "Song||my tune.wav",
         "From||3.4 s",
     ):
         assert words_ in told
-    assert "Let go at" not in told, "what meant nothing is not told"
+    assert "Edit start" not in told, "what meant nothing is not told"
     assert "Planner guidance" not in told
     take = page.studio.takes("one")[0]
     assert str(Path(take.request["source"]).parent) not in str({**last, "edit-json": 0})
@@ -489,7 +490,7 @@ def test_settings_of_an_edit_go_back_with_file_and_region(
     assert Path(filled["source"]).read_bytes() == Path(song["path"]).read_bytes()
     Path(song["path"]).unlink()
     (update,) = page.press("edit-reuse", take.id)
-    assert update["edit-source-look"]["told"] == "tune.wav is not there any more."
+    assert update["edit-source-look"]["message"] == "tune.wav is not there any more."
     assert plain("edit", update)["prompt"] == "brass"
 
 
@@ -547,7 +548,7 @@ def test_a_helper_can_be_stopped_and_can_fail(page: Page, toasts: list[str]):
     next(running), next(running)
     page.press("generate-stop")
     *_, last = running
-    assert words.CANCELLED in str(last)
+    assert tooltips.CANCELLED in str(last)
     assert not plain(
         "generate", {getattr(b, "elem_id", None) or "": v for b, v in last.items()}
     ) & (KNOBS.keys())
@@ -577,7 +578,7 @@ def test_where_the_planner_listens_there_is_nothing_to_guide(page: Page):
         for name in COMPOSING:
             block = page.blocks[f"{mode}-{name}"]
             assert block.interactive is (mode == "generate")
-            assert (block.info == words.LISTENS) is (mode != "generate")
+            assert (block.info == tooltips.NOT_WHILE_ANALYSING) is (mode != "generate")
 
 
 def plain(mode: str, update: dict[str, Any]) -> dict[str, Any]:
@@ -605,10 +606,10 @@ def test_a_widget_says_what_its_knob_declares(page: Page):
     for name, param in KNOBS.items():
         block = page.blocks[f"generate-{name}"]
         label = page.blocks[f"generate-{name}-file"] if param.type is AdapterRef else block
-        assert label.label == words.label(param)
+        assert label.label == tooltips.label(param)
         if param.type in (Path, AdapterRef):
             continue
-        assert words.does("generate", param) in block.info
+        assert tooltips.description("generate", param) in block.info
         if isinstance(block, gr.Slider):
             assert (block.minimum, block.maximum, block.step) == (param.low, param.high, param.step)
         if isinstance(block, (gr.Dropdown, gr.Radio)) and param.choices:
@@ -626,7 +627,7 @@ def test_guidance_is_disabled_with_the_reason_where_it_steers_nothing(tmp_path: 
     for name in GUIDANCE:
         block = page.blocks[f"generate-{name}"]
         assert not block.interactive
-        assert block.info == words.NO_GUIDANCE.format(model=deaf.title)
+        assert block.info == tooltips.NO_GUIDANCE.format(model=deaf.title)
     page.generate()
     assert page.studio.asked[0].guidance_scale is None
 
@@ -654,13 +655,13 @@ def test_the_status_counts_steps_and_time_and_the_reader_hears_stages_only(
     updates = page.generate()
     status = [u["generate-status"] for u in updates if "generate-status" in u]
     assert any("step 3 of 20" in s and "about 3 to 8 s left" in s for s in status)
-    assert words.MEASURING in status[1]
+    assert tooltips.MEASURING in status[1]
     said = [u["generate-said"] for u in updates if "generate-said" in u]
     assert said[:4] == [
-        words.STARTING,
-        words.stage("Loading"),
-        words.stage("Denoising"),
-        words.stage("Decoding"),
+        tooltips.STARTING,
+        tooltips.stage_label("Loading"),
+        tooltips.stage_label("Denoising"),
+        tooltips.stage_label("Decoding"),
     ]
 
 
@@ -780,7 +781,7 @@ def test_a_failure_of_the_studio_is_shown_and_the_page_goes_on(page: Page, toast
 
 
 def test_a_bug_behind_the_page_is_told_without_a_traceback(
-    page: Page, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Page, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     def broken(*_: Any) -> Iterator[Any]:
         raise OSError("/secret/path")
@@ -791,7 +792,7 @@ def test_a_bug_behind_the_page_is_told_without_a_traceback(
     assert "Something broke inside the studio (OSError)." in last["generate-status"]
     assert "secret" not in str(last)
     assert last["generate-run"]["interactive"] is True
-    assert "/secret/path" in capsys.readouterr().err, "the terminal is told all of it"
+    assert "/secret/path" in caplog.text, "the log has the traceback"
 
 
 def test_stop_tells_the_studio_and_the_run_ends_as_stopped(page: Page):
@@ -802,7 +803,7 @@ def test_stop_tells_the_studio_and_the_run_ends_as_stopped(page: Page):
     assert page.studio.stopped == ["one"]
     (last,) = list(running)[-1:]
     told = {block.elem_id: value for block, value in last.items()}
-    assert words.CANCELLED in told["generate-status"]
+    assert tooltips.CANCELLED in told["generate-status"]
     assert told["generate-run"]["interactive"] is True
 
 
@@ -837,13 +838,13 @@ def test_words_are_read_while_they_are_written_then_mended_and_sung(
     assert len(read) > 5
     assert all(later.startswith(sooner) for sooner, later in pairwise(read))
     last = updates[-1]
-    assert "1 of 2 sections, not as asked" in last["lyrics-status"]
-    assert re.search("Asked for.*Verse, Chorus.*Written.*Verse", last["lyrics-facts"])
+    assert "1 of 2 sections, not as requested" in last["lyrics-status"]
+    assert re.search("Requested.*Verse, Chorus.*Written.*Verse", last["lyrics-facts"])
     assert last["lyrics-repair"]["interactive"] is True
 
     *_, mended = page.press("lyrics-repair", read[-1], *form.values())
     assert page.studio.asked[-1].repair == read[-1]
-    assert "2 of 2 sections, as asked" in mended["lyrics-status"]
+    assert "2 of 2 sections, as requested" in mended["lyrics-status"]
     assert mended["lyrics-repair"]["interactive"] is False
 
     use = page.event("lyrics-use").fn(mended["lyrics-draft"], "de")
@@ -904,7 +905,7 @@ def test_the_api_speaks_in_the_requests_own_names_types_and_defaults(client: Cli
         assert parameter["parameter_has_default"] is not param.required
         default = list(param.default) if param.type is AdapterRef else param.default
         assert parameter["parameter_default"] == default
-        assert words.tip("generate", param) in parameter["python_type"]["description"]
+        assert tooltips.help_text("generate", param) in parameter["python_type"]["description"]
         if param.choices:
             assert parameter["type"]["enum"] == list(param.choices)
     assert told["description"].startswith("A song from words")
