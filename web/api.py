@@ -26,7 +26,7 @@ from core.errors import StudioError
 from core.params import AdapterRef, Param, Request
 from core.requests import EXPORTS, HELPERS, MODES, Lyrics
 from core.results import Cancelled, Event, ExportedFiles, Failed, Take
-from web.handlers import Studio, internal_error, uploaded_path
+from web.handlers import Studio, uploaded_path
 
 Endpoint = Callable[..., Iterator[Any]]
 
@@ -109,11 +109,9 @@ def endpoint(studio: Studio, request: type[Request]) -> Endpoint:
                     yield _answer_to(event, with_files)
         except gr.Error:
             raise
-        except StudioError as error:
-            raise ApiError(error.code, error.message, error.action) from error
-        except Exception as error:  # noqa: BLE001 - callers get a code, the log the traceback
-            internal = internal_error(error)
-            raise ApiError(internal.code, internal.message, internal.action) from None
+        except Exception as error:
+            failed = Failed.from_error(error)
+            raise ApiError(failed.code, failed.message, failed.action) from error
         finally:
             # Gradio has copied the file for the caller by now.
             studio.leave(visitor)

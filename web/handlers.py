@@ -5,7 +5,6 @@ Nothing here draws anything.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +16,6 @@ from gradio_client.utils import encode_file_path
 from core.errors import StudioError
 from core.params import AdapterRef, Request
 from core.results import AdapterInfo, AudioInfo, Event, ModelInfo, Take
-
-log = logging.getLogger(__name__)
 
 Update = dict[Any, Any]
 """What a handler changes, by component. Components that are missing stay as they are."""
@@ -70,17 +67,12 @@ def inspect_upload(studio: Studio, value: Any) -> AudioInfo:
     """Read an audio file that was uploaded in the browser.
 
     Raises:
-        StudioError: every failure; `internal` for an unexpected one.
+        StudioError: those of `uploaded_path` and `Studio.look`; `source-missing` for no file.
     """
-    try:
-        path = uploaded_path(value)
-        if path is None:
-            raise StudioError("source-missing", name="The file")
-        return studio.look(path)
-    except StudioError:
-        raise
-    except Exception as error:
-        raise internal_error(error) from error
+    path = uploaded_path(value)
+    if path is None:
+        raise StudioError("source-missing", name="The file")
+    return studio.look(path)
 
 
 def uploaded_path(value: Any) -> Path | None:
@@ -127,9 +119,3 @@ def find_take(studio: Studio, visitor: str, take_id: str) -> Take:
         if take.id == take_id:
             return take
     raise StudioError("take-gone")
-
-
-def internal_error(error: Exception) -> StudioError:
-    """The error shown for a bug. The traceback goes to the log only."""
-    log.error("unexpected error in the page", exc_info=error)
-    return StudioError("internal", kind=type(error).__name__)

@@ -15,7 +15,7 @@ from core.errors import StudioError
 from core.params import Request
 from core.results import Cancelled, Failed, Progress
 from web import markup
-from web.handlers import Studio, Update, internal_error
+from web.handlers import Studio, Update
 
 REFRESH_S = 0.2
 """Shortest time between two updates of the status within one stage."""
@@ -98,10 +98,8 @@ class JobControls:
                     elif now - shown_at >= REFRESH_S:
                         shown_at = now
                         yield self._progress(event)
-        except StudioError as error:
-            yield self.failed(error)
         except Exception as error:  # noqa: BLE001 - no exception may reach Gradio
-            yield self.failed(internal_error(error))
+            yield self.failed(Failed.from_error(error))
 
     def stopping(self) -> Any:
         """The Stop button after it was pressed."""

@@ -14,7 +14,7 @@ import tooltips
 from core.errors import StudioError
 from core.params import Request
 from core.requests import HELPERS, INSTRUMENTAL, MAX_SEED
-from core.results import Idea, ModelInfo, Take
+from core.results import Failed, Idea, ModelInfo, Take
 from web import markup
 from web.form import REGION, Form
 from web.handlers import (
@@ -48,6 +48,7 @@ class SongTab:
         self.mode = request.mode
         self.helpers: dict[str, gr.Button] = {}
         self.idea: gr.Textbox | None = None
+        self.transcribe: gr.Checkbox | None = None
         with gr.Row(elem_classes="tab-body", equal_height=False):
             with gr.Column(elem_classes="form", min_width=0):
                 if self.mode == "generate":
@@ -81,6 +82,15 @@ class SongTab:
                 )
             else:
                 gr.HTML(f"<p>{escape(text)}</p>")
+            if helper == "listen":
+                param = next(k for k in HELPERS[helper].params() if k.name == "transcribe")
+                self.transcribe = gr.Checkbox(
+                    param.default,
+                    label=tooltips.label(param),
+                    info=tooltips.description(helper, param),
+                    interactive=able,
+                    elem_id=f"{self.mode}-{param.name}",
+                )
             self.helpers[helper] = gr.Button(
                 tooltips.HELPERS[helper],
                 interactive=able,
@@ -112,10 +122,17 @@ class SongTab:
                 **QUICK,
             )
         for helper, button in self.helpers.items():
-            idea = [self.idea] if helper == "inspire" else []
             button.click(
-                self._helper_handler(helper), [*idea, *inputs], [*outputs, *form.outputs()], **WORK
+                self._helper_handler(helper),
+                [*self._helper_inputs(helper).values(), *inputs],
+                [*outputs, *form.outputs()],
+                **WORK,
             )
+
+    def _helper_inputs(self, helper: str) -> dict[str, gr.components.Component]:
+        """The helper's own controls, by parameter."""
+        own = {"inspire": {"idea": self.idea}, "listen": {"transcribe": self.transcribe}}
+        return {name: field for name, field in own.get(helper, {}).items() if field is not None}
 
     def _wire_upload(self, box: gr.File, preview: UploadPreview) -> None:
         def read(value: Any, region: Any = None) -> Iterator[Update]:
@@ -124,8 +141,8 @@ class SongTab:
             try:
                 info = inspect_upload(self.studio, value)
                 yield {preview.box: preview.show(info, value["url"], region)}
-            except StudioError as error:
-                yield {box: None, preview.box: preview.refused(error)}
+            except Exception as error:  # noqa: BLE001 - no exception may reach Gradio
+                yield {box: None, preview.box: preview.refused(Failed.from_error(error))}
 
         uploaded = box.upload(
             read, [box, preview.box], [box, preview.box], **{**WORK, "trigger_mode": "multiple"}
@@ -266,9 +283,9 @@ class SongTab:
         """The handler of a helper's button: run the planner and fill in the form."""
 
         def handle(caller: gr.Request, *values: Any) -> Iterator[Update]:
-            extra = {}
-            if helper == "inspire":
-                extra["idea"], *values = values
+            names = [*self._helper_inputs(helper)]
+            extra = dict(zip(names, values, strict=False))
+            values = values[len(names) :]
             try:
                 request = self._helper_request(helper, values, extra)
             except StudioError as error:

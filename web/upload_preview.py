@@ -11,7 +11,7 @@ import gradio as gr
 import theme
 import tooltips
 from core.errors import StudioError
-from core.results import AudioInfo
+from core.results import AudioInfo, Failed
 
 
 class UploadPreview:
@@ -43,7 +43,9 @@ class UploadPreview:
         message = tooltips.READING_FILE.format(name=name)
         return gr.update(value=None, **self._props("reading", message=message))
 
-    def refused(self, error: StudioError, region: Sequence[float | None] | None = None) -> Any:
+    def refused(
+        self, error: StudioError | Failed, region: Sequence[float | None] | None = None
+    ) -> Any:
         """Show why there is no usable file. `region` is for the file that will be chosen next."""
         return gr.update(
             value=region, **self._props("refused", message=error.message, notes=[error.action])

@@ -530,14 +530,15 @@ def test_listening_fills_what_was_left_open(
     page: Page, brought: Callable[..., dict[str, Any]], kind: str, toasts: list[str]
 ):
     form = page.form("edit", source=brought(), region=[1, 2], kind=kind, bpm="92", lyrics="mine")
-    *_, last = page.press("edit-listen", *form.values())
-    assert (page.studio.asked[0].mode, page.studio.asked[0].source.name) == ("listen", "tune.wav")
+    *_, last = page.press("edit-listen", True, *form.values())
+    asked = page.studio.asked[0]
+    assert (asked.mode, asked.source.name, asked.transcribe) == ("listen", "tune.wav", True)
     filled = plain("edit", last)
     assert filled["keyscale"] == "D minor"
     assert filled["source_prompt"] == IDEA.prompt
     assert ("prompt" in filled) is (kind == "repaint")
     assert not filled.keys() & {"bpm", "lyrics"}
-    page.press("edit-listen", *page.form("edit").values())
+    page.press("edit-listen", True, *page.form("edit").values())
     assert toasts == ["No file was chosen for Song. Choose a song from your disk."]
 
 
