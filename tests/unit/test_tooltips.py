@@ -22,7 +22,6 @@ from core.requests import (
     Lyrics,
 )
 from core.results import Progress
-from runtime import job
 
 REQUESTS = SONGS | HELPERS | EXPORTS | {Lyrics.mode: Lyrics}
 PARAMS = {(mode, k.name): k for mode, request in REQUESTS.items() for k in request.params()}
@@ -79,8 +78,12 @@ def test_time_signatures_are_displayed_as_fractions():
     ]
 
 
-def test_every_stage_of_a_song_has_a_displayed_text():
-    assert set(job.STAGES) <= tooltips.STAGES.keys()
+def test_every_stage_has_a_displayed_text():
+    files = [*ROOT.glob("*.py"), *(ROOT / "models").glob("*.py"), *(ROOT / "runtime").glob("*.py")]
+    code = "".join(path.read_text("utf-8") for path in files)
+    stages = set(re.findall(r'Progress\(\s*stage="([^"]+)"', code))
+    assert {"Reading the words", "Waiting", "Writing"} <= stages
+    assert stages <= tooltips.STAGES.keys()
 
 
 def test_help_text_ends_with_range_and_default():
