@@ -134,7 +134,7 @@ class LyricsTab:
         """The components that `resume` changes."""
         return [*self.form.outputs(), self.empty, self.result, self.draft]
 
-    def resume(self, stored: Mapping[str, Any], takes: tuple[Take, ...]) -> Update:
+    def resume(self, stored: Mapping[str, Any], takes: tuple[Take, ...]) -> Update:  # noqa: ARG002
         """The update for a page that was reloaded, from the values that the browser kept."""
         values = self.form.stored_values(stored)
         update: Update = {self.form.fields[name]: value for name, value in values.items()}
