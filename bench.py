@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from core import files
-from core.requests import INSTRUMENTAL, Generate
+from core.music import INSTRUMENTAL
+from core.requests import Generate
 from models import acestep, catalog, checkpoints, sampler, vae
 from runtime import device
 

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.requests import LANGUAGE_NAMES
+from core.music import LANGUAGE_NAMES
 
 if TYPE_CHECKING:
     from core.params import Param

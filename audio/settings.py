@@ -90,7 +90,7 @@ def request_of(settings: dict[str, Any], **given: Any) -> Request:
         if param.name in settings["names"] and param.name not in given:
             name = settings["names"][param.name]
             raise StudioError("settings-need-file", name=name, label=param.label)
-    return mode.of({**settings["request"], **given})
+    return mode.stored({**settings["request"], **given})
 
 
 def as_text(settings: dict[str, Any]) -> bytes:
@@ -164,7 +164,7 @@ def _checked(told: dict[str, Any]) -> dict[str, Any]:
         k: v for k, v in take.request.items() if k not in (*fields, *_fields(mode, AdapterRef))
     }
     try:
-        request = SONGS[mode].of({**given, **dict.fromkeys(names, "a file")})
+        request = SONGS[mode].stored({**given, **dict.fromkeys(names, "a file")})
     except StudioError as error:
         raise _Refused(error.message.removesuffix(".")) from error
     changes = {"request": request.model_dump(), "adapters": adapters}

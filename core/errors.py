@@ -1,7 +1,7 @@
-"""Everything that can go wrong, in words a musician can act on.
+"""Every error a person can meet: a code, what happened, and what to do about it.
 
-One table: a code, one sentence, one action that works. Raise deep, `StudioError(code, **facts)`;
-each face (page, command line, API) translates it once.
+Code deep inside raises `StudioError(code, **facts)`. The page, the command line and the API each
+translate it once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class ErrorText(NamedTuple):
-    """What a code says. Both texts are format strings over the facts given when it is raised."""
+    """The wording of an error: two format strings over the facts given when it is raised."""
 
     sentence: str
     action: str
@@ -23,61 +23,57 @@ ERRORS: dict[str, ErrorText] = {
         "{name!r} is not a setting of {mode}.", "Remove it, or use one of: {known}."
     ),
     "prompt-empty": ErrorText(
-        "The style is empty.", "Write a few words about the music, such as: warm lofi piano, slow."
+        "The style is empty.", "Describe the music in a few words, such as: warm lofi piano, slow."
     ),
     "lyrics-too-long": ErrorText(
-        "The lyrics take {tokens} tokens and the model reads {limit}.",
+        "The lyrics take {tokens} tokens, and the model reads {limit}.",
         "Shorten them to about {words} words.",
     ),
     "song-too-long": ErrorText(
-        "{model} makes songs of up to {limit:g} s, not {asked:g}.",
+        "{model} makes songs of up to {limit:g} s, not {asked:g} s.",
         "Set Length to {limit:g} s or less.",
     ),
     "model-unknown": ErrorText(
-        "There is no model called {name!r} here.",
-        "Choose one of {known}, or name a folder or hub repository in the diffusers layout.",
+        "There is no model called {name!r}.",
+        "Choose one of {known}, or give a folder or hub repository in the diffusers layout.",
     ),
     "model-missing": ErrorText(
-        "{model} ({size}) is not on this computer and the model hub cannot be reached.",
+        "{model} ({size}) is not on this computer, and the model hub cannot be reached.",
         "Go online and run: {command}",
     ),
     "model-gated": ErrorText(
-        "The hub refuses access to {model}.",
+        "The model hub denies access to {model}.",
         "Accept its terms on its page, log in with `hf auth login`, and run: {command}",
     ),
     "hub-unknown": ErrorText(
-        "The model hub has no {repo} ({revision}) that can be used, or does not show it.",
+        "The model hub has no {repo} ({revision}) that can be used, or it is private.",
         "Check the name; if it is private, log in with `hf auth login`, and run: {command}",
     ),
     "download-failed": ErrorText(
-        "{model} was not fetched to its end: {file} {problem}.",
-        "Run this to go on from there: {command}",
+        "The download of {model} is incomplete: {file} {problem}.", "To resume it, run: {command}"
     ),
     "cache-read-only": ErrorText(
-        "Models cannot be kept in the folder of the model hub.",
-        "Set HF_HOME to a folder that can be written to, and start again.",
+        "Models cannot be saved: the cache folder of the model hub is not writable.",
+        "Set HF_HOME to a writable folder, and start again.",
     ),
     "model-broken": ErrorText("{model} cannot be loaded: {file} {problem}.", "{fix}."),
-    "model-mismatch": ErrorText("The parts of {model} do not fit together: {problem}.", "{fix}."),
+    "model-mismatch": ErrorText("The parts of {model} do not match: {problem}.", "{fix}."),
     "device-missing": ErrorText(
         "This computer has no {device} device.", "Start without --device, or with --device cpu."
     ),
     "out-of-memory": ErrorText(
-        "There was not enough memory on the {device} for {seconds:g} s with {model}.",
+        "The {device} ran out of memory for {seconds:g} s with {model}.",
         "Shorten the song to {shorter:g} s, or choose a smaller model.",
     ),
     "sound-not-finite": ErrorText(
-        "{model} produced numbers that are not sound.", "Lower Guidance, or try another seed."
+        "{model} produced invalid audio (not a number).", "Lower Guidance, or try another seed."
     ),
     "disk-full": ErrorText(
         "The disk that holds {place} is full.", "Free at least {needed} and try again."
     ),
-    "not-writable": ErrorText(
-        "Files cannot be written to {place}.",
-        "Choose another place, on the command line with --out.",
-    ),
+    "not-writable": ErrorText("Files cannot be written to {place}: {problem}.", "{fix}."),
     "gpu-aborted": ErrorText(
-        "The GPU was taken away before the song was finished, twice.",
+        "The GPU session ended twice before the song was finished.",
         "Shorten the song or lower Steps, and generate again.",
     ),
     "gpu-refused": ErrorText(
@@ -87,9 +83,9 @@ ERRORS: dict[str, ErrorText] = {
     "queue-full": ErrorText(
         "{waiting} songs are already waiting.", "Try again when one of them has finished."
     ),
-    "source-missing": ErrorText("{name} is not there any more.", "Choose the file again."),
+    "source-missing": ErrorText("{name} was not found.", "Choose the file again."),
     "source-unreadable": ErrorText(
-        "{name} cannot be read as music: {problem}.",
+        "{name} cannot be read as audio: {problem}.",
         "Save it as WAV, FLAC or MP3 with another program, and choose that file.",
     ),
     "source-too-long": ErrorText(
@@ -100,61 +96,60 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "file-not-uploaded": ErrorText(
         "{name} was not uploaded to this page.",
-        "Upload the file, and pass on what the upload returned.",
+        "Upload the file, and pass what the upload returned.",
     ),
     "still-reading": ErrorText(
-        "{name} is still being read.", "Wait until its waveform is there, and start again."
+        "{name} is still being read.", "Wait until its waveform appears, and start again."
     ),
-    "source-needed": ErrorText("No file was chosen for {label}.", "Choose a song from your disk."),
+    "source-needed": ErrorText("No file was chosen for {label}.", "Choose an audio file."),
     "noise-needs-source": ErrorText(
-        "There is no song to start from.", "Choose a song, or set Start from the song to 0."
+        "There is no source to start from.",
+        "Choose a file for Source audio, or set Start from source to 0.",
     ),
     "nothing-to-add": ErrorText(
-        "Nothing is to be added to the song.", "Set Before or After to at least 1 s."
+        "Nothing would be added to the song.", "Set Add before or Add after to at least 1 s."
     ),
     "extended-too-long": ErrorText(
-        "{model} makes up to {limit:g} s, and the song with its additions would last {asked:.4g} s.",
-        "Take {over:.4g} s off Before or After.",
+        "{model} makes up to {limit:g} s, and the extended song would last {asked:.4g} s.",
+        "Reduce Add before or Add after by {over:.4g} s.",
     ),
     "region-empty": ErrorText(
-        "The region from {start:g} to {end:g} s holds nothing.", "Set To to a later time than From."
+        "The region from {start:g} to {end:g} s is empty.", "Set To to a later time than From."
     ),
     "region-outside": ErrorText(
-        "The region begins at {start:g} s and the song ends at {end:.4g} s.",
+        "The region begins at {start:g} s, and the song ends at {end:.4g} s.",
         "Move the region into the song.",
     ),
     "morph-backwards": ErrorText(
-        "How far ({high:g}) is below Let go at ({low:g}).",
-        "Set How far to the larger of the two.",
+        "Edit end ({high:g}) is below Edit start ({low:g}).",
+        "Set Edit end to the larger of the two.",
     ),
-    "planner-missing": ErrorText(
-        "No planner can think first here: {reason}.", "Turn Think first off."
-    ),
+    "planner-missing": ErrorText("No planner can be used: {reason}.", "Turn Use planner off."),
     "codes-missing": ErrorText(
-        "{model} was published without the part that listens, so it cannot make covers.",
-        "Play another model, such as xl-sft.",
+        "{model} was published without its audio tokenizer, so it cannot make covers.",
+        "Choose another model, such as xl-sft.",
     ),
     "brief-empty": ErrorText(
-        "Nothing says what the words are to be about.",
-        "Write a line, such as: leaving a small town.",
+        "The brief is empty.",
+        "Write what the song is about, such as: leaving a small town.",
     ),
     "settings-unreadable": ErrorText(
         "The settings in {name} cannot be used: {problem}.",
-        "Choose another file, such as the JSON that was saved beside it.",
+        "Choose another file, such as the JSON saved beside it.",
     ),
     "settings-missing": ErrorText(
-        "{name} holds no settings of this studio.",
-        "Choose a file that the studio wrote, and that no other program has written anew.",
+        "{name} contains no settings of this studio.",
+        "Choose a file that the studio wrote and no other program has saved since.",
     ),
     "settings-elsewhere": ErrorText(
-        "{name} was made by {model}, which has no tab here.",
+        "{name} was made with {model}, which has no tab here.",
         "Make it again on the command line: python app.py replay {name}",
     ),
     "settings-need-file": ErrorText(
-        "{name} went into this song, and settings hold no sound.", "Choose it as {label}."
+        "This song used {name}, and settings contain no audio.", "Choose it as {label}."
     ),
     "settings-need-adapter": ErrorText(
-        "{names} played in this song, and settings hold no adapters.",
+        "This song used {names}, and settings contain no adapters.",
         "Choose it under Adapters (or with --adapter FILE; --without-adapters leaves it out).",
     ),
     "link-unreadable": ErrorText(
@@ -162,33 +157,33 @@ ERRORS: dict[str, ErrorText] = {
         "Ask for the link again; the page works without it.",
     ),
     "link-needs-file": ErrorText(
-        "A file went into this song, and links hold no sound.", "Choose it as {label}."
+        "This song used a file, and links contain no audio.", "Choose it as {label}."
     ),
     "takes-same": ErrorText("Both are the same take.", "Choose two different takes to compare."),
     "stems-missing": ErrorText(
-        "{model} ({size}) would split the song and is not on this computer.",
-        "Fetch it with: {command}",
+        "{model} ({size}), which splits songs, is not on this computer.",
+        "Download it with: {command}",
     ),
     "stems-memory": ErrorText(
-        "There was not enough memory on the {device} to split the song.",
+        "The {device} ran out of memory while splitting the song.",
         "Close other programs, or start the studio with --device cpu, and split it again.",
     ),
     "writer-missing": ErrorText(
-        "{model} ({size}) would write the words and is not on this computer.",
-        "Fetch it with: {command}",
+        "{model} ({size}), which writes lyrics, is not on this computer.",
+        "Download it with: {command}",
     ),
     "writer-memory": ErrorText(
-        "There was not enough memory on the {device} for {model} ({size}).",
+        "The {device} ran out of memory for {model} ({size}).",
         "Close other programs that use it, and write again.",
     ),
-    "adapter-missing": ErrorText("{name} is not there any more.", "Choose the adapter again."),
+    "adapter-missing": ErrorText("{name} was not found.", "Choose the adapter again."),
     "adapter-unreadable": ErrorText(
         "{name} cannot be read as an adapter: {problem}.",
-        "Fetch it again from where it came, and choose the new file.",
+        "Download it again from its source, and choose the new file.",
     ),
-    "adapter-refused": ErrorText("{name} cannot be played: {problem}.", "{fix}."),
+    "adapter-refused": ErrorText("{name} cannot be applied: {problem}.", "{fix}."),
     "adapter-too-big": ErrorText(
-        "{name} has {found}, and {limit} is the most that an adapter may have.",
+        "{name} has {found}, and an adapter may have at most {limit}.",
         "Choose a smaller version of it.",
     ),
     "adapter-wrong-base": ErrorText(
@@ -197,39 +192,41 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "backend-missing": ErrorText(
         "{model} ({size}) is not on this computer.",
-        'Fetch it with download_backend and {{"backend": "{backend}"}}.',
+        'Download it with download_backend and {{"backend": "{backend}"}}.',
     ),
     "track-unknown": ErrorText(
-        "No track is called {track!r} here.", "Use the track_id that generate answered with."
+        "There is no track called {track!r}.", "Use the track_id that generate returned."
     ),
-    "track-complete": ErrorText(
-        "{track} has come to its end already.", "Nothing needs to be stopped; go on."
-    ),
-    "take-gone": ErrorText(
-        "That take is no longer on the shelf.", "Generate it again from its JSON."
-    ),
+    "track-complete": ErrorText("{track} is already finished.", "There is nothing to cancel."),
+    "take-gone": ErrorText("That take is no longer available.", "Generate it again from its JSON."),
     "internal": ErrorText(
         "Something broke inside the studio ({kind}).",
-        "Generate again; if it happens twice, report it with the log from the terminal.",
+        "Try again; if it happens twice, report it with the log from the terminal.",
     ),
 }
 
 
 class StudioError(Exception):
-    """A failure with a name.
+    """A failure that a person can understand and act on.
 
-    Args:
-        code: a key of `KINDS`.
-        **facts: what the sentence and the action of that kind speak about. A missing or surplus
-            fact is a bug and raises `KeyError` here, not later on somebody's page.
+    Attributes:
+        code: a key of `ERRORS`.
+        facts: the values in its wording.
+        message: what happened, as a sentence.
+        action: what to do, as a sentence.
     """
 
     def __init__(self, code: str, **facts: Any) -> None:
-        kind = ERRORS[code]
+        """Word the error.
+
+        Raises:
+            KeyError: an unknown code or a missing fact, here rather than later on somebody's page.
+        """
+        text = ERRORS[code]
         self.code = code
         self.facts = facts
-        self.message = kind.sentence.format(**facts)
-        self.action = kind.action.format(**facts)
+        self.message = text.sentence.format(**facts)
+        self.action = text.action.format(**facts)
         super().__init__(self.message)
 
     def __str__(self) -> str:
@@ -238,18 +235,22 @@ class StudioError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.code, self.facts)
 
+    def as_dict(self) -> dict[str, str]:
+        """The code, the message and the action, for callers that are programs."""
+        return {"code": self.code, "message": self.message, "action": self.action}
+
 
 def table() -> str:
-    """Every code with what it says, as a Markdown table; facts stand in angle quotes."""
-    rows = ["| code | what it says | what helps |", "|---|---|---|"]
-    for code, kind in sorted(ERRORS.items()):
-        rows.append(f"| `{code}` | {_with_gaps(kind.sentence)} | {_with_gaps(kind.action)} |")
+    """Every error as a row of a Markdown table, with its facts in angle quotes."""
+    rows = ["| code | what happened | what to do |", "|---|---|---|"]
+    for code, text in sorted(ERRORS.items()):
+        rows.append(f"| `{code}` | {_with_facts(text.sentence)} | {_with_facts(text.action)} |")
     return "\n".join(rows)
 
 
-def _with_gaps(text: str) -> str:
+def _with_facts(text: str) -> str:
     parts = Formatter().parse(text)
-    return "".join(said + (f"‹{fact}›" if fact else "") for said, fact, *_ in parts)
+    return "".join(literal + (f"‹{fact}›" if fact else "") for literal, fact, *_ in parts)
 
 
 def _rebuild(code: str, facts: dict[str, Any]) -> StudioError:

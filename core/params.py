@@ -1,4 +1,4 @@
-"""Knobs and requests: a value a musician may turn is declared once, and checked in words.
+"""Parameters and requests: each value a musician can set is declared and checked in one place.
 
 A request is a frozen pydantic model. Each field declares its label, range, step, group and unit
 with `param`; widgets, checks, API names, command-line flags and the metadata in a take are made
@@ -15,45 +15,100 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
+from core import text
 from core.errors import StudioError
 
 SONG, DIFFUSION, SCHEDULE, PLANNER, MUSIC = "Song", "Diffusion", "Schedule", "Planner", "Music"
-
-
 ADAPTERS = "Adapters"
-"""Groups of knobs, in the order a form shows them. The first is the form itself."""
-
+"""Groups of parameters, in the order a form shows them. The first is the form itself."""
 
 MAX_ADAPTER_RANK = 256
-"""Of an adapter's matrices."""
+"""The largest rank of an adapter's matrices."""
 
 MAX_ADAPTER_STRENGTH = 1.5
-"""Strengths of an adapter run from 0 to this; 1 is how it was trained."""
+"""The strength of an adapter runs from 0 to this; 1 is how it was trained."""
+
+AUTO = ("", "auto", "automatic")
+"""What stands for "decide for me", in any case, besides None."""
+
+_STORED = {"stored": True}
+"""The validation context of requests from files: their text is kept as it is."""
 
 
-def _no_switches(value: Any) -> Any:
+def is_auto(value: Any) -> bool:
+    """Whether `value` is one of the words for "decide for me"."""
+    return isinstance(value, str) and value.strip().lower() in AUTO
+
+
+def _auto_as_none(value: Any) -> Any:
+    return None if is_auto(value) else value
+
+
+def _not_a_switch(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("a switch where a number belongs")
     return value
 
 
-def _a_name(value: Any) -> Any:
+def _random_seed(value: Any) -> Any:
+    """None for -1 and "random", which mean an automatic seed in most programs of this kind."""
+    if isinstance(value, str):
+        return None if value.strip().lower() in (*AUTO, "random", "-1") else value
+    return None if not isinstance(value, bool) and value == -1 else value
+
+
+def _tempo(value: Any) -> Any:
+    """None for "auto"; the number of "120 bpm"."""
+    if isinstance(value, str):
+        value = re.sub(r"\s*bpm\s*$", "", value, flags=re.IGNORECASE)
+    return _auto_as_none(value)
+
+
+def _lower_case(value: Any) -> Any:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _file_name(value: Any) -> Any:
     if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise ValueError("names no file")
     return value
 
 
-Integer = Annotated[int, BeforeValidator(_no_switches)]
+def _normalized(value: Any, info: ValidationInfo) -> Any:
+    return text.normalize(value) if isinstance(value, str) and not info.context else value
 
 
-Number = Annotated[float, BeforeValidator(_no_switches)]
+Integer = Annotated[int, BeforeValidator(_not_a_switch)]
+Number = Annotated[float, BeforeValidator(_not_a_switch)]
+"""Numbers, but not booleans, which Python counts among them."""
 
+AutoInteger = Annotated[Integer | None, BeforeValidator(_auto_as_none)]
+AutoNumber = Annotated[Number | None, BeforeValidator(_auto_as_none)]
+AutoSwitch = Annotated[bool | None, BeforeValidator(_auto_as_none)]
+"""None, an empty text or "auto" leave the value open."""
 
-FilePath = Annotated[Path, BeforeValidator(_a_name)]
-"""A file somebody brought: a path on this machine. Whether it holds music is seen when it is read."""
+Seed = Annotated[Integer | None, BeforeValidator(_random_seed)]
+Tempo = Annotated[Integer | None, BeforeValidator(_tempo)]
+
+Text = Annotated[str, BeforeValidator(_normalized)]
+"""Text, normalised with `text.normalize` unless it comes from a file of the studio."""
+
+LowerCase = BeforeValidator(_lower_case)
+"""Accept a choice in any case."""
+
+FilePath = Annotated[Path, BeforeValidator(_file_name)]
+"""An uploaded file: a path on this computer. Whether it holds audio is checked when it is read."""
 
 
 def param(
@@ -68,7 +123,7 @@ def param(
     lines: int = 1,
     max_length: int | None = None,
 ) -> Any:
-    """Declare one value a musician may turn. `...` as default makes it required.
+    """Declare one parameter. `...` as default makes it required.
 
     Args:
         low, high: the range, both ends included.
@@ -89,9 +144,9 @@ def param(
 
 @dataclass(frozen=True)
 class Param:
-    """A field of a request with everything that was declared about it.
+    """The declaration of one parameter.
 
-    Where `type` is `AdapterRef`, the value is any number of them, as a tuple.
+    Where `type` is `AdapterRef`, the value is a tuple of any number of them.
     """
 
     name: str
@@ -111,29 +166,49 @@ class Param:
 
 
 class Request(BaseModel):
-    """What every mode shares: frozen, strict about names, built with `of`."""
+    """The base of all requests: frozen, strict about names, built with `of` or `stored`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     mode: ClassVar[str]
 
     @classmethod
     def of(cls, given: Any) -> Self:
-        """Check `given` and make a request, or raise the `StudioError` that names the culprit."""
+        """Check what a person or a program asks for. Text is normalised (`text.normalize`).
+
+        Raises:
+            StudioError: names the first value that does not fit, and what to do about it.
+        """
+        return cls._validated(given, None)
+
+    @classmethod
+    def stored(cls, given: Any) -> Self:
+        """Check a request from a file of the studio, whose text stays exactly as it is.
+
+        Files written before text was normalised make their own samples again only that way.
+
+        Raises:
+            StudioError: as `of`.
+        """
+        return cls._validated(given, _STORED)
+
+    @classmethod
+    def _validated(cls, given: Any, context: dict[str, Any] | None) -> Self:
+        given = dict(given) if isinstance(given, Mapping) else given
         try:
-            return cls.model_validate(dict(given) if isinstance(given, Mapping) else given)
+            return cls.model_validate(given, context=context)
         except ValidationError as error:
             raise _as_studio_error(cls, error) from error
 
     @classmethod
     def params(cls) -> tuple[Param, ...]:
-        """The fields as knobs: required first, then the mode's own, then what it shares."""
+        """All parameters: required ones first, then the mode's own, then the shared ones."""
         own = inspect.get_annotations(cls)
-        found = [_knob(name, info) for name, info in cls.model_fields.items()]
+        found = [_param_of(name, info) for name, info in cls.model_fields.items()]
         own = {k.name for k in found if k.name in own and k.group == SONG}
         return tuple(sorted(found, key=lambda k: (not k.required, k.name not in own)))
 
     def non_defaults(self) -> dict[str, Any]:
-        """Only the values that differ from their defaults: a take's caption."""
+        """The values that differ from their defaults, and the required ones."""
         return {
             k.name: getattr(self, k.name)
             for k in self.params()
@@ -142,16 +217,16 @@ class Request(BaseModel):
 
 
 class AdapterRef(Request):
-    """An adapter and how strongly it plays; also read from "FILE", "FILE:0.8" or a path.
+    """An adapter and its strength; also built from a path, "FILE" or "FILE:0.8".
 
-    A colon parts the two only where a number follows it to the end. `config` is the
-    adapter_config.json of a file that lies elsewhere than beside it.
+    A colon separates the two only where nothing but a number follows it. `config` is the
+    adapter_config.json, where it is not beside the file.
     """
 
     mode: ClassVar[str] = "adapters"
     file: FilePath = param(..., "Adapter")
     strength: Number = param(1.0, "Strength", 0, MAX_ADAPTER_STRENGTH, 0.05)
-    config: FilePath | None = param(None, "Settings of the adapter")
+    config: FilePath | None = param(None, "Adapter configuration")
 
     @model_validator(mode="before")
     @classmethod
@@ -165,17 +240,18 @@ class AdapterRef(Request):
 
 
 def with_file_names(request: type[Request], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `request` as JSON has them, with names of files in place of where they lie."""
-    told = dict(given)
+    """The JSON values of `request` with the names of files in place of their paths."""
+    values = dict(given)
     for param in request.params():
-        if param.type is Path and told.get(param.name):
-            told[param.name] = Path(told[param.name]).name
-        elif param.type is AdapterRef and param.name in told:
-            told[param.name] = [with_file_names(AdapterRef, worn) for worn in told[param.name]]
-    return told
+        value = values.get(param.name)
+        if param.type is Path and value:
+            values[param.name] = Path(value).name
+        elif param.type is AdapterRef and param.name in values:
+            values[param.name] = [with_file_names(AdapterRef, adapter) for adapter in value]
+    return values
 
 
-def _knob(name: str, info: FieldInfo) -> Param:
+def _param_of(name: str, info: FieldInfo) -> Param:
     base, optional, choices = _plain_type(info.annotation)
     extra = info.json_schema_extra
     limits = {}
@@ -219,54 +295,59 @@ def _plain_type(annotation: Any) -> tuple[type, bool, tuple[Any, ...]]:
 def _as_studio_error(request: type[Request], error: ValidationError) -> StudioError:
     """Turn pydantic's first complaint into one sentence and one action."""
     first = error.errors()[0]
-    if request is not AdapterRef and len(first["loc"]) > 2:  # adapters, which of them, what of it
+    if request is not AdapterRef and len(first["loc"]) > 2:  # ("adapters", index, field)
         request, first = AdapterRef, {**first, "loc": first["loc"][2:]}
     if isinstance(cause := first.get("ctx", {}).get("error"), StudioError):
         return cause
     name = str(first["loc"][0]) if first["loc"] else request.mode
-    known = {k.name: k for k in request.params()}
+    known = {param.name: param for param in request.params()}
     if first["type"] == "extra_forbidden" or name not in known:
         return StudioError(
             "unknown-field", name=name[:80], mode=request.mode, known=", ".join(known)
         )
-    k = known[name]
+    param = known[name]
     missing = first["type"] == "missing" and request is not AdapterRef
-    if missing and known[name].type is Path:
-        return StudioError("source-needed", label=known[name].label)
+    if missing and param.type is Path:
+        return StudioError("source-needed", label=param.label)
     if missing:
         return StudioError("prompt-empty" if name == "prompt" else "brief-empty")
-    problem, fix = _in_words(k, first)
-    return StudioError("value-out-of-range", label=k.label, problem=problem, fix=fix)
+    problem, fix = _in_words(param, first)
+    return StudioError("value-out-of-range", label=param.label, problem=problem, fix=fix)
 
 
-def _in_words(k: Param, complaint: dict[str, Any]) -> tuple[str, str]:
-    """What is wrong with a knob's value, and what to do: two clauses without a full stop."""
-    given = complaint["input"]
-    unit = f" {k.unit}" if k.unit else ""
-    if complaint["type"] == "string_too_long":
+def _in_words(param: Param, complaint: dict[str, Any]) -> tuple[str, str]:
+    """What is wrong with a value, and what to do: two clauses without a full stop."""
+    given, kind = complaint["input"], complaint["type"]
+    if kind == "string_too_long":
+        over = len(given) - (param.max_length or 0)
         return (
-            f"has {len(given):,} characters, and {k.max_length:,} fit",
-            f"Shorten {k.label} by {len(given) - k.max_length:,} characters",
+            f"has {len(given):,} characters; the limit is {param.max_length:,}",
+            f"Shorten {param.label} by {over:,} characters",
         )
-    switched = isinstance(given, bool) and k.type is not bool
-    if k.type is AdapterRef:
-        return "holds what is not a file", f"Choose files for {k.label}"
-    if k.type is Path:
-        return "is not a file", f"Choose a file for {k.label}"
-    if complaint["type"] == "value_error" and not switched:
-        return str(complaint["ctx"]["error"]), f"Set {k.label} anew"
+    if param.type is AdapterRef:
+        return "contains something that is not a file", f"Choose files for {param.label}"
+    if param.type is Path:
+        return "is not a file", f"Choose a file for {param.label}"
+    switched = isinstance(given, bool) and param.type is not bool
+    if kind == "value_error" and not switched:
+        return str(complaint["ctx"]["error"]), f"Change {param.label}"
+    if kind == "string_unicode":
+        return "contains broken characters", f"Type {param.label} again"
     shown = repr(given) if isinstance(given, str) else str(given)
     shown = shown if len(shown) <= 40 else shown[:37] + "..."
-    if k.choices:
-        options = ", ".join(c or "auto" for c in k.choices[:8])
-        more = " and so on" if len(k.choices) > 8 else ""
+    if param.choices:
+        options = ", ".join(choice or "auto" for choice in param.choices[:8])
+        more = " and so on" if len(param.choices) > 8 else ""
         return f"cannot be {shown}", f"Choose one of {options}{more}"
-    if k.type is bool:
-        return f"is a switch, not {shown}", f"Turn {k.label} on or off"
-    if k.low is not None:
-        word = "whole number" if k.type is int else "number"
-        span = f"{k.low:,.10g} to {k.high:,.10g}{unit}"
-        if complaint["type"] in ("greater_than_equal", "less_than_equal"):
-            return f"runs from {span}, not {shown}", f"Set {k.label} to a value from {span}"
-        return f"is a {word} from {span}, not {shown}", f"Set {k.label} to a {word} from {span}"
-    return f"is text, not {shown}", f"Write {k.label} as text"
+    if param.type is bool:
+        return f"must be on or off, not {shown}", f"Turn {param.label} on or off"
+    if param.low is not None:
+        return _range_in_words(param, shown)
+    return f"must be text, not {shown}", f"Write {param.label} as text"
+
+
+def _range_in_words(param: Param, shown: str) -> tuple[str, str]:
+    noun = "a whole number" if param.type is int else "a number"
+    unit = f" {param.unit}" if param.unit else ""
+    span = f"{noun} from {param.low:,.10g} to {param.high:,.10g}{unit}"
+    return f"must be {span}, not {shown}", f"Set {param.label} to {span}"

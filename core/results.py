@@ -1,11 +1,11 @@
-"""What a job yields: progress, then one result (a take, a draft, files, an idea) or a failure."""
+"""Events of a job: progress, then one result (take, draft, files or idea), a stop or a failure."""
 
 from __future__ import annotations
 
 import logging
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,14 +13,11 @@ from core.errors import StudioError
 from core.params import MAX_ADAPTER_RANK, MAX_ADAPTER_STRENGTH, Request, with_file_names
 from core.requests import SONGS
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
 
 class ModelUsed(BaseModel):
-    """Which weights made a take."""
+    """The model weights that made a take."""
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -32,7 +29,7 @@ class ModelUsed(BaseModel):
 
 
 class DeviceUsed(BaseModel):
-    """Where a take was made. Equal values and an equal request mean equal samples."""
+    """The device a take was made on. Equal values and an equal request give equal samples."""
 
     model_config = ConfigDict(frozen=True)
     kind: str
@@ -43,12 +40,12 @@ class DeviceUsed(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """What is playing: the model on its device, and the defaults that suit it.
+    """The loaded model, its device, its default settings, and what else is available.
 
-    `hint` is one plain sentence for people whose machine plays a smaller model than it could be,
-    or slowly; None where there is nothing to explain. `planner` names the 5Hz planner; where there
-    is none it is empty, and `no_planner` says why; so it is with the songwriter, `writer`. `stems`
-    is what has to be said wherever a song can be split, and `no_stems` why it cannot be.
+    `hint` is one sentence for people whose computer runs a smaller model, or runs it slowly; None
+    where there is nothing to explain. `planner` names the 5 Hz planner; it is empty where there is
+    none, and `no_planner` says why. `writer` and `no_writer` say the same of the songwriter.
+    `stems` is the notice to show wherever a song can be split, `no_stems` why it cannot.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -72,11 +69,11 @@ class ModelInfo(BaseModel):
 
 
 class Progress(BaseModel):
-    """A sign of life: what is being done, how far it is, how long it will take.
+    """What a job is doing, how far it is, and how long it will take.
 
-    `elapsed_s` counts from the start of the job; `left_s` is the range (soonest, latest) in which
-    the end is expected, or None while nothing is known. `text` is what has been written so far,
-    where somebody reads along.
+    `elapsed_s` counts from the start of the job; `left_s` is the expected time left as a range
+    (soonest, latest), or None while nothing is known. `text` is the draft so far, where text is
+    written.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -90,7 +87,7 @@ class Progress(BaseModel):
 
 
 class SeamCheck(BaseModel):
-    """How an edge of an edit measures: see `audio.splice.measure_seam`, whose limits decide `good`."""
+    """Measurements at one edge of an edit: see `audio.splice.measure_seam`, whose limits decide `good`."""
 
     model_config = ConfigDict(frozen=True)
     at_s: float
@@ -101,13 +98,13 @@ class SeamCheck(BaseModel):
 
 
 class Take(BaseModel):
-    """A finished piece: its file, and the request as it was really run.
+    """A finished piece: its file, and the request as it was run.
 
-    `edition` is `core.requests.EDITION` as of then. `plan` is what the planner wrote or heard
-    (fields of `plan_format.Plan`), `codes` what it composed, five a second. `files` are the sha256 of the files that went in, by field. For an edit that
-    keeps part of its source, `changed_outside` counts the samples that differ outside the region
-    and its crossfade, and `seams` says of each edge where it is and how it measures. `adapters` are
-    those that played (`stack.AdapterUsed`), `check` is what was measured (`measure.Check`).
+    `edition` is `core.requests.EDITION` as of then. `plan` is what the planner wrote or detected
+    (fields of `plan_format.Plan`), `codes` the audio codes it composed, five per second. `files` are the sha256 of the input files, by field. For an
+    edit that keeps part of its source, `changed_outside` counts the samples that differ outside the
+    region and its crossfade, and `seams` holds the measurements at each edge. `adapters` are those
+    applied (`AdapterUsed`), `check` is what was measured (`analysis.Check`).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -137,20 +134,25 @@ class Take(BaseModel):
 
     @property
     def duration_s(self) -> float:
+        """The length in seconds."""
         return self.samples / self.sample_rate
 
     def for_sharing(self) -> Self:
-        """The take as it leaves the studio: names of files in place of where they lie."""
+        """The take without paths of this computer: only the names of its files."""
         request = with_file_names(SONGS[self.mode], self.request)
         return self.model_copy(update={"path": Path(self.path).name, "request": request})
 
     def to_request(self, **changes: Any) -> Request:
-        """The request that made this take, with `changes`. A retake changes the seed."""
-        return SONGS[self.mode].of({**self.request, **changes})
+        """The request that made this take, with `changes`. A retake changes the seed.
+
+        Raises:
+            StudioError: what the mode says of the changes.
+        """
+        return SONGS[self.mode].stored({**self.request, **changes})
 
 
 class Draft(BaseModel):
-    """Finished words: the text, the sections asked for and those that came."""
+    """Finished lyrics: the text, the sections that were requested and those that were written."""
 
     model_config = ConfigDict(frozen=True)
     kind: Literal["draft"] = "draft"
@@ -168,12 +170,12 @@ class Draft(BaseModel):
 
     @property
     def matches_request(self) -> bool:
-        """Whether the draft has just the sections that were asked for."""
+        """Whether the draft has exactly the sections that were requested."""
         return self.asked == self.got
 
 
 class ExportedFiles(BaseModel):
-    """Files made of a take: where they are, and what is to be said of them."""
+    """Files exported from a take: their paths, and what was measured or noted."""
 
     model_config = ConfigDict(frozen=True)
     kind: Literal["made"] = "made"
@@ -184,7 +186,7 @@ class ExportedFiles(BaseModel):
 
 
 class Idea(BaseModel):
-    """What the planner thought up or heard: values for the fields of a form, where it had any."""
+    """What the planner suggested or detected: values for the fields of a form."""
 
     model_config = ConfigDict(frozen=True)
     kind: Literal["idea"] = "idea"
@@ -198,9 +200,10 @@ class Idea(BaseModel):
 
 
 class AudioInfo(BaseModel):
-    """A file that was brought, before anything is made of it.
+    """An uploaded audio file.
 
-    `peaks` are the lowest and highest sample of each stretch, in turn (see `audio.levels.waveform_peaks`).
+    `peaks` alternates the lowest and highest sample of each section (see
+    `audio.levels.waveform_peaks`).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -213,7 +216,7 @@ class AudioInfo(BaseModel):
 
 
 class AdapterInfo(BaseModel):
-    """An adapter that was brought and fits: its largest rank, how many layers it changes."""
+    """An uploaded adapter that fits the model: its largest rank, the number of layers it changes."""
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -224,7 +227,7 @@ class AdapterInfo(BaseModel):
 
 
 class Cancelled(BaseModel):
-    """The musician stopped it. `stage` is where it stood."""
+    """The job was stopped during `stage`."""
 
     model_config = ConfigDict(frozen=True)
     kind: Literal["cancelled"] = "cancelled"
@@ -233,7 +236,7 @@ class Cancelled(BaseModel):
 
 
 class Failed(BaseModel):
-    """It could not be done: the code, one sentence, one action."""
+    """The job failed: an error code, what happened, and what to do."""
 
     model_config = ConfigDict(frozen=True)
     kind: Literal["failed"] = "failed"
@@ -247,14 +250,18 @@ class Failed(BaseModel):
         if not isinstance(error, StudioError):
             log.error("Unexpected %s", type(error).__name__, exc_info=error)
             error = StudioError("internal", kind=type(error).__name__)
-        return cls(code=error.code, message=error.message, action=error.action)
+        return cls(**error.as_dict())
+
+    def as_dict(self) -> dict[str, str]:
+        """The code, the message and the action, for callers that are programs."""
+        return self.model_dump(exclude={"kind"})
 
 
 Event = Progress | Take | Draft | Idea | ExportedFiles | Cancelled | Failed
 
 
 class AdapterUsed(BaseModel):
-    """What a take says of an adapter that was played. `modules` were found in the transformer."""
+    """An adapter as a take records it. `modules` is the number of layers it changed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from core.errors import StudioError
-from core.requests import LANGUAGE_NAMES, Lyrics
+from core.music import LANGUAGE_NAMES
+from core.requests import Lyrics
 
 MOST_SECTIONS = 16
 

@@ -13,14 +13,11 @@ from typing import Any, TypeVar
 
 import yaml
 
+from core.music import INSTRUMENTAL, KEYS, LANGUAGES, TIME_SIGNATURES
 from core.params import Request
 from core.requests import (
     EDITION,
     HELPERS,
-    INSTRUMENTAL,
-    KEYS,
-    LANGUAGES,
-    TIME_SIGNATURES,
     Cover,
     Edit,
     Generate,

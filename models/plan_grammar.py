@@ -9,7 +9,8 @@ import re
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from core.requests import EDITION, KEYS, LANGUAGES, TIME_SIGNATURES
+from core.music import KEYS, LANGUAGES, TIME_SIGNATURES
+from core.requests import EDITION
 from models.plan_format import (
     FIELDS,
     IM_END,

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import StudioError
-from core.requests import EDITION, INSTRUMENTAL
+from core.music import INSTRUMENTAL
+from core.requests import EDITION
 from core.results import Progress
 from models import plan_format, plan_grammar, qwen3
 from models.code_decoder import code_decoder

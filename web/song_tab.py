@@ -12,8 +12,9 @@ import gradio as gr
 
 import tooltips
 from core.errors import StudioError
+from core.music import INSTRUMENTAL
 from core.params import Request
-from core.requests import HELPERS, INSTRUMENTAL, MAX_SEED
+from core.requests import HELPERS, MAX_SEED
 from core.results import Failed, Idea, ModelInfo, Take
 from web import markup
 from web.form import REGION, Form

@@ -126,7 +126,7 @@ HOSTILE = {
     "#adapters=/etc/passwd": "it names a file",
     "#prompt=a&prompt=b": "it sets a parameter twice",
     "#prompt=a&tempo=3": "'tempo' is not a setting of generate",
-    "#prompt=a&duration_s=999": "Length runs from 5 to 240 s, not '999'",
+    "#prompt=a&duration_s=999": "Length must be a number from 5 to 240 s, not '999'",
     "#prompt=": "The style is empty",
     "?tab=root&prompt=a": "there are no settings for 'root'",
     "?tab=lyrics&brief=a": "there are no settings for 'lyrics'",
@@ -257,7 +257,7 @@ def test_a_take_is_finished_compared_and_made_again_from_its_file(
     assert page.locator("#generate-stems").is_disabled()
     way = page.locator(".export:visible", has=page.locator("#generate-stems")).inner_text()
     assert "HTDemucs (84 MB)" in way
-    assert "Fetch it with: python app.py fetch" in way
+    assert "Download it with: python app.py fetch" in way
     _two_takes(page, [wav, first])
     assert fits_all(page)
 
@@ -494,7 +494,7 @@ def test_hostile_links_and_files_are_told_and_change_nothing(
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name=tooltips.RESTORE["open"]).click()
     chooser.value.set_files(tune)
-    page.locator(".restore .message", has_text="holds no settings of this studio").wait_for()
+    page.locator(".restore .message", has_text="contains no settings of this studio").wait_for()
     assert prompt.input_value() == "mine"
     assert fits_all(page)
 

@@ -193,7 +193,7 @@ def test_an_empty_style_is_told_and_nothing_typed_is_lost(visit: Callable[..., P
     _box(page, "prompt").fill("a waltz")
     page.locator("#generate-run").click()
     page.wait_for_function(
-        "document.querySelector('#generate-status').innerText.includes('Tempo is a whole number')"
+        "document.querySelector('#generate-status').innerText.includes('Tempo must be a whole number')"
     )
     assert "hate to lose" in _box(page, "lyrics").input_value()
     assert _box(page, "bpm").input_value() == "fast"
@@ -431,7 +431,7 @@ def test_files_come_by_keyboard_and_by_drop_and_leave_politely(
     target.dispatch_event("drop", {"dataTransfer": dropped})
     refused = page.locator("#cover-reference-look [data-state=refused]")
     refused.wait_for()
-    assert "notes.txt cannot be read as music" in refused.inner_text()
+    assert "notes.txt cannot be read as audio" in refused.inner_text()
     assert refused.locator("[role=status]").count() == 1, "a screen reader hears it"
     target.wait_for()
     page.locator("#cover-run").click()

@@ -297,7 +297,7 @@ def test_a_file_that_is_no_music_is_refused_politely_and_let_go(
     seen = refused["cover-source-look"]
     assert (seen["state"], seen["message"]) == (
         "refused",
-        "notes.txt cannot be read as music: it holds no sound.",
+        "notes.txt cannot be read as audio: it holds no sound.",
     )
     assert seen["notes"][0].startswith("Save it as WAV, FLAC or MP3")
     monkeypatch.setattr(page.studio, "look", lambda _: 1 / 0)
@@ -330,7 +330,7 @@ def test_only_what_was_uploaded_here_is_read(
     if isinstance(given, dict) and isinstance(given["path"], str):
         given = {**given, "path": given["path"].replace("{folder}", str(upload_folder))}
     last = page.make("extend", source=given)[-1]
-    assert re.search("was not uploaded to this page|is not there any more", toasts[0])
+    assert re.search("was not uploaded to this page|was not found", toasts[0])
     assert "/etc" not in str(last) + toasts[0]
     *_, refused = page.press("extend-source", given, does="upload")
     assert refused["extend-source-look"]["state"] == "refused"
@@ -490,7 +490,7 @@ def test_settings_of_an_edit_go_back_with_file_and_region(
     assert Path(filled["source"]).read_bytes() == Path(song["path"]).read_bytes()
     Path(song["path"]).unlink()
     (update,) = page.press("edit-reuse", take.id)
-    assert update["edit-source-look"]["message"] == "tune.wav is not there any more."
+    assert update["edit-source-look"]["message"] == "tune.wav was not found."
     assert plain("edit", update)["prompt"] == "brass"
 
 
@@ -687,7 +687,7 @@ def test_what_a_person_wrote_is_text_and_not_markup(page: Page):
 def test_the_shelf_is_captioned_by_style_length_knobs_turned_and_seed(page: Page):
     last = page.generate(bpm="92", infer_method="sde", seed="5")[-1]
     ((caption, chosen),) = last["generate-shelf"]["choices"]
-    assert caption == "a waltz\n30 s · Method SDE · Tempo 92 bpm · seed 5"
+    assert caption == "a waltz\n30 s · Sampler SDE · Tempo 92 bpm · seed 5"
     assert last["generate-shelf"]["value"] == chosen
 
 
@@ -753,10 +753,10 @@ def test_two_visitors_do_not_see_each_others_takes(page: Page, toasts: list[str]
     ("turned", "told"),
     [
         ({"prompt": "  "}, "The style is empty."),
-        ({"duration_s": 999}, "Length runs from 5 to 240 s, not 999."),
-        ({"bpm": "fast"}, "Tempo is a whole number from 30 to 300 bpm"),
-        ({"bpm": "92.5"}, "Tempo is a whole number"),
-        ({"seed": "-1"}, "Seed runs from 0"),
+        ({"duration_s": 999}, "Length must be a number from 5 to 240 s, not 999."),
+        ({"bpm": "fast"}, "Tempo must be a whole number from 30 to 300 bpm"),
+        ({"bpm": "92.5"}, "Tempo must be a whole number"),
+        ({"seed": "-2"}, "Seed must be a whole number from 0"),
         ({"lyrics": "la " * 4000}, "Lyrics has 12,000 characters"),
         ({"cfg_interval_start": 0.9, "cfg_interval_end": 0.1}, "below"),
     ],
@@ -854,7 +854,7 @@ def test_words_are_read_while_they_are_written_then_mended_and_sung(
     assert sung["generate-lyrics"]["value"] == mended["lyrics-draft"]
     assert (sung["generate-vocal_language"], sung["generate-instrumental"]) == ("de", False)
     *_, failed = page.press("lyrics-run", *page.form("lyrics").values())
-    assert "Nothing says what the words are to be about." in failed["lyrics-status"]
+    assert "The brief is empty." in failed["lyrics-status"]
     assert "lyrics-result" not in failed, "no empty draft is shown"
 
 
@@ -1013,11 +1013,11 @@ def test_a_path_on_the_server_is_never_read(served: Any, given: Any, way: str):
     ("given", "told"),
     [
         ({"prompt": ""}, "The style is empty. Write a few words"),
-        ({"duration_s": 4}, "Length runs from 5 to 240 s, not 4. Set Length"),
-        ({"duration_s": "NaN"}, "Length is a number from 5 to 240 s"),
-        ({"seed": 1.5}, "Seed is a whole number"),
+        ({"duration_s": 4}, "Length must be a number from 5 to 240 s, not 4. Set Length"),
+        ({"duration_s": "NaN"}, "Length must be a number from 5 to 240 s"),
+        ({"seed": 1.5}, "Seed must be a whole number"),
         ({"keyscale": "H minor"}, "Key cannot be 'H minor'. Choose one of"),
-        ({"inference_steps": True}, "Steps is a whole number from 1 to 200, not True."),
+        ({"inference_steps": True}, "Steps must be a whole number from 1 to 200, not True."),
         ({"prompt": "fail"}, "There was not enough memory on the CPU"),
     ],
 )
@@ -1035,7 +1035,7 @@ def test_not_a_number_by_plain_http_is_a_sentence_too(served: Any):
     called = httpx.post(url, content=body, headers={"content-type": "application/json"})
     if called.status_code == 200:
         told = httpx.get(f"{served[1]}gradio_api/call/generate/{called.json()['event_id']}").text
-        assert "Length is a number from 5 to 240 s" in told
+        assert "Length must be a number from 5 to 240 s" in told
     else:
         assert called.status_code == 422
     assert "Traceback" not in called.text

@@ -6,6 +6,7 @@ Whatever fails, there is one line: the code, a sentence, an action. No traceback
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import deque
 from dataclasses import replace
@@ -17,7 +18,6 @@ import soundfile
 from conftest import ROOT
 
 import cli
-from audio import encode
 from core import errors
 from core.files import private_folder
 from models import acestep, catalog, sampler
@@ -174,7 +174,7 @@ def full_disk(t):
     def full(*_):
         raise OSError(28, "No space left on device", str(t.folder))
 
-    t.patch.setattr(encode.os, "replace", full)
+    t.patch.setattr(os, "replace", full)
     return t.say("generate", "--prompt", "x", *QUICK)
 
 

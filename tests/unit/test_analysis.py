@@ -11,7 +11,7 @@ from meters import RATE, band, ebur128, noise, tone
 from scipy.signal import firwin, upfirdn
 
 from audio import analysis, loudness
-from core.requests import KEYS
+from core.music import KEYS
 
 
 def silence(seconds):

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 import lyrics
 from core.errors import StudioError
-from core.requests import LANGUAGES, Lyrics
+from core.music import LANGUAGES
+from core.requests import Lyrics
 from core.results import Progress
 from lyrics import Songwriter, Written, pick
 from models import checkpoints, lyric_format
@@ -624,7 +625,7 @@ def test_without_weights_the_model_its_size_and_the_command_are_named(name):
     assert caught.value.code == "writer-missing"
     assert writer.title in caught.value.message
     assert writer.size in caught.value.message
-    assert caught.value.action == f"Fetch it with: python app.py fetch {name}"
+    assert caught.value.action == f"Download it with: python app.py fetch {name}"
 
 
 def test_a_songwriter_is_fetched_once_and_found_offline(folder, tmp_path):

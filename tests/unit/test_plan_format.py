@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import song
 
-from core.requests import HELPERS, INSTRUMENTAL, MODES, effective_lyrics, lyrics_note
+from core.music import INSTRUMENTAL
+from core.requests import HELPERS, MODES, effective_lyrics, lyrics_note
 from models import plan_format
 from models.plan_format import Plan
 

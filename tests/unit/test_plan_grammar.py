@@ -10,7 +10,7 @@ import tiny_planner
 import yaml
 from tiny_planner import CODEBOOK
 
-from core.requests import KEYS, LANGUAGES, TIME_SIGNATURES
+from core.music import KEYS, LANGUAGES, TIME_SIGNATURES
 from models.plan_format import FIELDS
 from models.plan_grammar import PlanConstraint, Vocabulary
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_planner import CODEBOOK
 
 from core.errors import StudioError
-from core.requests import KEYS
+from core.music import KEYS
 from core.results import Progress
 from models import catalog, plan_format, plan_grammar, planner, qwen3
 from models.plan_format import FIELDS, Plan

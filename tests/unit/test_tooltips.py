@@ -10,17 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tooltips
+from core.music import LANGUAGES, TIME_SIGNATURES
 from core.params import Param
-from core.requests import (
-    EXPORTS,
-    HELPERS,
-    LANGUAGES,
-    MODES,
-    SONGS,
-    TIME_SIGNATURES,
-    Generate,
-    Lyrics,
-)
+from core.requests import EXPORTS, HELPERS, MODES, SONGS, Generate, Lyrics
 from core.results import Progress
 
 REQUESTS = SONGS | HELPERS | EXPORTS | {Lyrics.mode: Lyrics}

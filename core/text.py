@@ -1,0 +1,61 @@
+"""Text as people type it: normalised before it is used, cut without breaking characters apart."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+LINE_END = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
+"""Everything Unicode calls a line end (UAX 14), but for the line feed itself."""
+
+BYTE_ORDER_MARK = "\ufeff"
+
+JOINERS = "\u200c\u200d"
+"""Zero-width non-joiner and joiner: spelling in Persian and Devanagari, glue in emoji."""
+
+
+def normalize(text: str) -> str:
+    """`text` with one spelling for what looks the same.
+
+    Every line end becomes a line feed; byte order marks and control characters other than tab and
+    line feed are removed; the rest is in Unicode normalisation form C. Idempotent.
+    """
+    kept = "".join(c for c in LINE_END.sub("\n", text) if _is_kept(c))
+    # Last: what was removed may have stood between a letter and its accent.
+    return unicodedata.normalize("NFC", kept)
+
+
+def truncate(text: str, max_chars: int, max_bytes: int) -> str:
+    """The longest beginning of `text` within both limits that ends between visible characters.
+
+    Args:
+        max_chars: code points.
+        max_bytes: of UTF-8.
+    """
+    end = size = 0
+    for index, char in enumerate(text):
+        if not _continues(text, index):
+            end = index
+        size += len(char.encode("utf-8", "surrogatepass"))
+        if index >= max_chars or size > max_bytes:
+            # One visible character may be longer than the limit: then it is cut.
+            return text[: end or index]
+    return text
+
+
+def is_mark(char: str) -> bool:
+    """Whether `char` is a combining mark, such as a vowel sign in Devanagari or an accent."""
+    return unicodedata.category(char).startswith("M")
+
+
+def _is_kept(char: str) -> bool:
+    return char in "\t\n" or (char != BYTE_ORDER_MARK and unicodedata.category(char) != "Cc")
+
+
+def _continues(text: str, index: int) -> bool:
+    """Whether the character at `index` belongs to the visible character before it."""
+    if not index:
+        return False
+    char = text[index]
+    skin_tone = "\U0001f3fb" <= char <= "\U0001f3ff"
+    return is_mark(char) or char in JOINERS or skin_tone or text[index - 1] == "\u200d"
