@@ -227,7 +227,7 @@ def _to_the_end(
             fix="Name the file song.wav, song.flac or song.mp3",
         )
     if args.out and not args.out.resolve().parent.is_dir():
-        raise StudioError("not-writable", place=str(args.out.parent))
+        files.check_writable(args.out)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: studio.stop("terminal"))
     show = _Line(sys.stderr)
@@ -256,11 +256,11 @@ def _done(ending: Ending, args: argparse.Namespace) -> int:
     elif isinstance(ending, ExportedFiles):
         outs = _places(ending, args.out)
         for path, out in zip(ending.paths, outs, strict=True):
-            files.copy_file(Path(path), out)
+            files.atomic_write(out, Path(path))
             print(out, file=sys.stderr)
         told["paths"] = [str(out) for out in outs]
     elif isinstance(ending, Draft) and args.out:
-        files.write_text(args.out, ending.text + "\n")
+        files.atomic_write(args.out, ending.text + "\n")
     elif isinstance(ending, Draft) and not args.json:
         print(ending.text)
     for note in ending.notes:
@@ -274,7 +274,7 @@ def _hand_over(take: Take, out: Path, with_settings: bool) -> None:
     """Put a take's song at `out`, in the format of its name."""
     kind = out.suffix.lower().lstrip(".")
     if kind == "wav" and with_settings:
-        files.copy_file(Path(take.path), out)
+        files.atomic_write(out, Path(take.path))
         return
     told = settings.settings_of(take) if with_settings else None
     title = take.request["prompt"] or out.stem

@@ -6,9 +6,7 @@ Sound is float32 [2, samples] at 48 kHz, full scale at 1.0, finite. Long work is
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from audio import loudness
-from core.files import write_error
+from core.files import staging, write_error
 from core.requests import SAMPLE_RATE
 from core.results import Progress
 
@@ -175,27 +173,20 @@ def save_stems(stems: dict[str, np.ndarray], folder: Path, name: str) -> Iterato
 
     steps = 2 * len(stems)
     archive = folder / f"{name}-stems.zip"
-    half = None
     try:
-        half = Path(tempfile.mkdtemp(prefix=".stems-", dir=folder))
-        wavs = {stem: half / f"{name}-{stem}.wav" for stem in stems}
-        with zipfile.ZipFile(half / archive.name, "w") as together:
-            for step, (stem, path) in enumerate(wavs.items()):
-                yield Progress(stage="Writing the stems", step=2 * step, steps=steps)
-                # Not by libsndfile, which writes the time of day into a WAV of floats.
-                wavfile.write(path, SAMPLE_RATE, np.ascontiguousarray(stems[stem].T))
-                yield Progress(stage="Writing the stems", step=2 * step + 1, steps=steps)
-                inside = zipfile.ZipInfo(path.name)
-                inside.external_attr, inside.file_size = 0o644 << 16, path.stat().st_size
-                with path.open("rb") as source, together.open(inside, "w") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
-        done = {stem: folder / path.name for stem, path in wavs.items()}
-        for path in (*wavs.values(), half / archive.name):
-            os.replace(path, folder / path.name)
+        with staging(folder) as staged:
+            wavs = {stem: staged / f"{name}-{stem}.wav" for stem in stems}
+            with zipfile.ZipFile(staged / archive.name, "w") as together:
+                for step, (stem, path) in enumerate(wavs.items()):
+                    yield Progress(stage="Writing the stems", step=2 * step, steps=steps)
+                    # Not by libsndfile, which writes the time of day into a WAV of floats.
+                    wavfile.write(path, SAMPLE_RATE, np.ascontiguousarray(stems[stem].T))
+                    yield Progress(stage="Writing the stems", step=2 * step + 1, steps=steps)
+                    inside = zipfile.ZipInfo(path.name)
+                    inside.external_attr, inside.file_size = 0o644 << 16, path.stat().st_size
+                    with path.open("rb") as source, together.open(inside, "w") as target:
+                        shutil.copyfileobj(source, target, 1 << 20)
     except OSError as error:
         needed = sum(sound.nbytes for sound in stems.values()) * 2
         raise write_error(archive, error, needed) from error
-    finally:
-        if half:
-            shutil.rmtree(half, ignore_errors=True)
-    return StemFiles(done, archive)
+    return StemFiles({stem: folder / path.name for stem, path in wavs.items()}, archive)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from core.errors import StudioError
+from core.files import write_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -194,9 +195,7 @@ def _temporary_file(folder: Path) -> BinaryIO:
     try:
         return tempfile.TemporaryFile(dir=folder)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full(folder, 1 << 20) from error
-        raise StudioError("not-writable", place=folder.name) from error
+        raise write_error(folder / "sound", error, 1 << 20) from error
 
 
 def _ask_worker(
@@ -224,7 +223,7 @@ def _ask_worker(
     if status == DISK_FULL:
         raise _disk_full(folder, needed)
     if status == WRITE_FAILED:
-        raise StudioError("not-writable", place=folder.name)
+        raise write_error(folder / "sound", OSError(errno.EIO, "write failed"), needed)
     if status in CRASHES or status >= CRASHES_ON_WINDOWS:
         log.warning("The audio decoder crashed on %s (exit status %s)", name, status)
         raise StudioError("source-unreadable", name=name, problem="it is damaged")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +71,8 @@ def save(
             yield Progress(stage="Writing", step=step, steps=steps)
             block = sound[:, step * length : (step + 1) * length]
             encoder.write((np.clip(block, -1.0, 1.0) if kind == "mp3" else _whole(block)).T)
-    _put(
-        path,
-        SONGWRITERS[kind](encoded.getbuffer(), told, tags),
-        len(encoded.getbuffer()) + len(told),
-    )
+    size = len(encoded.getbuffer()) + len(told)
+    files.atomic_write(path, SONGWRITERS[kind](encoded.getbuffer(), told, tags), size)
 
 
 def convert(
@@ -127,15 +123,3 @@ def _whole(sound: np.ndarray) -> np.ndarray:
 
     scaled = np.rint(sound * np.float64(2**31))
     return np.clip(scaled, -(2**31), 2**31 - 1).astype(np.int32)
-
-
-def _put(path: Path, pieces: Iterable[bytes | memoryview], size: int) -> None:
-    half = path.with_name(f".{path.name}.part")
-    try:
-        with half.open("wb") as file:
-            file.writelines(pieces)
-        os.replace(half, path)
-    except OSError as error:
-        raise files.write_error(path, error, size) from error
-    finally:
-        half.unlink(missing_ok=True)

@@ -115,10 +115,8 @@ class TrackCache:
         temporary = self.folder / f".{track}.{os.getpid()}.wav.part"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_synced(temporary, wav)
+            files.replace_file(temporary, [wav], durable=True)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise files.write_error(temporary, error, len(wav)) from error
         return Staged(temporary, len(wav), hashlib.sha256(wav).hexdigest())
 
@@ -153,7 +151,7 @@ class TrackCache:
             try:
                 os.replace(staged.path, self.path(track))
                 self._write_sidecar(track, facts)
-                _sync_folder(self.folder)
+                files.sync_folder(self.folder)
             except OSError as error:
                 self._remove(track)
                 staged.path.unlink(missing_ok=True)
@@ -205,12 +203,8 @@ class TrackCache:
         return self.folder / f"{track}.json"
 
     def _write_sidecar(self, track: str, facts: dict[str, Any]) -> None:
-        temporary = self.folder / f".{track}.{os.getpid()}.json.part"
-        try:
-            _write_synced(temporary, (json.dumps(facts, indent=2) + "\n").encode())
-            os.replace(temporary, self._sidecar(track))
-        finally:
-            temporary.unlink(missing_ok=True)
+        text = json.dumps(facts, indent=2) + "\n"
+        files.replace_file(self._sidecar(track), [text.encode()], durable=True)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -224,23 +218,6 @@ class TrackCache:
             yield
         finally:
             lock.release()
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut, where the system supports it."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _now() -> str:

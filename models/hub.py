@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import StudioError
+from core.files import replace_file
 from models.http_download import (
     PULSE_S,
     Backoff,
@@ -222,9 +223,7 @@ class _Shelf:
         if self._weights.revision != self._commit:
             name = self._home / "refs" / self._weights.revision
             name.parent.mkdir(parents=True, exist_ok=True)
-            half = name.with_name(f"{name.name}.{os.getpid()}")
-            half.write_text(self._commit)
-            os.replace(half, name)
+            replace_file(name, [self._commit.encode()])
         return self._snapshot
 
     def _has(self, file: RemoteFile) -> bool:

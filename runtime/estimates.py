@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import statistics
 import threading
 from collections import defaultdict
@@ -13,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from core.files import cache_folder
+from core.files import cache_folder, replace_file
 from core.results import Progress
 from models import catalog, musicgen, plan_format
 
@@ -52,9 +51,7 @@ class Rates:
             everyone = {**self._read(), self._key: dict(self._seen)}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            half = self._path.with_suffix(f".{os.getpid()}.part")
-            half.write_text(json.dumps(everyone))
-            os.replace(half, self._path)
+            replace_file(self._path, [json.dumps(everyone).encode()])
         except OSError:
             log.info("Rates are not kept", exc_info=True)
 

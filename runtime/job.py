@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from core.files import private_folder
+from core.files import name_from_text, private_folder
 from core.params import Request
 from core.requests import EDITION, MAX_SEED
 from models.adapter_files import Adapter
@@ -128,8 +127,8 @@ class Job:
     @property
     def song_path(self) -> Path:
         """Where the song is written, under a name worth downloading."""
-        words = "-".join(re.findall(r"\w+", self.request.prompt.lower()))[:40].strip("-_")
-        return self.folder.path / f"{words or self.request.mode}-{self.request.seed}.wav"
+        name = name_from_text(self.request.prompt, self.request.mode)
+        return self.folder.path / f"{name}-{self.request.seed}.wav"
 
 
 def with_seed(request: R) -> R:

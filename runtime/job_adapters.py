@@ -12,7 +12,7 @@ from core.params import AdapterRef
 from core.results import AdapterInfo
 from models import adapter_files, adapter_layers, catalog, checkpoints
 from runtime.job import JobFolder
-from runtime.uploads import link, plain
+from runtime.uploads import link
 
 CONFIG, SUFFIX = "adapter_config.json", ".safetensors"
 
@@ -61,7 +61,7 @@ def copy_into(
     references, checked = [], []
     for i, reference in enumerate(adapters):
         adapter = judge(reference, model)
-        copy = folder.path / "adapters" / str(i) / plain(adapter.name)
+        copy = folder.path / "adapters" / str(i) / files.safe_name(adapter.name, "adapter")
         weights = copy / adapter.path.name
         if not reference.file.is_dir():  # the configuration beside it must have the same stem
             weights = copy = copy.with_name(copy.name.removesuffix(SUFFIX) + SUFFIX)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from audio import analysis, encode, settings, splice
 from audio.tags import Tags
-from core.files import write_text
+from core.files import atomic_write
 from core.requests import SAMPLE_RATE
 from core.results import AdapterUsed, Progress, SeamCheck, Take
 from runtime.job import Job
@@ -69,7 +69,7 @@ def save_take(
     title = title_of(job.request.prompt) or job.song_path.stem
     tags = Tags(title, job.model.title, job.model.licence)
     yield from encode.save(song.sound, job.song_path, "wav", stored, tags)
-    write_text(job.song_path.with_suffix(".json"), json.dumps(stored, indent=2) + "\n")
+    atomic_write(job.song_path.with_suffix(".json"), json.dumps(stored, indent=2) + "\n")
     return take.model_copy(update={"timings_s": timer.seconds()})
 
 

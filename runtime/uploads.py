@@ -120,7 +120,7 @@ class Uploads:
             except FileNotFoundError:  # dropped in this very moment
                 upload = _decode(path, stopped)
                 os.replace(upload.sound, sound)
-            copy = folder / plain(path.name)
+            copy = folder / files.safe_name(path.name)
             link(path, copy)
         except OSError as error:
             raise files.write_error(folder, error, upload.samples * 8) from error
@@ -140,7 +140,7 @@ def _decode(path: Path, stopped: Callable[[], bool]) -> Upload:
         kept.unlink(missing_ok=True)
         raise files.write_error(kept, error, decoded.sound.nbytes) from error
     info = AudioInfo(
-        name=plain(path.name),
+        name=files.safe_name(path.name),
         seconds=decoded.sound.shape[1] / SAMPLE_RATE,
         rate=decoded.rate,
         channels=decoded.channels,
@@ -157,12 +157,6 @@ def _identity(path: Path) -> tuple:
     except (OSError, ValueError):
         return (object(),)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def plain(name: str) -> str:
-    """A file's name without characters that terminals or other systems cannot handle."""
-    kept = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)
-    return kept[-80:].lstrip(".") or "song"
 
 
 def link(source: Path, target: Path) -> None:

@@ -17,7 +17,7 @@ from conftest import heard, song
 
 import backend
 from audio import encode, settings
-from core.files import private_folder, write_text
+from core.files import atomic_write, private_folder
 from core.requests import Generate
 from core.results import Cancelled, Failed, Progress, Take
 from models import acestep
@@ -144,7 +144,7 @@ def test_closing_the_events_stops_the_work(studio):
 
 
 def test_a_song_that_ends_after_its_visitor_left_is_not_kept(studio, monkeypatch):
-    before, write = files(), write_text
+    before, write = files(), atomic_write
 
     def leave_then_write(*args):
         write(*args)
@@ -152,7 +152,7 @@ def test_a_song_that_ends_after_its_visitor_left_is_not_kept(studio, monkeypatch
         for flag in private_folder().glob("*/stop"):
             flag.unlink()  # too late to stop: the song is done
 
-    monkeypatch.setattr(takes, "write_text", leave_then_write)
+    monkeypatch.setattr(takes, "atomic_write", leave_then_write)
     assert isinstance(end(studio, song(inference_steps=1)), Take)
     assert studio.takes("v") == ()
     assert files() == before
@@ -228,7 +228,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_file(studio, monkeypatch):
         assert Path(old).stat().st_size > 48_000
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(encode.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     assert failure(studio) == "disk-full"
     assert files() == before
 
@@ -236,10 +236,13 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_file(studio, monkeypatch):
 def test_a_full_disk_after_the_sound_leaves_no_file_either(studio, monkeypatch):
     before = files()
 
-    def full(self, *_, **__):
-        raise OSError(28, "No space left on device")
+    def full(old, new):
+        if Path(new).suffix == ".json":
+            raise OSError(28, "No space left on device")
+        rename(old, new)
 
-    monkeypatch.setattr(Path, "write_text", full)
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", full)
     assert failure(studio) == "disk-full"
     assert files() == before
 
@@ -283,13 +286,13 @@ def test_a_turbo_model_takes_no_guidance_and_the_take_says_so(studio):
 
 def test_stop_wins_over_a_finished_song(studio, monkeypatch):
     """Stopped while the file is written: no take, no file."""
-    before, write = files(), encode._put
+    before, write = files(), encode.files.atomic_write
 
     def slow(*args):
         studio.stop("v")
         write(*args)
 
-    monkeypatch.setattr(encode, "_put", slow)
+    monkeypatch.setattr(encode.files, "atomic_write", slow)
     assert isinstance(end(studio, song(inference_steps=1)), Cancelled)
     assert files() == before
 

@@ -145,7 +145,7 @@ def test_a_disk_that_takes_nothing_is_named_and_nothing_of_the_track_stays(tmp_p
     kept = TrackCache(tmp_path, MANY)
     staged = kept.stage(name(1), b"x")
     monkeypatch.setattr(
-        track_cache, "_write_synced", lambda *_: (_ for _ in ()).throw(OSError("full"))
+        track_cache.files, "replace_file", lambda *_, **__: (_ for _ in ()).throw(OSError("full"))
     )
     with pytest.raises(StudioError):
         kept.publish(name(1), staged, FACTS)
