@@ -282,7 +282,7 @@ def morph(
             n_max=n_max,
             n_avg=n_avg,
         )
-        latents = yield from acestep.as_progress(steps, "Denoising", config.steps)
+        latents = yield from acestep.as_progress(steps, "Denoising", config.steps, engine.device)
         return (yield from _finish(engine, latents, source, song.seed, notes))
 
 

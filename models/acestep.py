@@ -10,7 +10,7 @@ import gc
 import math
 import re
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from core.errors import StudioError
 from core.requests import EDITION, SAMPLE_RATE, Generate, effective_lyrics, lyrics_note
 from core.results import Progress
 from models import catalog, checkpoints, sampler, timbre_token, weights
+from models.fast_transformer import FastTransformer
 from models.loading import check_pipeline, is_finite, memory_errors
 from models.vae import FRAME_RATE, decode, skip_zeros
 
@@ -108,17 +109,27 @@ def frames_for(duration_s: float) -> int:
 class Engine:
     """One loaded checkpoint on one device. Not thread-safe: one song at a time."""
 
-    def __init__(self, pipe: AceStepPipeline, model: catalog.Model, device: str) -> None:
+    def __init__(
+        self, pipe: AceStepPipeline, model: catalog.Model, device: str, fast: bool | None = None
+    ) -> None:
+        """See `load`. `pipe` is changed in place where `fast`."""
         self.pipe = pipe
         self.model = model
         self.device = device
         self.dtype = pipe.transformer.dtype
         self.rate = pipe.vae.config.sampling_rate
         self.channels = pipe.transformer.config.audio_acoustic_hidden_dim
+        fast = device == "cuda" if fast is None else fast
+        self.fast = FastTransformer(pipe.transformer) if fast else None
 
     @classmethod
     def load(
-        cls, model: catalog.Model, folder: Path, device: str, dtype: str
+        cls,
+        model: catalog.Model,
+        folder: Path,
+        device: str,
+        dtype: str,
+        fast: bool | None = None,
     ) -> Generator[Progress, None, Engine]:
         """Load `model` from `folder` and check that it is complete.
 
@@ -126,6 +137,9 @@ class Engine:
             device: "cpu", "cuda" or "mps".
             dtype: of the transformer, "float32" or "bfloat16". On an accelerator the other parts
                 use it too; on a CPU they stay float32.
+            fast: whether the transformer computes by `models/fast_transformer`, which is equal to
+                diffusers' way up to rounding. On CUDA if None; elsewhere samples stay the same
+                bit for bit.
 
         Returns:
             The engine (as the generator's return value).
@@ -166,7 +180,12 @@ class Engine:
             skip_zeros(pipe.vae)
             pipe.to(device)
         yield Progress(stage="Loading", step=3, steps=3)
-        return cls(pipe, model, device)
+        return cls(pipe, model, device, fast)
+
+    @property
+    def implementation(self) -> str:
+        """Which code computes the transformer, for a take: samples of two are not bit-equal."""
+        return self.fast.implementation if self.fast else "reference"
 
     def text_to_music(
         self,
@@ -310,7 +329,7 @@ class Engine:
         steps = sampler.sample(
             model, x, config, generator, first_step=first_step, after_step=after_step
         )
-        latents = yield from as_progress(steps, "Denoising", config.steps)
+        latents = yield from as_progress(steps, "Denoising", config.steps, self.device)
         if not is_finite(latents):
             raise StudioError("sound-not-finite", model=self.model.title)
         return latents
@@ -319,16 +338,26 @@ class Engine:
         """The transformer with `conditions` bound, in the form the sampler calls."""
         import torch
 
+        cond, null, context = conditions.cond, conditions.null, conditions.context
+        fast = self.fast
+        if fast:
+            constants = fast.prepare(cond, null, context.shape[1])
+            pair = constants.placeholder.expand(2, -1, -1)
+        else:
+            pair = torch.cat([cond, null])
+
         def velocity(x: torch.Tensor, t: float, guided: bool) -> sampler.Velocity:
             rows = 2 if guided else 1
-            cond = conditions.cond
+            if fast:
+                fast.bind(constants)
             timestep = torch.full((rows,), t, device=self.device, dtype=self.dtype)
-            (out,) = self.pipe.transformer(
+            transformer = fast or self.pipe.transformer
+            (out,) = transformer(
                 hidden_states=x.to(self.dtype).expand(rows, -1, -1),
                 timestep=timestep,
                 timestep_r=timestep,
-                encoder_hidden_states=torch.cat([cond, conditions.null]) if guided else cond,
-                context_latents=conditions.context.expand(rows, -1, -1),
+                encoder_hidden_states=pair[:rows],
+                context_latents=context.expand(rows, -1, -1),
                 return_dict=False,
             )
             out = out.float()
@@ -390,12 +419,38 @@ def _prompt_of(song: Generate, caption: str, instruction: str) -> str:
 
 
 def as_progress(
-    steps: Generator[int, None, torch.Tensor], stage: str, total: int
+    steps: Generator[int, None, torch.Tensor], stage: str, total: int, device: str = "cpu"
 ) -> Generator[Progress, None, torch.Tensor]:
-    """Report step numbers as `Progress` of `stage`, and return what the steps return."""
+    """Report step numbers as `Progress` of `stage`, and return what the steps return.
+
+    On an accelerator Python only queues a step's work. Here it waits until the step before has
+    been computed: the queue never runs dry, and progress and Stop are at most one step off.
+    """
+    wait = _waiter(device)
     while True:
         try:
             done = next(steps)
         except StopIteration as end:
             return end.value
+        wait()
         yield Progress(stage=stage, step=done, steps=total)
+
+
+def _waiter(device: str) -> Callable[[], None]:
+    """A function that waits for all that `device` was given before the call before."""
+    import torch
+
+    if device == "mps":  # its events cannot be waited for one by one
+        return torch.mps.synchronize
+    if device == "cpu":
+        return lambda: None
+    previous: list[torch.Event] = []
+
+    def wait() -> None:
+        event = torch.Event(device, blocking=True)
+        event.record()
+        if previous:
+            previous.pop().synchronize()
+        previous.append(event)
+
+    return wait

@@ -293,6 +293,67 @@ def test_progress_counts_every_step_and_tile(engine):
     ]
 
 
+@pytest.fixture(scope="module")
+def fast(engine):
+    """The engine on the embedded model with the fast transformer, as on CUDA."""
+    return drain(
+        acestep.Engine.load(engine.model, engine.model.folder, "cpu", "float32", fast=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"guidance_scale": 3.0}, {"guidance_scale": 1.0}, {"infer_method": "heun", "use_adg": True}],
+)
+def test_fast_transformer_renders_the_same_latents_up_to_rounding(engine, fast, changes):
+    assert (engine.implementation, fast.implementation) == ("reference", "fast")
+    request = song(duration_s=24, inference_steps=4, **changes)
+    with torch.inference_mode():
+        want, got = (
+            drain(each.denoise(each.conditions(request)[0], request)) for each in (engine, fast)
+        )
+    assert float((got - want).norm() / want.norm()) < 1e-4
+    assert not torch.equal(got, want)
+
+
+def test_fast_transformer_follows_a_cover_that_changes_conditions(engine, fast):
+    source = 0.1 * np.random.default_rng(0).standard_normal((2, 240_000), np.float32)
+    request = song(duration_s=5, inference_steps=4)
+    want, got = (
+        drain(pipeline.cover(each, request, source, strength=0.5)).sound for each in (engine, fast)
+    )
+    assert np.corrcoef(want.ravel(), got.ravel())[0, 1] > 0.9999
+
+
+def test_progress_waits_for_the_step_before_the_one_just_queued(monkeypatch):
+    log = []
+
+    class Event:
+        def __init__(self, device, blocking):
+            self.step = len([entry for entry in log if entry[0] == "record"])
+
+        def record(self):
+            log.append(("record", self.step))
+
+        def synchronize(self):
+            log.append(("wait", self.step))
+
+    def steps():
+        yield from range(3)
+        return "latents"
+
+    monkeypatch.setattr(torch, "Event", Event)
+    progress = acestep.as_progress(steps(), "Denoising", 2, "cuda")
+    for _ in range(3):
+        log.append(("shown", next(progress).step))
+    assert log == [
+        *(("record", 0), ("shown", 0)),
+        *(("record", 1), ("wait", 0), ("shown", 1)),
+        *(("record", 2), ("wait", 1), ("shown", 2)),
+    ]
+    assert drain(progress) == "latents"
+
+
 @pytest.mark.gpu
 def test_accelerator_renders_the_same_song_up_to_rounding(engine):
     from models import catalog

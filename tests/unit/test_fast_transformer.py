@@ -1,0 +1,99 @@
+"""The fast transformer against diffusers' own, tiny and with random weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import tiny_transformer
+import torch
+from tiny_transformer import by_fast, by_stock, inputs
+from torch.nn import functional
+
+from models.fast_transformer import FastTransformer
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return tiny_transformer.make()
+
+
+@pytest.fixture
+def fast(stock):
+    return FastTransformer(copy.deepcopy(stock))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("frames", [2, 15, 16, 17, 32, 33, 101, 250])
+def test_velocities_equal_diffusers_up_to_rounding(stock, fast, frames, rows):
+    shared, cond, null = inputs(frames, rows)
+    with torch.inference_mode():
+        want = by_stock(stock, shared, cond, null)
+        got = by_fast(fast, shared, fast.prepare(cond, null, frames))
+    assert got.shape == want.shape
+    assert float((got - want).abs().max() / want.abs().max()) < 5e-6
+
+
+def test_two_songs_can_alternate_step_by_step(stock, fast):
+    songs = [inputs(40, 2, seed, tokens) for seed, tokens in ((1, 9), (2, 30))]
+    with torch.inference_mode():
+        kept = [fast.prepare(cond, null, 40) for _, cond, null in songs]
+        for i in (0, 1, 0):
+            want, got = by_stock(stock, *songs[i]), by_fast(fast, songs[i][0], kept[i])
+            assert torch.allclose(got, want, atol=1e-5)
+
+
+def test_the_condition_is_projected_once_a_song_and_no_dense_mask_is_built(fast, monkeypatch):
+    from diffusers.models.transformers import ace_step_transformer as library
+
+    def refuse(**_):
+        raise AssertionError("a dense mask")
+
+    monkeypatch.setattr(library, "_create_4d_mask", refuse)
+    transformer = fast._transformer
+    projected = []
+    for layer in transformer.layers:
+        for projection in (layer.cross_attn.to_k, layer.cross_attn.to_v):
+            projection.register_forward_hook(lambda *_: projected.append(1))
+    shared, cond, null = inputs(60, 2)
+    with torch.inference_mode():
+        constants = fast.prepare(cond, null, 60)
+        once = len(projected)
+        for _ in range(3):
+            by_fast(fast, shared, constants)
+    assert len(projected) == once == 3 * len(transformer.layers)
+
+
+def test_no_kernel_is_given_a_mask_with_grouped_heads_or_a_dense_one(fast, monkeypatch):
+    """torch has no fused kernel for either on most cards and computes the whole matrix instead."""
+    calls = []
+    real = functional.scaled_dot_product_attention
+
+    def record(query, key, value, attn_mask=None, enable_gqa=False, **rest):
+        calls.append((attn_mask, enable_gqa))
+        return real(query, key, value, attn_mask=attn_mask, enable_gqa=enable_gqa, **rest)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", record)
+    shared, cond, null = inputs(6000, 2)
+    with torch.inference_mode():
+        by_fast(fast, shared, fast.prepare(cond, null, 6000))
+    assert len(calls) == 2 * len(fast._transformer.layers)
+    masks = [mask for mask, grouped in calls if mask is not None and not grouped]
+    assert len(masks) == len(fast._transformer.layers) / 2
+    assert all(mask.shape == (375, 1, 2 * 8, 3 * 8) for mask in masks)
+    assert all(mask is None for mask, grouped in calls if grouped)
+
+
+def test_adapters_reach_every_layer(stock, fast):
+    """Hooks on the projections, as adapters are applied, change both ways equally."""
+    shared, cond, null = inputs(50, 2)
+    with torch.inference_mode():
+        before = by_stock(stock, shared, cond, null)
+        for transformer in (copied := copy.deepcopy(stock), fast._transformer):
+            for name, module in transformer.named_modules():
+                if name.endswith(("to_q", "to_k", "to_v", "to_out.0", "condition_embedder")):
+                    module.register_forward_hook(lambda _, __, out: out.mul_(1.3))
+        want = by_stock(copied, shared, cond, null)
+        got = by_fast(fast, shared, fast.prepare(cond, null, 50))
+    assert float((want - before).abs().max()) > 0.01
+    assert torch.allclose(got, want, atol=1e-5)
