@@ -44,9 +44,11 @@ EDITION = 2
 """The rules by which a request becomes what the models read. A take records them, and a file of an
 older edition is replayed by its own.
 
-1: the transformer read empty lyrics as they stood; plans had keys in ASCII only, captions of at
+1: the transformer read empty lyrics as they stood, without the timbre token of XL; a cover's
+   strength was a share of all steps, whatever its noise; plans had keys in ASCII only, captions of at
    most 100 words, and no language for a song marked as instrumental.
-2: empty lyrics mean an instrumental for the planner and the transformer alike; the planner may
+2: empty lyrics mean an instrumental for the planner and the transformer alike; XL has its timbre
+   token; a cover's strength is a share of the steps that its noise leaves; the planner may
    spell keys with sharp and flat signs, its captions are not shortened, every plan may have a
    language.
 """

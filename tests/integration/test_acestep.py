@@ -344,8 +344,12 @@ def test_progress_waits_for_the_step_before_the_one_just_queued(monkeypatch):
 
     monkeypatch.setattr(torch, "Event", Event)
     progress = acestep.as_progress(steps(), "Denoising", 2, "cuda")
-    for _ in range(3):
+
+    def show():
         log.append(("shown", next(progress).step))
+
+    for _ in range(3):
+        show()
     assert log == [
         *(("record", 0), ("shown", 0)),
         *(("record", 1), ("wait", 0), ("shown", 1)),
