@@ -14,27 +14,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
-sys.path[:0] = [str(ROOT), *map(str, (TESTS, TESTS / "integration", TESTS / "browser"))]
+sys.path[:0] = [str(ROOT), str(TESTS), str(TESTS / "browser")]
 
 from runtime import device  # noqa: E402
 
-pytest_plugins = ["browsing"]
+pytest_plugins = ["browsing", "planned_studio"]
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 """The embedded model needs no hub; a test that wants one starts a process of its own."""
 
 
-LONGEST_FILES = (
-    *("test_page", "test_mini", "test_nvim", "test_cli", "test_musicgen", "test_export_panel"),
-    *("test_backend", "test_adapter_picker", "test_checkpoints", "test_daemon", "test_zerogpu"),
-    "test_acestep",
-)
-"""They come first, so that processes which share the files end together."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {name: place for place, name in enumerate(LONGEST_FILES)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    for item in items:
+        if TESTS / "browser" in item.path.parents:
+            item.add_marker(pytest.mark.browser)
 
 
 def drain(steps: Iterator[Any]) -> Any:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import soundfile
 from conftest import ROOT
-from test_modes import STEADY, files, music, planned  # noqa: F401 - fixtures
+from planned_studio import STEADY, music
 
 from core.files import private_folder
 from core.requests import MODES, SAMPLE_RATE
@@ -37,11 +37,7 @@ STAGES = {
 
 
 @pytest.mark.timeout(60 + 10 * CANCELS)
-def test_random_cancels_leave_the_studio_as_it_was(
-    planned,  # noqa: F811
-    tmp_path,
-    monkeypatch,
-):
+def test_random_cancels_leave_the_studio_as_it_was(planned, tmp_path, monkeypatch):
     """In the planner, while encoding, sampling and decoding, in every mode."""
     monkeypatch.setattr(vae, "TILE_FRAMES", 64)  # more places to stop at
     source = tmp_path / "brought.wav"
@@ -99,9 +95,9 @@ from models import catalog
 from runtime import device
 from conftest import heard
 from core.requests import MODES
-from test_modes import STEADY
+from planned_studio import STEADY
 
-studio = backend.Studio(catalog.choose("mini"), device.find_place("cpu"), {planner!r})
+studio = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), {planner!r})
 said = {{}}
 for mode, given in {asked}.items():
     take = list(studio.run(MODES[mode].of({{**STEADY, **given}}), "v"))[-1]
@@ -111,7 +107,7 @@ print(json.dumps(said))
 """
 
 
-def test_every_mode_makes_the_same_samples_in_a_fresh_process(planned, files):  # noqa: F811
+def test_every_mode_makes_the_same_samples_in_a_fresh_process(planned, files):
     song = str(files["song"])
     asked = {
         "generate": {"prompt": "lofi", "duration_s": 10},
@@ -121,7 +117,7 @@ def test_every_mode_makes_the_same_samples_in_a_fresh_process(planned, files):  
     }
     script = FRESH.format(
         root=str(ROOT),
-        tests=str(ROOT / "tests" / "integration"),
+        tests=str(ROOT / "tests"),
         asked=asked,
         planner=str(planned.setup.planner.folder),
     )
@@ -138,7 +134,7 @@ from models import catalog
 from runtime import device
 from core.requests import MODES
 
-studio = backend.Studio(catalog.choose("mini"), device.find_place("cpu"), {planner!r})
+studio = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), {planner!r})
 take = list(studio.run(MODES[{mode!r}].of({given}), "v"))[-1]
 studio.leave("v")
 print(take.samples, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
@@ -146,14 +142,14 @@ print(take.samples, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 @pytest.mark.parametrize(("mode", "seconds"), [("extend", 200), ("cover", 240)])
-def test_four_minutes_fit_into_four_gigabytes(planned, tmp_path, mode, seconds):  # noqa: F811
+def test_four_minutes_fit_into_four_gigabytes(planned, tmp_path, mode, seconds):
     source = tmp_path / "long.flac"
     soundfile.write(source, music(seconds).T, SAMPLE_RATE, "PCM_24")
     given = {"source": str(source), "inference_steps": 2, "use_cot_caption": False, "seed": 1}
     given |= {"after_s": 40.0} if mode == "extend" else {}
     script = WHOLE.format(
         root=str(ROOT),
-        tests=str(ROOT / "tests" / "integration"),
+        tests=str(ROOT / "tests"),
         planner=str(planned.setup.planner.folder),
         mode=mode,
         given=given,
