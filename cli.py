@@ -43,6 +43,7 @@ FETCHED: dict[str, Weights] = {
         catalog.HTDEMUCS,
         catalog.MUSICGEN,
         *catalog.MODELS.values(),
+        catalog.SHARED_PARTS,
     )
 }
 """All that `fetch` knows by name."""

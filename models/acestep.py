@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import math
 import re
-import warnings
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -20,9 +19,9 @@ from audio import levels
 from core.errors import StudioError
 from core.requests import EDITION, SAMPLE_RATE, Generate, effective_lyrics, lyrics_note
 from core.results import Progress
-from models import catalog, checkpoints, sampler, timbre_token, weights
+from models import catalog, checkpoints, sampler, timbre_token
 from models.fast_transformer import FastTransformer
-from models.loading import check_pipeline, is_finite, memory_errors
+from models.loading import check_pipeline, is_finite, load_pipeline, memory_errors
 from models.vae import FRAME_RATE, decode, skip_zeros
 
 if TYPE_CHECKING:
@@ -151,7 +150,6 @@ class Engine:
             StudioError: `model-broken`, `model-mismatch`, `out-of-memory`.
         """
         import torch
-        from diffusers import AceStepPipeline
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
@@ -164,20 +162,7 @@ class Engine:
         transformer_dtype = getattr(torch, dtype)
         default = torch.float32 if device == "cpu" else transformer_dtype
         with memory_errors(device, model, 0.0):
-            try:
-                warnings.filterwarnings("ignore", ".*weight_norm.* is deprecated", FutureWarning)
-                pipe = AceStepPipeline.from_pretrained(
-                    folder,
-                    dtype={"transformer": transformer_dtype, "default": default},
-                    local_files_only=True,
-                    use_safetensors=True,
-                )
-            except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                raise weights.broken(
-                    model, folder.name, f"does not load ({type(error).__name__})"
-                ) from error
+            pipe = load_pipeline(model, folder, transformer_dtype, default)
             yield Progress(stage="Loading", step=2, steps=3)
             check_pipeline(model, pipe, stored)
             skip_zeros(pipe.vae)

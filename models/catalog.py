@@ -1,4 +1,4 @@
-"""TODO"""
+"""The tables of models: music models, planners, songwriters, MusicGen and the stem separator."""
 
 from __future__ import annotations
 
@@ -6,23 +6,50 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from core.errors import StudioError
-from models import weights
-from models.weights import VENDOR, Weights, missing
+from models import authors_layout, weights
+from models.weights import VENDOR, Weights
 
-if TYPE_CHECKING:
-    pass
+
+@dataclass(frozen=True, kw_only=True)
+class SharedParts(Weights):
+    """The parts that checkpoints in the authors' layout leave out: VAE, text encoder, silence."""
+
+    marker: ClassVar[str] = "vae/config.json"
+    files: ClassVar[tuple[str, ...]] = authors_layout.SHARED_FILES
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether `folder` holds all of them: other models of the repository may be there alone."""
+        return self.missing(folder) is None
+
+    def missing(self, folder: Path) -> str | None:
+        """The first shared file that the copy in `folder` lacks, or None."""
+        return next(authors_layout.missing_shared_files(folder), None)
+
+
+SHARED_PARTS = SharedParts(
+    name="shared",
+    title="ACE-Step 1.5 VAE and text encoder",
+    repo="ACE-Step/Ace-Step1.5",
+    revision="main",
+    licence="MIT",
+    may_sell=True,
+    size_bytes=1_550_000_000,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Weights):
-    """A music model, and how it sounds best.
+    """An ACE-Step checkpoint, in the diffusers layout or the authors', and its best settings.
 
-    `steps`, `guidance` and `shift` are the defaults its authors tuned it for; `longest_s` is the
-    longest song it makes. `uses_planner` tells whether its planner's codes are worth following unless
-    somebody says otherwise.
+    Attributes:
+        steps, guidance, shift: defaults recommended by the model's authors.
+        longest_s: length of the longest song, in seconds.
+        uses_planner: whether songs follow its planner's codes unless the request says otherwise.
+        subfolder: its folder in a repository that holds other models too.
+        weights_file: its file in a folder that holds several checkpoints.
     """
 
     steps: int
@@ -30,10 +57,38 @@ class Model(Weights):
     shift: float
     longest_s: float = 240.0
     uses_planner: bool = True
+    subfolder: str = ""
+    weights_file: str = ""
     marker: ClassVar[str] = "model_index.json"
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Patterns of the files to download."""
+        if not self.subfolder:
+            return weights.FILES
+        return tuple(f"{self.subfolder}/{name}" for name in weights.FILES if "/" not in name)
+
+    def root(self, snapshot: Path) -> Path:
+        """The folder of the checkpoint in a copy of its repository."""
+        return snapshot / self.subfolder
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether `folder` holds a checkpoint in either layout, complete or not."""
+        if self.subfolder:  # one without all of its files is only begun: others share the snapshot
+            return self.missing(folder) is None
+        return (folder / self.marker).is_file() or authors_layout.matches(folder)
+
+    def companions(self, folder: Path) -> tuple[Weights, ...]:
+        """The shared parts, where a checkpoint in the authors' layout has none beside it."""
+        if not authors_layout.matches(folder):
+            return ()
+        return () if authors_layout.has_shared_parts(folder) else (SHARED_PARTS,)
+
     def missing(self, folder: Path) -> str | None:
-        return missing(self, folder)
+        """The first file that the copy in `folder` needs and lacks, or None."""
+        if authors_layout.matches(folder):
+            return authors_layout.missing_file(self, folder, self.weights_file)
+        return weights.missing_component_file(self, folder)
 
 
 MODELS: dict[str, Model] = {
@@ -77,34 +132,84 @@ MODELS: dict[str, Model] = {
             guidance=1.0,
             shift=3.0,
         ),
+        Model(
+            name="2b-sft",
+            title="ACE-Step 1.5 2B SFT",
+            repo="ACE-Step/acestep-v15-sft",
+            revision="main",
+            licence="MIT",
+            may_sell=True,
+            size_bytes=6_300_000_000,
+            steps=50,
+            guidance=7.0,
+            shift=1.0,
+        ),
+        Model(
+            name="2b-base",
+            title="ACE-Step 1.5 2B base",
+            repo="ACE-Step/acestep-v15-base",
+            revision="main",
+            licence="MIT",
+            may_sell=True,
+            size_bytes=6_300_000_000,
+            steps=50,
+            guidance=7.0,
+            shift=1.0,
+        ),
+        Model(
+            name="2b-turbo",
+            title="ACE-Step 1.5 2B turbo",
+            repo="ACE-Step/Ace-Step1.5",
+            subfolder="acestep-v15-turbo",
+            revision="main",
+            licence="MIT",
+            may_sell=True,
+            size_bytes=6_300_000_000,
+            steps=8,
+            guidance=1.0,
+            shift=3.0,
+        ),
     )
 }
+"""The 2B models are published in the authors' layout only; their sizes include the shared parts,
+1.5 GB that they have in common. Their defaults are the authors'."""
 
 
 def default_name(device: str) -> str:
-    """The model a device plays when nobody chose: `mini` on a bare CPU, else `xl-sft`."""
+    """The default model of a device: `mini` on a CPU, `xl-sft` on an accelerator."""
     return "mini" if device == "cpu" else "xl-sft"
 
 
 def choose(name: str) -> Model:
-    """The model called `name`: a row of the table, a local folder, or a hub id "owner/name".
+    """The model called `name`: a row of the table, a folder, a safetensors file, or a hub id.
+
+    Folders may be in the diffusers layout or the authors'; a file needs its config.json beside
+    it. A hub id is "owner/name".
 
     Raises:
         StudioError: `model-unknown`.
     """
     if name in MODELS:
         return MODELS[name]
-    folder = Path(name).expanduser()
-    if (folder / "model_index.json").is_file():
-        stranger = _stranger(folder.resolve().name, str(folder))
-        return _tuned(replace(stranger, folder=folder.resolve(), size_bytes=_bytes_in(folder)))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not folder.exists() and ".." not in name:
-        return _stranger(name, name)
+    path = Path(name).expanduser()
+    file = path.name if path.suffix == ".safetensors" and path.is_file() else ""
+    folder = path.parent if file else path
+    if authors_layout.matches(folder) or (not file and (folder / Model.marker).is_file()):
+        model = replace(
+            _outside(path.resolve().name, str(path)),
+            folder=folder.resolve(),
+            weights_file=file,
+            size_bytes=path.stat().st_size if file else _bytes_in(folder),
+        )
+        return _with_own_defaults(model, folder)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.exists() and ".." not in name:
+        rows = (row for row in MODELS.values() if row.repo == name)
+        return next(rows, _outside(name, name))
     raise StudioError("model-unknown", name=name[:80], known=", ".join(MODELS))
 
 
-def _stranger(title: str, name: str) -> Model:
-    """A model outside the table: nothing is known of its licence, its defaults are XL SFT's."""
+def _outside(title: str, name: str) -> Model:
+    """A model that is not in the table: unknown licence, the defaults of XL SFT."""
     return replace(
         MODELS["xl-sft"],
         name=name,
@@ -116,12 +221,13 @@ def _stranger(title: str, name: str) -> Model:
     )
 
 
-def _tuned(model: Model) -> Model:
-    """`model` with the defaults its own transformer asks for."""
+def _with_own_defaults(model: Model, folder: Path) -> Model:
+    """`model` with the settings that its own configuration calls for."""
+    home = folder if authors_layout.matches(folder) else folder / "transformer"
     try:
-        config = json.loads((model.folder / "transformer" / "config.json").read_text("utf-8"))
+        config = json.loads((home / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
-        return model  # inspect() will name the file that is broken
+        return model  # loading will name the broken file
     if config.get("is_turbo") or config.get("model_version") == "turbo":
         return replace(model, steps=8, guidance=1.0, shift=3.0)
     return model
@@ -132,10 +238,11 @@ def _bytes_in(folder: Path) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannerModel(weights.Weights):
-    """A planner: where it is, and the memory in GB from which it fits beside a music model.
+class PlannerModel(Weights):
+    """A planner, and the device memory in GB from which it fits beside a music model.
 
-    `subfolder` is the folder it has in a repository that holds other models too.
+    Attributes:
+        subfolder: its folder in a repository that holds other models too.
     """
 
     subfolder: str = ""
@@ -146,19 +253,28 @@ class PlannerModel(weights.Weights):
 
     @property
     def marker(self) -> str:
+        """The file whose presence identifies a copy, relative to the repository."""
         return str(PurePosixPath(self.subfolder) / "config.json")
 
     @property
     def files(self) -> tuple[str, ...]:
+        """Patterns of the files to download."""
         here = PurePosixPath(self.subfolder)
         return str(here / "*.json"), str(here / "*.safetensors")
 
     def path_in(self, folder: Path) -> Path:
-        """Where the planner lies in the copy of its repository at `folder`."""
+        """The planner's folder in the copy of its repository at `folder`."""
         return folder / self.subfolder
 
+    def is_in(self, folder: Path) -> bool:
+        """Whether `folder` holds a copy; where others share the repository, a complete one."""
+        if self.subfolder:
+            return self.missing(folder) is None
+        return super().is_in(folder)
+
     def missing(self, folder: Path) -> str | None:
-        return weights.Weights.missing(replace(self, subfolder=""), self.path_in(folder))
+        """The first file that the copy in `folder` needs and lacks, or None."""
+        return Weights.missing(replace(self, subfolder=""), self.path_in(folder))
 
 
 PLANNERS = tuple(
@@ -176,20 +292,22 @@ PLANNERS = tuple(
         ("4B", "ACE-Step/acestep-5Hz-lm-4B", "", 8_380_000_000, 24),
     )
 )
-"""Smallest first; larger ones write better captions and hear better. The limits are the authors'
-later defaults for graphics memory, with the music model beside the planner or in turn with it."""
+"""Smallest first. Larger planners write better captions and analyse audio better. The memory
+limits are the authors' later defaults, with the planner on the GPU beside the music model or in
+turn with it."""
 
 
 def largest_planner(memory_gb: float) -> PlannerModel | None:
-    """The largest planner for a device with `memory_gb` in all; None: do without."""
+    """The largest planner for a device with `memory_gb` in total; None if none fits."""
     return next((size for size in reversed(PLANNERS) if memory_gb >= size.min_memory_gb), None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SongwriterModel(weights.Weights):
-    """A songwriter: a Qwen 2.5 in the layout of transformers, or in that of mlx-lm.
+class SongwriterModel(Weights):
+    """A songwriter: Qwen 2.5 in the layout of transformers or of mlx-lm.
 
-    `engine` is "torch" or "mlx".
+    Attributes:
+        engine: "torch" or "mlx".
     """
 
     engine: str
@@ -224,11 +342,12 @@ SONGWRITERS: dict[str, SongwriterModel] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MusicgenModel(Weights):
-    """A MusicGen in the layout of transformers: text encoder, decoder and codec in one file."""
+    """MusicGen in the layout of transformers: text encoder, decoder and codec in one file."""
 
     files: ClassVar[tuple[str, ...]] = ("config.json", "tokenizer.json", "model.safetensors")
 
     def missing(self, folder: Path) -> str | None:
+        """The first file that the copy in `folder` needs and lacks, or None."""
         return next((name for name in self.files if not (folder / name).is_file()), None)
 
 
@@ -241,12 +360,12 @@ MUSICGEN = MusicgenModel(
     may_sell=False,
     size_bytes=2_370_000_000,
 )
-"""591 million parameters in float32. Its repository also holds pickles, which are left alone."""
+"""591 million parameters in float32. Its repository also holds pickles, which are not fetched."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StemsModel(Weights):
-    """A separator's weights: one safetensors file, known by its size and sha256."""
+    """The weights of a stem separator: one safetensors file, identified by size and sha256."""
 
     sha256: str
     marker: ClassVar[str] = "955717e8.safetensors"
@@ -263,5 +382,5 @@ HTDEMUCS = StemsModel(
     size_bytes=84_025_440,
     sha256="d9fa14133cfcc034a6758923bb3a8ca9f8dfd0b582134643bbf83f72c17576dd",
 )
-"""Its hub page says MIT; its author says that the weights are outside that licence and meant for
-research (facebookresearch/demucs, issues 327 and 508)."""
+"""Its hub page says MIT; its author says that the weights are not covered by that licence and are
+meant for research (facebookresearch/demucs, issues 327 and 508)."""

@@ -1,8 +1,6 @@
-"""Which models exist, where their files are, and fetching them.
+"""Checkpoints on disk: locate, download, check before loading, and identify them.
 
-A music model is a folder in the diffusers layout of `AceStepPipeline`; other rooms have tables of
-`Weights` of their own. This room reads JSON and the headers of safetensors files; it never loads a
-tensor and never runs anything a file contains.
+Reads JSON and the headers of safetensors files; no tensor is loaded and nothing is executed.
 """
 
 from __future__ import annotations
@@ -11,44 +9,47 @@ import hashlib
 import json
 import math
 import re
-import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from core.results import Progress
-from models import hub
+from models import authors_layout, catalog, hub
 from models.catalog import Model
-from models.weights import Weights, broken, missing, read_json
+from models.weights import Weights, broken, read_json
 
 PULSE_S = 0.1
-"""Seconds between two signs of a download, at least: it has hundreds of pieces a second."""
+"""Minimum interval in seconds between two progress events of a download."""
 
 
 def locate(model: Weights) -> Path | None:
-    """The folder of `model` if it is on disk, else None. Never goes online."""
-    return model.folder or hub.find(model)
+    """The folder of `model` if it and all it needs are on disk, else None. Never goes online."""
+    folder = model.folder or hub.find(model)
+    if folder is None or any(hub.find(other) is None for other in model.companions(folder)):
+        return None
+    return folder
 
 
-def fetch(model: Weights) -> Iterator[Progress]:
-    """`downloads.fetch`, told as progress in megabytes of the whole, ten times a second.
+def fetch(model: Weights) -> Generator[Progress, None, Path]:
+    """Download as `hub.fetch` does, with progress in MiB of the whole, ten times a second.
 
     Returns:
         The folder (as the generator's return value).
 
     Raises:
-        StudioError: as `downloads.fetch`.
+        StudioError: as `hub.fetch`.
     """
-    told, component = 0.0, None
+    reported, component = 0.0, None
     with closing(hub.fetch(model)) as steps:
         while True:
             try:
                 step = next(steps)
             except StopIteration as end:
                 return end.value
-            if step.component != component or time.monotonic() - told >= PULSE_S:
-                told, component = time.monotonic(), step.component
+            if step.component != component or time.monotonic() - reported >= PULSE_S:
+                reported, component = time.monotonic(), step.component
                 yield Progress(
                     stage=f"Fetching {component or model.title}",
                     step=step.done >> 20,
@@ -57,77 +58,109 @@ def fetch(model: Weights) -> Iterator[Progress]:
 
 
 def inspect(model: Model, folder: Path) -> dict[str, set[str]]:
-    """Prove that the files of a checkpoint are whole before anything is loaded from them.
+    """Check that the files of a checkpoint are complete, before anything is loaded from them.
 
     Returns:
-        For each component with weights, the names of its tensors.
+        The names of the tensors of each component that has weights in the diffusers layout.
 
     Raises:
         StudioError: `model-broken`, naming the file.
     """
-    if lacking := missing(model, folder):
-        raise broken(model, lacking, "is missing")
+    if missing := model.missing(folder):
+        raise broken(model, missing, "is missing")
+    if authors_layout.matches(folder):
+        for path in authors_layout.weight_files(model, folder, model.weights_file):
+            tensor_names(path, model, folder)
+        parts = shared_parts(folder)
+        found = {p: _tensors_in(model, parts[p]) for p in ("vae", "text_encoder") if p in parts}
+        return {"vae": found.get("vae", set())}  # the others are checked where they are loaded
     for path in sorted(folder.glob("**/*.json")):
         read_json(model, path)
-    tensors: dict[str, set[str]] = {}
-    for path in sorted(folder.glob("*/*.safetensors")):
-        tensors.setdefault(path.parent.name, set()).update(tensor_names(path, model, folder))
+    tensors = {}
+    for part in sorted(folder.glob("*/")):
+        if names := _tensors_in(model, part):
+            tensors[part.name] = names
     return tensors
 
 
+def _tensors_in(model: Weights, folder: Path) -> set[str]:
+    """The names of all tensors in the safetensors files of one component's folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {name for path in files for name in tensor_names(path, model, folder.parent)}
+
+
+def shared_parts(folder: Path) -> dict[str, Path]:
+    """The parts that a checkpoint in the authors' layout shares with others, wherever they are.
+
+    In its own folder, in the one above it, or in the hub's cache; see
+    `authors_layout.shared_parts`.
+    """
+    cached = hub.find(catalog.SHARED_PARTS)
+    return authors_layout.shared_parts(folder, folder.parent, *([cached] if cached else []))
+
+
+def transformer_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the checkpoint's transformer, by diffusers' names.
+
+    Raises:
+        OSError, ValueError, KeyError: if it cannot be read.
+    """
+    if authors_layout.matches(folder):
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        return authors_layout.component_configs(config)["transformer"]
+    return json.loads((folder / "transformer" / "config.json").read_text("utf-8"))
+
+
 def codebook(folder: Path) -> int:
-    """How many audio codes the checkpoint in `folder` knows; 0 if it was published without them."""
+    """The number of audio codes of the checkpoint in `folder`; 0 if it has no audio tokenizer."""
     try:
-        config = json.loads((folder / "audio_tokenizer" / "config.json").read_text("utf-8"))
+        if authors_layout.matches(folder):
+            config = json.loads((folder / "config.json").read_text("utf-8"))
+            config = authors_layout.component_configs(config)["audio_tokenizer"]
+        else:
+            config = json.loads((folder / "audio_tokenizer" / "config.json").read_text("utf-8"))
         return math.prod(int(level) for level in config["fsq_input_levels"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 
 
 def fingerprint(folder: Path) -> str:
-    """The sha256 that names these weights: over the hashes of all weight files, in order.
+    """A sha256 that identifies the weights in `folder`: over the hashes of all weight files.
 
-    Files in the hub's cache are stored under their own sha256, which is taken as it is.
+    Files in the hub's cache are named after their own sha256, which is used without reading them.
     """
-    whole = hashlib.sha256()
+    total = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]):
-        stored = path.resolve().name
-        if not re.fullmatch(r"[0-9a-f]{64}", stored):
+        digest = path.resolve().name
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
             with path.open("rb") as file:
-                stored = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(folder).as_posix()} {stored}\n".encode())
-    return whole.hexdigest()
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()} {digest}\n".encode())
+    return total.hexdigest()
 
 
 def revision(model: Weights, folder: Path) -> str:
-    """The commit that a hub folder is a snapshot of, or the table's word for it."""
-    return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else model.revision
+    """The commit of a hub snapshot, or the revision of the table for any other folder."""
+    for part in (folder, folder.parent):
+        if re.fullmatch(r"[0-9a-f]{40}", part.name):
+            return part.name
+    return model.revision
 
 
 def tensor_names(path: Path, model: Weights, folder: Path) -> set[str]:
-    """The tensors that a safetensors file announces, once its length agrees with its header.
-
-    Format: 8 bytes little-endian header length, JSON header, data.
+    """The names of the tensors in a safetensors file, whose length must agree with its header.
 
     Args:
-        folder: of `model`; the file is named relative to it.
+        folder: of `model`; errors name the file relative to it.
 
     Raises:
         StudioError: `model-broken`.
     """
-    name = path.relative_to(folder).as_posix()
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(size - 8, 100_000_000):
-            raise broken(model, name, "is cut off")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise broken(model, name, "has no readable header") from error
-    if 8 + length + end != size:
-        raise broken(model, name, f"is {size} bytes long and should be {8 + length + end}")
-    return set(header)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        name = path.relative_to(folder).as_posix()
+        raise broken(model, name, "is cut off or no safetensors file") from error

@@ -1,7 +1,8 @@
-"""Bringing models from the hub to disk: gone on with after any end, checked, stopped at once.
+"""Resumable, hash-checked, cancellable downloads from the model hub.
 
-Finished files stand in the cache of huggingface_hub, where its own functions find them. Unfinished
-ones stand in `partial/` beside them, under the hash of what they will hold, whoever began them.
+Complete files are stored in the cache of huggingface_hub, where its own functions find them.
+Incomplete ones are stored in `partial/` beside them, named by the hash of the complete file, so
+that any process can resume them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,10 @@ from models.weights import Weights, format_bytes
 
 @dataclass(frozen=True)
 class DownloadProgress:
-    """How far a download is, in bytes on disk: of the file at hand, and of all files together.
+    """Progress of a download in bytes on disk: of the current file, and of all files.
 
-    `component` is the file's path in its repository, empty while the hub is asked what there is.
-    What earlier runs brought counts as done. A file that has to be begun anew takes `done` back.
+    `component` is the file's path in its repository, empty while the files are being listed. Bytes
+    from earlier runs count as done. `done` falls when a file has to be restarted.
     """
 
     component: str = ""
@@ -46,7 +47,7 @@ class DownloadProgress:
     files_total: int = 0
 
     def __str__(self) -> str:
-        """A line for a terminal."""
+        """One line for a terminal."""
         if not self.component:
             return "Asking the hub"
         return (
@@ -57,7 +58,7 @@ class DownloadProgress:
 
     @property
     def component_percent(self) -> float:
-        """0 to 100; an empty file is whole."""
+        """0 to 100; an empty file counts as complete."""
         return 100 * self.component_done / self.component_total if self.component_total else 100.0
 
     @property
@@ -72,7 +73,7 @@ def find(weights: Weights) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(
+        snapshot = snapshot_download(
             weights.repo,
             revision=weights.revision,
             allow_patterns=list(weights.files),
@@ -80,82 +81,91 @@ def find(weights: Weights) -> Path | None:
         )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    return Path(found) if (Path(found) / weights.marker).is_file() else None
+    folder = weights.root(Path(snapshot))
+    return folder if weights.is_in(folder) else None
 
 
-def fetch(weights: Weights) -> Iterator[DownloadProgress]:
-    """Bring `weights` to disk, small files first, unless they are there; asks no hub if they are.
+def fetch(weights: Weights) -> Generator[DownloadProgress, None, Path]:
+    """Download `weights` and what else they need, small files first, unless they are on disk.
 
-    Yields a `DownloadProgress` for every piece of at most 64 KiB, and several times a second while it waits for
-    the hub or for another process that fetches the same file. Closing the generator stops there.
-    However it ends, the next call goes on from the last byte on disk. Every file has the size and
-    the hash that the hub's listing says (sha256, or git's sha1 for small ones) before it counts.
+    The hub is contacted only if a file is missing. Yields a `DownloadProgress` for every piece of
+    at most 64 KiB, and several times a second while waiting for the hub or for another process
+    that downloads the same file. Closing the generator stops there; the next call resumes from the
+    last byte on disk, whatever ended the previous one. A file counts only once its size and hash
+    equal the hub's listing (sha256, or git's sha1 for small files).
 
     Returns:
-        The folder (as the generator's return value). The last `DownloadProgress` has all bytes and files done.
+        The folder (as the generator's return value). In the last `DownloadProgress` of a
+        repository all bytes and files are done.
 
     Raises:
-        StudioError: `model-missing` where the hub cannot be reached, `model-gated`, `hub-unknown`
-            for a repository or revision, `disk-full` before anything is fetched,
-            `cache-read-only`, and `download-failed` for a file that does not come whole.
+        StudioError: `model-missing` if the hub cannot be reached, `model-gated`, `hub-unknown`
+            for a repository or revision, `disk-full` before anything is downloaded,
+            `cache-read-only`, and `download-failed` for a file that cannot be completed.
     """
-    if weights.folder:
-        return weights.folder
-    if (here := find(weights)) and not weights.missing(here):
-        return here
+    folder = weights.folder or (yield from _fetch_repository(weights))
+    for other in weights.companions(folder):
+        yield from fetch(other)
+    return folder
+
+
+def _fetch_repository(weights: Weights) -> Generator[DownloadProgress, None, Path]:
+    """Download the files of one repository, unless they are on disk (returns the folder)."""
+    if (found := find(weights)) and not weights.missing(found):
+        return found
     yield DownloadProgress()
-    with _in_words(weights):
-        listing = yield from _listing(weights)
-        shelf = _Shelf(weights, listing)
-        shelf.make_room(listing.files)
+    with _as_studio_errors(weights):
+        listing = yield from _list_files(weights)
+        cache = _RepositoryCache(weights, listing)
+        cache.check_space(listing.files)
     total, done = sum(file.size for file in listing.files), 0
     for count, file in enumerate(listing.files):
-        with _in_words(weights, file.path, total - done):
-            for at in shelf.bring(file):
+        with _as_studio_errors(weights, file.path, total - done):
+            for size in cache.download(file):
                 yield DownloadProgress(
-                    file.path, at, file.size, done + at, total, count, len(listing.files)
+                    file.path, size, file.size, done + size, total, count, len(listing.files)
                 )
         done += file.size
         yield DownloadProgress(
             file.path, file.size, file.size, done, total, count + 1, len(listing.files)
         )
-    with _in_words(weights):
-        return shelf.finish()
+    with _as_studio_errors(weights):
+        return weights.root(cache.finish())
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """What the hub has: the commit, the files that are wanted, and the hashes of all files."""
+    """What a repository holds: its commit, the files to download, and the hashes of all files."""
 
     commit: str
     files: list[RemoteFile]
     hashes: set[str]
 
 
-def _listing(weights: Weights) -> Iterator[DownloadProgress]:
-    """Ask the hub what it has (returned), patiently."""
+def _list_files(weights: Weights) -> Generator[DownloadProgress, None, _Listing]:
+    """List the repository's files (returned), with retries."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    patience = Backoff()
+    backoff = Backoff()
     while True:
         try:
-            return _listed(weights)
+            return _request_listing(weights)
         except HfHubHTTPError as error:
-            for _ in patience.after(error):
+            for _ in backoff.wait(error):
                 yield DownloadProgress()
 
 
-def _listed(weights: Weights) -> _Listing:
+def _request_listing(weights: Weights) -> _Listing:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.hf_api import RepoFile
     from huggingface_hub.utils import filter_repo_objects
 
-    hub = HfApi()
-    info = hub.model_info(
+    api = HfApi()
+    info = api.model_info(
         weights.repo, revision=weights.revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
     )
     tree = {}
-    for entry in hub.list_repo_tree(weights.repo, revision=info.sha, recursive=True):
+    for entry in api.list_repo_tree(weights.repo, revision=info.sha, recursive=True):
         if isinstance(entry, RepoFile):
             size, hash_ = (
                 (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
@@ -168,7 +178,7 @@ def _listed(weights: Weights) -> _Listing:
     return _Listing(info.sha, files, {file.hash for file in tree.values()})
 
 
-class _Shelf:
+class _RepositoryCache:
     """A repository's folder in the hub's cache: blobs, and links to them for every commit."""
 
     def __init__(self, weights: Weights, listing: _Listing) -> None:
@@ -178,75 +188,80 @@ class _Shelf:
         name = repo_folder_name(repo_id=weights.repo, repo_type="model")
         cache = Path(constants.HF_HUB_CACHE)
         self._weights, self._commit = weights, listing.commit
-        self._home, self._locks = cache / name, cache / ".locks" / name
-        self._blobs, self._partials = self._home / "blobs", self._home / "partial"
-        self._snapshot = self._home / "snapshots" / listing.commit
+        self._folder, self._locks = cache / name, cache / ".locks" / name
+        self._blobs, self._partials = self._folder / "blobs", self._folder / "partial"
+        self._snapshot = self._folder / "snapshots" / listing.commit
         for folder in (self._blobs, self._partials, self._snapshot, self._locks):
             folder.mkdir(parents=True, exist_ok=True)
-        self._sweep(listing.hashes)
+        self._remove_stale_partials(listing.hashes)
 
-    def make_room(self, files: list[RemoteFile]) -> None:
-        """Refuse to begin what the disk cannot hold: `disk-full`, with what is to be freed."""
-        lacking = {file.hash: file for file in files if not self._has(file)}.values()
-        lacking = [file for file in lacking if size_of(self._blobs / file.hash) != file.size]
-        needed = sum(f.size - size_of(self._partials / f.hash) for f in lacking)
-        if (short := needed - shutil.disk_usage(self._home).free) > 0:
-            raise _full(short)
+    def check_space(self, files: list[RemoteFile]) -> None:
+        """Raise `disk-full`, with the space to free, if the disk cannot hold what is missing."""
+        missing = {file.hash: file for file in files if not self._has(file)}.values()
+        missing = [file for file in missing if size_of(self._blobs / file.hash) != file.size]
+        needed = sum(f.size - size_of(self._partials / f.hash) for f in missing)
+        if (short := needed - shutil.disk_usage(self._folder).free) > 0:
+            raise _disk_full(short)
 
-    def bring(self, file: RemoteFile) -> Iterator[int]:
-        """Have `file` in the snapshot. Yields how many of its bytes are on disk."""
+    def download(self, file: RemoteFile) -> Iterator[int]:
+        """Download `file` into the snapshot. Yields the number of its bytes on disk."""
         if self._has(file):
             return
-        while (lock := _taken(self._locks / f"{file.hash}.lock")) is None:
+        while (lock := _acquire(self._locks / f"{file.hash}.lock")) is None:
             yield min(file.size, size_of(self._partials / file.hash))
         try:
             if not self._has(file):
-                yield from self._put(file)
+                yield from self._download_locked(file)
         finally:
             lock.release()
 
-    def _put(self, file: RemoteFile) -> Iterator[int]:
+    def _download_locked(self, file: RemoteFile) -> Iterator[int]:
         blob, link = self._blobs / file.hash, self._snapshot / file.path
         if not blob.is_file() or size_of(blob) != file.size:
-            partial = PartialFile(file, self._partials / file.hash, self._address(file))
+            partial = PartialFile(file, self._partials / file.hash, self._url(file))
             yield from partial.complete()
-            partial.settle(blob)
+            partial.publish(blob)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         try:
             link.symlink_to(os.path.relpath(blob, link.parent))
-        except OSError:  # Windows lets not everybody make links
+        except OSError:  # on Windows, links need a privilege
             os.replace(blob, link)
 
     def finish(self) -> Path:
-        """Name the commit under its revision, now that all is there; returns the folder."""
+        """Point the revision at the commit, now that it is complete; returns the snapshot."""
         if self._weights.revision != self._commit:
-            name = self._home / "refs" / self._weights.revision
-            name.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(name, [self._commit.encode()])
+            ref = self._folder / "refs" / self._weights.revision
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(ref, [self._commit.encode()])
         return self._snapshot
 
     def _has(self, file: RemoteFile) -> bool:
         link = self._snapshot / file.path
         return link.is_file() and size_of(link) == file.size
 
-    def _address(self, file: RemoteFile) -> str:
+    def _url(self, file: RemoteFile) -> str:
         from huggingface_hub import hf_hub_url
 
         return hf_hub_url(self._weights.repo, file.path, revision=self._commit)
 
-    def _sweep(self, hashes: set[str]) -> None:
-        """Remove what was begun of files that the repository no longer has."""
-        for old in self._partials.iterdir():
-            name = old.name.split(".")[0]
-            if name not in hashes and (lock := _taken(self._locks / f"{name}.lock")):
-                old.unlink(missing_ok=True)
+    def _remove_stale_partials(self, hashes: set[str]) -> None:
+        """Delete incomplete files that the repository no longer has."""
+        for path in self._partials.iterdir():
+            name = path.name.split(".")[0]
+            if name not in hashes and (lock := _acquire(self._locks / f"{name}.lock")):
+                path.unlink(missing_ok=True)
                 lock.release()
 
 
 @contextmanager
-def _in_words(weights: Weights, file: str = "", needed: int = 0) -> Iterator[None]:
-    """Tell what the hub, the net or the disk raised, as a `StudioError`."""
+def _as_studio_errors(weights: Weights, file: str = "", needed: int = 0) -> Iterator[None]:
+    """Raise errors of the hub, the network and the disk as a `StudioError`.
+
+    Args:
+        file: the file being downloaded; empty while the repository is being listed.
+        needed: bytes still to come, for `disk-full`.
+    """
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -255,27 +270,28 @@ def _in_words(weights: Weights, file: str = "", needed: int = 0) -> Iterator[Non
         RevisionNotFoundError,
     )
 
-    told = {"model": weights.title, "command": weights.command}
+    facts = {"model": weights.title, "command": weights.command}
+    gated = {**facts, "model": weights.repo}
     try:
         yield
     except GatedRepoError as error:
-        raise StudioError("model-gated", **{**told, "model": weights.repo}) from error
+        raise StudioError("model-gated", **gated) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise _unknown(weights) from error
     except (HTTPError, OSError, WrongContent) as error:
         status, number = status_of(error), getattr(error, "errno", None)
         if status in (401, 403):
-            raise StudioError("model-gated", **{**told, "model": weights.repo}) from error
+            raise StudioError("model-gated", **gated) from error
         if number in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(needed) from error
+            raise _disk_full(needed) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise StudioError("cache-read-only") from error
         if not file:
-            raise StudioError("model-missing", size=weights.size, **told) from error
+            raise StudioError("model-missing", size=weights.size, **facts) from error
         problem = f"was answered with HTTP {status}" if status else "broke off"
         if isinstance(error, WrongContent):
             problem = str(error)
-        raise StudioError("download-failed", file=file, problem=problem, **told) from error
+        raise StudioError("download-failed", file=file, problem=problem, **facts) from error
 
 
 def _unknown(weights: Weights) -> StudioError:
@@ -284,14 +300,14 @@ def _unknown(weights: Weights) -> StudioError:
     )
 
 
-def _full(short: int) -> StudioError:
+def _disk_full(short: int) -> StudioError:
     return StudioError("disk-full", place="the models", needed=format_bytes(short))
 
 
-def _taken(path: Path) -> Any:
-    """The lock at `path`, or None while another process has it. Any thread may release it.
+def _acquire(path: Path) -> Any:
+    """The lock at `path`, or None while another process holds it. Any thread may release it.
 
-    It is the one that huggingface_hub takes for the same file.
+    It is the lock that huggingface_hub takes for the same file.
     """
     from filelock import FileLock, SoftFileLock
 
@@ -301,7 +317,7 @@ def _taken(path: Path) -> Any:
             lock.acquire()
         except TimeoutError:
             return None
-        except NotImplementedError:  # a network disk knows no locks: a file must do
+        except NotImplementedError:  # network disks without locks: a lock file has to do
             continue
         return lock
     return None

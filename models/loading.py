@@ -1,15 +1,18 @@
-"""Checks shared by everything that loads a checkpoint: whole, finite, fitting, enough memory."""
+"""Loading of checkpoints with the checks that all share: complete, finite, fitting, memory."""
 
 from __future__ import annotations
 
+import errno
 import math
 import re
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from core.errors import StudioError
-from models import weights
+from models import authors_layout, checkpoints, weights
 from models.vae import FRAME_RATE
 
 if TYPE_CHECKING:
@@ -25,18 +28,21 @@ def check_pipeline(
     """Refuse an ACE-Step checkpoint whose parts are incomplete, broken or do not fit together.
 
     Args:
-        stored: names of the tensors in the files of each part, as `checkpoints.inspect` found them.
+        stored: names of the tensors in the files of each part, as `checkpoints.inspect` found
+            them; a part that is not named was checked when it was loaded.
 
     Raises:
         StudioError: `model-broken`, `model-mismatch`.
     """
-    for part, names in stored.items():
-        module = getattr(pipe, part, None)  # a planner may lie beside the pipeline's parts
-        if module is None:
+    import torch
+
+    for part, module in pipe.components.items():
+        if not isinstance(module, torch.nn.Module):
             continue
-        if missing := sorted(set(module.state_dict()) - names):
+        tensors = module.state_dict()
+        if missing := sorted(set(tensors) - stored.get(part, set(tensors))):
             raise weights.broken(model, f"{part}/", f"lacks the tensor {missing[0]}")
-        for name, tensor in module.state_dict().items():
+        for name, tensor in tensors.items():
             if tensor.is_floating_point() and not is_finite(tensor):
                 raise weights.broken(model, f"{part}/", f"has no finite numbers in {name}")
     if not bool(pipe.condition_encoder.silence_latent.abs().sum() > 0):
@@ -75,8 +81,161 @@ def is_finite(x: torch.Tensor) -> bool:
     return math.isfinite(low) and math.isfinite(high)
 
 
+def load_pipeline(
+    model: catalog.Model, folder: Path, transformer_dtype: torch.dtype, dtype: torch.dtype
+) -> AceStepPipeline:
+    """Load the components of the checkpoint in `folder`, in either layout, onto the CPU.
+
+    Args:
+        transformer_dtype: number type of the transformer.
+        dtype: number type of everything else.
+
+    Raises:
+        StudioError: `model-broken`.
+    """
+    from diffusers import AceStepPipeline
+
+    with load_errors(model, folder.name):
+        warnings.filterwarnings("ignore", ".*weight_norm.* is deprecated", FutureWarning)
+        if authors_layout.matches(folder):
+            return _load_authors_layout(model, folder, transformer_dtype, dtype)
+        return AceStepPipeline.from_pretrained(
+            folder,
+            dtype={"transformer": transformer_dtype, "default": dtype},
+            local_files_only=True,
+            use_safetensors=True,
+        )
+
+
+def _load_authors_layout(
+    model: catalog.Model, folder: Path, transformer_dtype: torch.dtype, dtype: torch.dtype
+) -> AceStepPipeline:
+    from diffusers import AceStepPipeline, AutoencoderOobleck, FlowMatchEulerDiscreteScheduler
+    from transformers import AutoTokenizer, Qwen3Model
+
+    parts = checkpoints.shared_parts(folder)
+    for part in (*authors_layout.SHARED, "silence"):
+        if part not in parts:
+            raise weights.broken(model, part, "is missing")
+    options = {"local_files_only": True, "use_safetensors": True}
+    return AceStepPipeline(
+        **authors_layout.load_components(
+            model,
+            folder,
+            parts["silence"],
+            {"transformer": transformer_dtype, "default": dtype},
+            model.weights_file,
+        ),
+        vae=AutoencoderOobleck.from_pretrained(parts["vae"], torch_dtype=dtype, **options),
+        text_encoder=load_transformers(Qwen3Model, model, parts["text_encoder"], dtype=dtype),
+        tokenizer=AutoTokenizer.from_pretrained(parts["tokenizer"], local_files_only=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
+    )
+
+
+def load_transformers(
+    kind: Any,
+    model: weights.Weights,
+    folder: Path,
+    *,
+    unused: tuple[str, ...] = (),
+    **options: Any,
+) -> Any:
+    """Load a model of transformers from safetensors, with every tensor accounted for.
+
+    Args:
+        kind: the class to load, such as `Qwen3Model`.
+        unused: ends of the names of tensors that may be missing.
+        options: for `from_pretrained`.
+
+    Returns:
+        The model, in evaluation mode and without gradients.
+
+    Raises:
+        StudioError: `model-broken` if it does not load, or if a tensor is missing, surplus or of
+            another shape.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    file = "model.safetensors"
+    with load_errors(model, file):
+        loaded, report = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        )
+    optional = unused
+    if getattr(loaded.config, "tie_word_embeddings", False):
+        optional = (*optional, "lm_head.weight")
+    missing = [key for key in report["missing_keys"] if not key.endswith(optional or ("\0",))]
+    if missing:
+        raise weights.broken(model, file, f"lacks the tensor {min(missing)}")
+    if changed := sorted(map(str, report["mismatched_keys"])):
+        raise weights.broken(model, file, f"holds {changed[0]} in another shape")
+    surplus = [
+        key for key in map(str, report["unexpected_keys"]) if not key.endswith(unused or ("\0",))
+    ]
+    if surplus:
+        raise weights.broken(model, file, f"holds {min(surplus)}, which does not belong there")
+    return loaded.eval().requires_grad_(False)
+
+
 @contextmanager
-def memory_errors(device: str, model: weights.Weights, seconds: float) -> Iterator[None]:
+def load_errors(model: weights.Weights, file: str) -> Iterator[None]:
+    """Raise what a library raises for an unusable file as `model-broken`.
+
+    Running out of memory passes through unchanged. The library's own text is left out: it holds
+    paths of this computer.
+
+    Raises:
+        StudioError: `model-broken`.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise weights.broken(model, file, f"does not load ({type(error).__name__})") from error
+
+
+OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory"  # torch on a CPU
+    r"|(CUDA|HIP|XPU|MPS backend) out of memory|CUDA error: out of memory"
+    r"|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
+    r"|Invalid buffer size: [\d.]+ ?[KMGT]?i?B"  # torch on MPS: larger than any buffer may be
+    r"|\[(metal::)?malloc\w*\] (Unable|Attempting) to allocate"  # MLX
+    r"|Command buffer execution failed: Insufficient Memory"  # MLX
+    r"|Cannot allocate memory \(os error 12\)"  # safetensors
+)
+"""Messages by which allocators report that memory is exhausted, where the type does not tell."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` means that memory is exhausted, on the CPU or on an accelerator."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return bool(OUT_OF_MEMORY.search(str(error)))
+
+
+@contextmanager
+def out_of_memory_as(replacement: StudioError) -> Iterator[None]:
+    """Raise `replacement` in place of whatever reports that memory is exhausted."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, StudioError) or not is_out_of_memory(error):
+            raise
+        raise replacement from error
+
+
+def memory_errors(
+    device: str, model: weights.Weights, seconds: float
+) -> AbstractContextManager[None]:
     """Raise running out of memory as a `StudioError`.
 
     Args:
@@ -86,18 +245,12 @@ def memory_errors(device: str, model: weights.Weights, seconds: float) -> Iterat
     Raises:
         StudioError: `out-of-memory`.
     """
-    import torch
-
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        short = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not short and not re.search("not enough memory|out of memory", str(error)):
-            raise
-        raise StudioError(
+    return out_of_memory_as(
+        StudioError(
             "out-of-memory",
             device=device,
             seconds=seconds,
             model=model.title,
             shorter=max(10, int(seconds / 2)),
-        ) from error
+        )
+    )

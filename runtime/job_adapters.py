@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -86,7 +85,6 @@ def _layers(model: catalog.Model) -> dict[str, tuple[int, int]]:
     if folder is None:
         return {}
     try:
-        config = json.loads((folder / "transformer" / "config.json").read_text("utf-8"))
-        return adapter_layers.shapes(config)
+        return adapter_layers.shapes(checkpoints.transformer_config(folder))
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # loading it will say what is wrong

@@ -45,7 +45,7 @@ ARROWS = {
 OUTSIDE = {
     "gradio": ("web", "theme", "app"),
     "spaces": ("runtime.device",),
-    "diffusers": ("models.acestep", "models.loading"),
+    "diffusers": ("models.acestep", "models.loading", "models.authors_layout"),
     "transformers": ("models",),
     "mlx": ("models.llm",),
     "mlx_lm": ("models.llm",),
