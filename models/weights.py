@@ -72,7 +72,7 @@ class Weights:
         """Whether `folder` looks like a copy of these weights, complete or not."""
         return (folder / self.marker).is_file()
 
-    def companions(self, folder: Path) -> tuple[Weights, ...]:
+    def companions(self, folder: Path) -> tuple[Weights, ...]:  # noqa: ARG002
         """Other weights that the copy in `folder` needs and does not hold."""
         return ()
 
