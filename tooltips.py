@@ -251,6 +251,7 @@ VERDICTS = {
     "relative": "relative key",
     "other": "different",
     "not sure": "uncertain",
+    "silence": "silence",
     "not asked": "",
 }
 """How a measured tempo or key compares with the requested one, by the key in the take."""

@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> None:
         _write_all(json.dumps(reply).encode() + b"\n")
         _write_all(payload)
     except OSError as error:
-        sys.exit(DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else WRITE_FAILED)
+        sys.exit(DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else WRITE_FAILED)
 
 
 def _write_all(data: Any) -> None:

@@ -1,6 +1,6 @@
-"""Sound as arrays and files: level, sample rate, splices and their seams, pictures, writing.
+"""Peak level, sample rate and the outline of a waveform.
 
-Arrays are float32 [channels, samples], full scale at 1.0.
+Sound is float32 [channels, samples], full scale at 1.0.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 PEAK_DBFS = -1.0
-"""Where the highest sample of a finished take stands."""
+"""The highest sample of a finished take."""
+
+CEILING = 10 ** (PEAK_DBFS / 20)
+"""The same as a share of full scale."""
 
 
 SILENCE_DBFS = -60.0
@@ -21,11 +24,11 @@ SILENCE_DBFS = -60.0
 
 
 def normalize_peak(sound: np.ndarray) -> tuple[np.ndarray, float | None]:
-    """Scale `sound` so that its highest sample stands at `PEAK_DBFS`.
+    """Scale `sound` so that its highest sample is at `PEAK_DBFS`.
 
     Returns:
-        The scaled sound and its new peak in dBFS. A sound below `SILENCE_DBFS` comes back as it
-        is with its own peak; digital silence has none (None).
+        The scaled sound and its new peak in dBFS. A sound below `SILENCE_DBFS` is returned as it
+        is, with its own peak; digital silence has none (None).
     """
     import numpy as np
 
@@ -37,12 +40,38 @@ def normalize_peak(sound: np.ndarray) -> tuple[np.ndarray, float | None]:
     if peak > 1.0:
         sound = sound / peak
         peak = np.float32(np.abs(sound).max())
-    # Reciprocal first, as torch divides a number by a tensor: the stock pipeline's very bits.
+    # Reciprocal first, as torch divides a number by a tensor: bit for bit as diffusers' pipeline does.
     return sound * (np.float32(1) / peak * np.float32(10 ** (PEAK_DBFS / 20))), PEAK_DBFS
 
 
+def is_silent(sound: np.ndarray) -> bool:
+    """Whether no sample of `sound` is above `SILENCE_DBFS`."""
+    import numpy as np
+
+    return bool(np.abs(sound).max(initial=0.0) < 10 ** (SILENCE_DBFS / 20))
+
+
+def note_above_ceiling(source: np.ndarray) -> str | None:
+    """A sentence where the peak of `source` is above `PEAK_DBFS`; None where it is not.
+
+    For edits that keep the source's samples: they keep its peak, too.
+    """
+    import numpy as np
+
+    peak = float(np.abs(source).max(initial=0.0))
+    if peak <= CEILING * (1 + 1e-6):
+        return None
+    return (
+        f"Your song peaks at {20 * math.log10(peak):.1f} dBFS, above the usual {PEAK_DBFS:g} dBFS;"
+        " its samples were kept as they are."
+    )
+
+
 def resample(sound: np.ndarray, rate: int, to_rate: int, samples: int) -> np.ndarray:
-    """`sound` at `to_rate` Hz with exactly `samples` samples, by soxr HQ (no lag)."""
+    """Convert `sound` from `rate` to `to_rate` Hz, with exactly `samples` samples.
+
+    By soxr HQ, which has no lag. Padded with zeros or cut at the end.
+    """
     import numpy as np
 
     if rate != to_rate:
@@ -54,9 +83,9 @@ def resample(sound: np.ndarray, rate: int, to_rate: int, samples: int) -> np.nda
 
 
 def waveform_peaks(sound: np.ndarray, buckets: int) -> list[float]:
-    """For a picture: lowest and highest sample of each of `buckets` stretches, in turn.
+    """The outline of a waveform: lowest and highest sample of each of `buckets` parts, in turn.
 
-    `sound` is [channels, samples]; 240 s into 1000 take about 40 ms. No sound gives zeros.
+    240 s in 1000 parts take about 40 ms. No samples give zeros.
     """
     import numpy as np
 

@@ -1,4 +1,7 @@
-"""TODO"""
+"""Loudness in LUFS and true peak in dBTP, by ITU-R BS.1770-4.
+
+Sound is float32 [2, samples] at 48 kHz, full scale at 1.0, finite.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,9 @@ BLOCK_S, HOP_S = 0.4, 0.1
 
 
 def loudness(sound: np.ndarray) -> float | None:
-    """Integrated loudness in LUFS, by ITU-R BS.1770-4; None where everything is below its gate.
+    """Measure integrated loudness in LUFS, by ITU-R BS.1770-4; None where all is below its gate.
 
-    The recommendation knows no sound shorter than 0.4 s: such a one is taken as one block.
+    The recommendation does not define sounds shorter than 0.4 s: those are measured as one block.
     """
     import numpy as np
 
@@ -44,7 +47,7 @@ def loudness(sound: np.ndarray) -> float | None:
 
 
 def matching_gains(loudnesses: Sequence[float | None]) -> list[float]:
-    """The gain in dB, 0 or below, that makes each sound as loud as the quietest; 0 for silence."""
+    """The gains in dB, 0 or below, that make all sounds as loud as the quietest; 0 for silence."""
     known = [lufs for lufs in loudnesses if lufs is not None]
     return [0.0 if lufs is None else min(known) - lufs for lufs in loudnesses]
 
@@ -54,7 +57,7 @@ def _energy(lufs: float) -> float:
 
 
 def _weighted(sound: np.ndarray, hop: int) -> np.ndarray:
-    """Mean square of the K-weighted channels' sum, for each whole hop of samples."""
+    """Mean square of the K-weighted sound, summed over channels, for each whole hop of samples."""
     import numpy as np
     from scipy.signal import sosfilt
 
@@ -68,22 +71,22 @@ def _weighted(sound: np.ndarray, hop: int) -> np.ndarray:
     found, stride = [], hop * max(1, 10 * SAMPLE_RATE // hop)
     for start in range(0, whole, stride):
         part = sound[:, start : min(start + stride, whole)].astype(np.float64)
-        heard, state = sosfilt(sections, part, zi=state)
-        found.append(np.square(heard).sum(0).reshape(-1, hop).mean(1))
+        filtered, state = sosfilt(sections, part, zi=state)
+        found.append(np.square(filtered).sum(0).reshape(-1, hop).mean(1))
     return np.concatenate(found) if found else np.zeros(0)
 
 
 def true_peak(sound: np.ndarray) -> float | None:
-    """The highest point of the wave in dBTP, between samples too; None for digital silence."""
+    """Measure the true peak in dBTP, between samples too; None for digital silence."""
     peak = float(peak_envelope(sound).max(initial=0.0))
     return 20 * math.log10(peak) if peak > 0 else None
 
 
 def peak_envelope(sound: np.ndarray) -> np.ndarray:
-    """How high the wave rises from each sample up to the next, on any channel: float32 [samples].
+    """The true peak from each sample up to the next, on any channel: float32 [samples].
 
-    The wave is looked at in four places a sample (BS.1770-4, annex 2), through 32 taps a place. It
-    never reads high; a lasting tone in the worst phase reads 0.2 dB low at 12 kHz, 0.5 at 20 kHz.
+    Oversampled four times (BS.1770-4, annex 2) with 32 taps a phase. It never reads high; a
+    sustained tone in the worst phase reads 0.2 dB low at 12 kHz, 0.5 at 20 kHz.
     """
     import numpy as np
     from numpy.lib.stride_tricks import sliding_window_view
@@ -110,10 +113,10 @@ def peak_envelope(sound: np.ndarray) -> np.ndarray:
 
 @cache
 def _between(wide: int) -> np.ndarray:
-    """The interpolator as one matrix: `wide` + 31 samples to three places between `wide` of them.
+    """The interpolator as one matrix: `wide` + 31 samples to three points between `wide` of them.
 
-    A fourth-band filter passes the samples themselves, so that only three of four places are new.
-    A product of matrices is ten times faster here than a filter. Returns [wide + 31, 3 * wide].
+    A fourth-band filter passes the samples themselves, so only three of four phases are computed.
+    A matrix product is ten times faster here than a filter. Returns [wide + 31, 3 * wide].
     """
     import numpy as np
     from scipy.signal import firwin

@@ -1,4 +1,7 @@
-"""TODO"""
+"""Splices generated sound into a source with crossfades, and measures how audible the seams are.
+
+Sound is float32 [channels, samples], full scale at 1.0.
+"""
 
 from __future__ import annotations
 
@@ -12,33 +15,35 @@ if TYPE_CHECKING:
 
 
 MATCH_S, MATCH_DB = 0.5, 6.0
-"""How much kept sound beside a seam a spliced part is matched to, and its largest gain."""
+"""How much kept sound beside a seam the new part is matched to in level, and by how much at most."""
 
 
-CLICK_RATIO = 3.0
+CLICK_RATIO, GAP_DB, BUMP_DB = 3.0, -12.0, 3.0
+"""A seam is good within these limits; measured on 150 places in music, tones and noise.
 
-
-GAP_DB = -12.0
-
-
-BUMP_DB = 3.0
-"""A seam is good up to these; measured on 150 clean places and fades of music, tones and noise.
-
-Clean places click at most 1.57, fades of 20 ms at most 2.64, hard cuts in tones nearly always above
-7; under broadband drums no measure finds most cuts. Levels: clean places dip by 3.4 dB at most,
-fades by 9.9; 20 ms of zeros by 88. The bump is a choice, not a measurement.
+Untouched sound clicks at most 1.57, fades of 20 ms at most 2.64, hard cuts in tones nearly always
+above 7; under broadband drums no measure finds most cuts. Levels: untouched sound dips by 3.4 dB at
+most, fades by 9.9; 20 ms of zeros by 88. The bump is a choice, not a measurement.
 """
 
 
 def splice(
-    source: np.ndarray, made: np.ndarray, start: int, end: int, fade: int, *, inside: bool = False
+    source: np.ndarray,
+    made: np.ndarray,
+    start: int,
+    end: int,
+    fade: int,
+    *,
+    inside: bool = False,
+    ceiling: float = 1.0,
 ) -> np.ndarray:
-    """`source` with `made` in it from `start` to `end`, each seam crossfaded over `fade` samples.
+    """Replace `source` by `made` from `start` to `end`, each seam crossfaded over `fade` samples.
 
-    The fade follows a Hann curve divided by the level that the sum would have, given how alike
-    both sounds are in the overlap: neither a dip between strangers nor a bump between copies. The
-    part is first matched in level to the kept sound beside its seams, where both say the same. No
-    sample rises above full scale by this; outside region and fades all bits are the source's.
+    The fade follows a Hann curve divided by the level that the sum would have, given how much
+    both sounds correlate in the overlap: neither a dip between unrelated sounds nor a bump between
+    copies. The new part is first matched in level to the kept sound beside its seams, by comparing
+    both sounds there. No sample is raised above full scale; outside the region and its fades all
+    bits are the source's.
 
     Args:
         source, made: float32 [channels, samples] on one timeline, of equal length. To extend a
@@ -46,6 +51,8 @@ def splice(
         start, end: the region in samples. At an end of the timeline there is no seam.
         inside: whether fades lie within the region or in the kept sound next to it. They are
             shortened where there is no room for them.
+        ceiling: highest sample of the new part, as a share of full scale: `levels.CEILING` for what
+            is added to a song. Samples of the source, and fades out of louder ones, stay above it.
 
     Raises:
         ValueError: shapes differ, or the region is empty or leaves the timeline.
@@ -59,21 +66,27 @@ def splice(
     left = min(fade, room[0]) if start > 0 else 0
     right = min(fade, room[1]) if end < total else 0
     first, last = (start, end) if inside else (start - left, end + right)
-    part = made[:, first:last] * _match(source, made, start, end, (first, last))
+    gain = _matching_gain(source, made, start, end, (first, last), ceiling)
+    part = made[:, first:last] * gain
     if left:
-        part[:, :left] = _crossfade(source[:, first : first + left], part[:, :left])
+        part[:, :left] = _crossfade(source[:, first : first + left], part[:, :left], ceiling)
     if right:
-        back = _crossfade(source[:, last - right : last][:, ::-1], part[:, -right:][:, ::-1])
-        part[:, -right:] = back[:, ::-1]
+        kept, new = source[:, last - right : last], part[:, -right:]
+        part[:, -right:] = _crossfade(kept[:, ::-1], new[:, ::-1], ceiling)[:, ::-1]
     spliced = source.copy()
     spliced[:, first:last] = np.clip(part, -1.0, 1.0)
     return spliced
 
 
-def _match(
-    source: np.ndarray, made: np.ndarray, start: int, end: int, used: tuple[int, int]
+def _matching_gain(
+    source: np.ndarray,
+    made: np.ndarray,
+    start: int,
+    end: int,
+    used: tuple[int, int],
+    ceiling: float,
 ) -> np.float32:
-    """The gain that gives `made` the level of `source` beside the seams and keeps its peak."""
+    """The gain that gives `made` the level of `source` beside the seams, and no peak above `ceiling`."""
     import numpy as np
 
     from core.requests import SAMPLE_RATE
@@ -88,11 +101,14 @@ def _match(
     gain_db = 10 * math.log10(power[0] / power[1]) if min(power) > quiet else 0.0
     gain = 10 ** (min(MATCH_DB, max(-MATCH_DB, gain_db)) / 20)
     peak = float(np.abs(made[:, slice(*used)]).max(initial=0.0))
-    return np.float32(min(gain, 1 / peak) if peak else gain)
+    return np.float32(min(gain, ceiling / peak) if peak else gain)
 
 
-def _crossfade(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """From `old` to `new`, [channels, samples] each: g/sqrt(ga^2 + gb^2 + 2 r ga gb)."""
+def _crossfade(old: np.ndarray, new: np.ndarray, ceiling: float) -> np.ndarray:
+    """Crossfade from `old` to `new`, [channels, samples] each: g/sqrt(ga^2 + gb^2 + 2 r ga gb).
+
+    Above `ceiling` the sum is not raised any further.
+    """
     import numpy as np
 
     n = old.shape[1]
@@ -104,15 +120,16 @@ def _crossfade(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     alike = min(1.0, max(0.0, alike))
     plain = old * (1 - up) + new * up
     boost = 1 / np.sqrt(up**2 + (1 - up) ** 2 + 2 * alike * up * (1 - up)) - 1
-    over = np.abs(plain).max(0) * (1 + boost) > 1.0
+    over = np.abs(plain).max(0) * (1 + boost) > ceiling
     if over.any():
-        room = 1 / np.abs(plain[:, over]).max(0) - 1
-        boost *= max(0.0, (room / boost[over]).min())
+        room = ceiling / np.abs(plain[:, over]).max(0) - 1
+        # Where the sounds are equal there is nothing to raise.
+        boost *= max(0.0, (room / np.maximum(boost[over], 1e-12)).min())
     return plain * (1 + boost)
 
 
 class Seam(NamedTuple):
-    """How audible a seam is, and whether it is `good`: within all three limits."""
+    """How audible a seam is. `good` means: within all three limits."""
 
     click: float
     gap_db: float

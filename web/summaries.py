@@ -161,7 +161,7 @@ def measurements(check: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
 def _compared(found: Mapping[str, Any], form: str) -> tuple[str, str]:
     requested = tooltips.NOT_SET if found["asked"] is None else form.format(found["asked"])
     if found["measured"] is None:
-        return requested, tooltips.VERDICTS["not sure"]
+        return requested, tooltips.VERDICTS[found["verdict"]] or tooltips.VERDICTS["not sure"]
     verdict = tooltips.VERDICTS[found["verdict"]]
     return requested, form.format(found["measured"]) + (f" ({verdict})" if verdict else "")
 

@@ -658,7 +658,7 @@ def test_a_result_shorter_than_its_header_says_is_a_full_disk(tmp_path, private,
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_result_above_the_largest_file_allowed_is_not_a_full_disk(
+def test_a_result_above_the_largest_file_allowed_is_a_full_disk(
     tmp_path, private, monkeypatch, unbuffered
 ):
     (tmp_path / "a.wav").write_bytes(wav())
@@ -669,7 +669,7 @@ def test_a_result_above_the_largest_file_allowed_is_not_a_full_disk(
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))\n"
         "worker.main(['audio', '48000', '20'])",
     )
-    assert refusal(tmp_path / "a.wav", private).code == "not-writable"
+    assert refusal(tmp_path / "a.wav", private).code == "disk-full"
 
 
 def test_the_decoder_imports_little_until_it_runs():

@@ -1,4 +1,4 @@
-"""Meters against an independent meter, and against sounds whose measures are known."""
+"""Meters compared with an independent meter, and with sounds whose measures are known."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PIECES = {
 
 
 @pytest.mark.parametrize("name", PIECES)
-def test_loudness_and_true_peak_are_those_of_another_meter(name, tmp_path):
+def test_loudness_and_true_peak_equal_those_of_ffmpeg(name, tmp_path):
     sound = PIECES[name]()
     lufs, peak = ebur128(sound, tmp_path)
     assert loudness.loudness(sound) == pytest.approx(lufs, abs=0.1)
@@ -60,13 +60,13 @@ def test_loudness_and_true_peak_are_those_of_another_meter(name, tmp_path):
         ([(2, -72), (2, -36), (12, -23), (2, -36), (2, -72)], -23.0),
     ],
 )
-def test_loudness_meets_the_broadcasters_own_cases(parts, expected):
+def test_loudness_meets_the_cases_of_ebu_tech_3341(parts, expected):
     """EBU Tech 3341, cases 1 to 4, shortened: sines of 1 kHz of so many seconds and dBFS."""
     sound = joined(*(tone(seconds, 1000, 10 ** (level / 20)) for seconds, level in parts))
     assert loudness.loudness(sound) == pytest.approx(expected, abs=0.1)
 
 
-def test_silence_has_no_loudness_and_a_short_sound_has():
+def test_silence_has_no_loudness_and_a_short_sound_has_one():
     assert loudness.loudness(silence(2)) is None
     assert loudness.loudness(noise(2, 10 ** (-90 / 20))) is None
     assert loudness.loudness(silence(0)) is None
@@ -91,7 +91,7 @@ def test_true_peak_never_reads_high_and_at_most_half_a_decibel_low(hertz):
 
 
 @pytest.mark.parametrize("samples", [1, 63, 64, 65, 4096 * 64 - 1, 4096 * 64 + 70])
-def test_the_envelope_is_an_interpolating_filters(samples):
+def test_peak_envelope_equals_a_plain_oversampling_filter(samples):
     """Against a plain filter over the whole sound: blocks have no seams."""
     sound = noise(samples / RATE)
     taps = 4 * firwin(4 * 32 + 1, 1 / 4, window=("kaiser", 9.0))
@@ -102,22 +102,22 @@ def test_the_envelope_is_an_interpolating_filters(samples):
 
 
 @pytest.mark.parametrize("bpm", [60, 75, 90, 100, 110, 128, 140, 160, 174])
-def test_tempo_is_the_drummers_or_its_double_or_half(bpm):
+def test_tempo_is_found_or_its_double_or_half(bpm):
     found, sure = analysis.tempo(band(16, bpm))
     assert sure
     assert min(abs(found / (bpm * ratio) - 1) for ratio in (0.5, 1, 2)) < 0.01
 
 
-def test_tempo_is_told_beside_the_one_asked_for():
+def test_tempo_is_compared_with_the_requested_one():
     sound = band(12, 100)
-    told = {
+    found = {
         asked: analysis.check(sound, song(bpm=asked)).tempo for asked in (100, 103, 50, 200, 80)
     }
-    assert [told[asked].verdict for asked in (100, 103, 50, 200, 80)] == [
+    assert [found[asked].verdict for asked in (100, 103, 50, 200, 80)] == [
         *("as asked", "as asked", "double", "half", "other")
     ]
-    assert told[80].asked == 80
-    assert told[80].measured == pytest.approx(100, abs=0.5)
+    assert found[80].asked == 80
+    assert found[80].measured == pytest.approx(100, abs=0.5)
     nothing = analysis.check(sound, song()).tempo
     assert (nothing.asked, nothing.verdict) == (None, "not asked")
     assert nothing.measured == pytest.approx(100, abs=0.5)
@@ -135,7 +135,7 @@ def hits(jitter_s, seed=3):
     return sound
 
 
-def test_a_hand_that_wavers_still_has_a_tempo():
+def test_unsteady_playing_still_has_a_tempo():
     found, sure = analysis.tempo(hits(0.01))
     assert sure
     assert found == pytest.approx(120, rel=0.01)
@@ -146,27 +146,25 @@ BEATLESS = {
     "held chord": lambda: tone(12, 220, 0.2) + tone(12, 277.2, 0.2),
     "swelling chord": lambda: tone(12, 220, 0.3) * (1 + tone(12, 0.13, 0.9)),
     "hits at random": lambda: hits(2.0),
-    "silence": lambda: silence(12),
     "too short": lambda: band(3),
-    "nothing": lambda: silence(0),
     "a click": lambda: joined(silence(6), noise(0.01), silence(6)),
 }
 
 
 @pytest.mark.parametrize("name", BEATLESS)
-def test_without_a_beat_the_tempo_is_not_sure(name):
-    told = analysis.check(BEATLESS[name](), song(bpm=120)).tempo
-    assert told == analysis.Tempo(asked=120, measured=None, verdict="not sure")
+def test_tempo_without_a_beat_is_not_reported(name):
+    found = analysis.check(BEATLESS[name](), song(bpm=120)).tempo
+    assert found == analysis.Tempo(asked=120, measured=None, verdict="not sure")
 
 
 @pytest.mark.parametrize("mode", ["major", "minor"])
-def test_every_key_is_found_under_drums(mode):
-    for tonic, name in enumerate(analysis.NAMES[mode]):
+def test_every_key_is_found_with_drums(mode):
+    for tonic, name in enumerate(analysis.KEY_NAMES[mode]):
         assert analysis.key(band(8, 120, tonic, mode)) == (f"{name} {mode}", True)
         assert f"{name} {mode}" in KEYS
 
 
-def test_key_is_told_beside_the_one_asked_for():
+def test_key_is_compared_with_the_requested_one():
     sound = band(12, 120, 9, "minor")
     cases = {
         "A minor": ("A minor", "as asked"),
@@ -177,24 +175,37 @@ def test_key_is_told_beside_the_one_asked_for():
         "": ("A minor", "not asked"),
     }
     for asked, expected in cases.items():
-        told = analysis.check(sound, song(keyscale=asked)).key
-        assert (told.measured, told.verdict) == expected
-        assert told.asked == (asked or None)
+        found = analysis.check(sound, song(keyscale=asked)).key
+        assert (found.measured, found.verdict) == expected
+        assert found.asked == (asked or None)
     flat = analysis.check(band(12, 120, 1, "major"), song(keyscale="C# major")).key
-    assert (flat.measured, flat.verdict) == ("C# major", "as asked"), "the asker's spelling is kept"
+    assert (flat.measured, flat.verdict) == ("C# major", "as asked"), (
+        "the requested spelling is kept"
+    )
 
 
 @pytest.mark.parametrize(
     "sound",
-    [noise(8), band(8, chords=0), silence(8), silence(0), noise(0.1)],
-    ids=["noise", "drums", "silence", "nothing", "short"],
+    [noise(8), band(8, chords=0), noise(0.1)],
+    ids=["noise", "drums", "short"],
 )
-def test_without_tones_the_key_is_not_sure(sound):
-    told = analysis.check(sound, song(keyscale="A minor")).key
-    assert told == analysis.Key(asked="A minor", measured=None, verdict="not sure")
+def test_key_without_tones_is_not_reported(sound):
+    found = analysis.check(sound, song(keyscale="A minor")).key
+    assert found == analysis.Key(asked="A minor", measured=None, verdict="not sure")
 
 
-def test_holes_are_inside_longer_than_a_second_and_really_silent():
+@pytest.mark.parametrize("seconds", [12, 0])
+@pytest.mark.parametrize("level", [0.0, 10 ** (-80 / 20)])
+def test_silence_has_neither_tempo_nor_key(seconds, level):
+    """Also where the little that is there would have a beat."""
+    check = analysis.check(band(seconds) * np.float32(level), song(bpm=120, keyscale="A minor"))
+    assert check.tempo == analysis.Tempo(asked=120, measured=None, verdict="silence")
+    assert check.key == analysis.Key(asked="A minor", measured=None, verdict="silence")
+    nothing_requested = analysis.check(silence(seconds), song())
+    assert nothing_requested.tempo.verdict == nothing_requested.key.verdict == "silence"
+
+
+def test_holes_are_inside_longer_than_a_second_and_silent():
     music, hum = noise(2), noise(1.5, 10 ** (-70 / 20))
     sound = joined(silence(3), music, silence(1.5), music, silence(0.9), music, hum, music)
     sound = joined(sound, silence(3))
@@ -226,14 +237,14 @@ def test_a_low_note_in_16_bit_is_not_clipped(hertz):
     assert analysis.clipped(coarse.astype(np.float32)) <= 0.002 * RATE * hertz
 
 
-def test_the_check_of_a_take_tells_all_of_it():
+def test_check_reports_every_measurement():
     sound = joined(band(6, 120), silence(1.5), np.clip(band(6, 120) * 9, -0.8, 0.8))
-    told = analysis.check(sound, song(bpm=120, keyscale="A minor"))
-    assert told.loudness_lufs == pytest.approx(loudness.loudness(sound), abs=0.01)
-    assert told.true_peak_dbtp > 20 * np.log10(0.8)
-    assert len(told.holes) == 1
-    assert told.clipped > 100
-    assert analysis.Check.model_validate_json(told.model_dump_json()) == told
+    found = analysis.check(sound, song(bpm=120, keyscale="A minor"))
+    assert found.loudness_lufs == pytest.approx(loudness.loudness(sound), abs=0.01)
+    assert found.true_peak_dbtp > 20 * np.log10(0.8)
+    assert len(found.holes) == 1
+    assert found.clipped > 100
+    assert analysis.Check.model_validate_json(found.model_dump_json()) == found
 
 
 def test_a_check_costs_little():
@@ -245,9 +256,9 @@ def test_a_check_costs_little():
     assert time.process_time() - before < 1.5
 
 
-def test_what_the_embedded_model_plays_can_be_checked(engine):
+def test_output_of_the_embedded_model_can_be_checked(engine):
     piece = drain(engine.text_to_music(song(bpm=90, keyscale="C major")))
-    told = analysis.check(piece.sound, song(bpm=90, keyscale="C major"))
-    assert -60 < told.loudness_lufs < 0
-    assert told.tempo.verdict in ("as asked", "double", "half", "other", "not sure")
-    assert told.key.verdict in ("as asked", "relative", "other", "not sure")
+    found = analysis.check(piece.sound, song(bpm=90, keyscale="C major"))
+    assert -60 < found.loudness_lufs < 0
+    assert found.tempo.verdict in ("as asked", "double", "half", "other", "not sure")
+    assert found.key.verdict in ("as asked", "relative", "other", "not sure")

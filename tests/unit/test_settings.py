@@ -1,7 +1,4 @@
-"""What leaves the studio: the sound in every format, its tags, and settings that come back whole.
-
-And what comes back from elsewhere: files that lie, of which no line may be believed.
-"""
+"""Encoding, tags and embedded settings: written, read back, and read from hostile files."""
 
 from __future__ import annotations
 
@@ -25,8 +22,24 @@ from hypothesis import settings as trying
 from hypothesis import strategies as st
 
 from audio import decode, encode
-from audio.settings import read_settings, request_of, settings_of, with_mastering
-from audio.tags import CHUNK, KEY, READ_LIMIT, SCHEMA, SETTINGS_LIMIT, Kind, Tags, _found, _Refused
+from audio.settings import (
+    read_settings,
+    request_of,
+    settings_of,
+    usable_settings,
+    with_mastering,
+)
+from audio.tags import (
+    CHUNK,
+    KEY,
+    READ_LIMIT,
+    SCHEMA,
+    SETTINGS_LIMIT,
+    Kind,
+    Tags,
+    UnusableSettings,
+    read_embedded,
+)
 from core.errors import StudioError
 from core.params import AdapterRef
 from core.requests import MODES, SAMPLE_RATE, Master
@@ -141,14 +154,14 @@ def test_wav_and_flac_hold_the_samples_rounded_to_24_bits(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_take_converted_is_the_take(kind, tmp_path):
+def test_converting_a_take_keeps_its_samples_and_bytes(kind, tmp_path):
     take = saved(tmp_path / "take.wav", "wav", music())
     drain(encode.convert(take, tmp_path / "b", kind, read_settings(take), TAGS))
     direct = saved(tmp_path / f"a.{kind}", kind, music())
     if kind == "mp3":
         heard = [soundfile.read(path)[0] for path in (direct, tmp_path / "b")]
         assert heard[0].shape == heard[1].shape
-        # LAME heard 24 bits instead of floats, and decides by a hair.
+        # LAME got 24 bits instead of floats, and decides by a hair.
         assert np.square(heard[0] - heard[1]).sum() < 1e-3 * np.square(heard[0]).sum()
     else:
         assert (tmp_path / "b").read_bytes() == direct.read_bytes()
@@ -160,7 +173,7 @@ def test_a_take_converted_is_the_take(kind, tmp_path):
 
 
 @pytest.mark.parametrize("samples", [1, 1151, 1152, 1153, 48_000 * 3 + 13])
-def test_an_mp3_gives_back_just_as_many_samples_and_no_delay(samples, tmp_path):
+def test_a_decoded_mp3_has_the_same_length_and_no_delay(samples, tmp_path):
     sound = music(samples)
     path = saved(tmp_path / "a.mp3", "mp3", sound)
     heard, rate = soundfile.read(path, dtype="float32", always_2d=True)
@@ -176,7 +189,7 @@ def test_an_mp3_gives_back_just_as_many_samples_and_no_delay(samples, tmp_path):
             assert 10 * np.log10(error) < -25
 
 
-def test_an_mp3_is_320_kbit_in_every_frame(tmp_path):
+def test_every_mp3_frame_is_320_kbit(tmp_path):
     data = saved(tmp_path / "a.mp3", "mp3", music()).read_bytes()
     at = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
     frames = data[at:]
@@ -194,7 +207,7 @@ def test_the_same_song_gives_the_same_file(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_program_plays_it_and_nobody_complains(kind, tmp_path):
+def test_other_programs_play_it_without_warnings(kind, tmp_path):
     sound = music(SAMPLE_RATE * 2 + 77)
     big = settings_of(a_take(lyrics="🎵" * 4096, codes=tuple(range(60_000, 61_200))))
     path = saved(tmp_path / f"a.{kind}", kind, sound, big)
@@ -213,7 +226,7 @@ def test_every_program_plays_it_and_nobody_complains(kind, tmp_path):
         assert not played.stderr, played.stderr.decode()
 
 
-def test_a_wav_is_made_of_chunks_that_fill_it():
+def test_wav_chunks_fill_the_file_exactly():
     longer = file_bytes("wav", settings_of(a_take(prompt="warm lofi piano!")))
     for data in (BYTES["wav"], PLAIN["wav"], file_bytes("wav", settings_of(a_take())), longer):
         assert int.from_bytes(data[4:8], "little") == len(data) - 8
@@ -227,7 +240,7 @@ def test_a_wav_is_made_of_chunks_that_fill_it():
         assert names[3:] in ([], [CHUNK])
 
 
-def test_a_flac_has_one_block_of_comments_behind_its_first():
+def test_flac_has_one_comment_block_after_streaminfo():
     for data in (BYTES["flac"], PLAIN["flac"]):
         kinds, at, last = [], 4, False
         while not last:
@@ -244,7 +257,7 @@ def test_a_flac_has_one_block_of_comments_behind_its_first():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_no_sound_never_reaches_an_encoder(kind, value, tmp_path):
+def test_nan_and_infinity_never_reach_an_encoder(kind, value, tmp_path):
     sound = SHORT.copy()
     sound[1, -1] = value
     with pytest.raises(StudioError) as caught:
@@ -255,7 +268,7 @@ def test_what_is_no_sound_never_reaches_an_encoder(kind, value, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stopping_leaves_what_was_there_before(kind, tmp_path):
+def test_closing_the_generator_leaves_the_older_file(kind, tmp_path):
     (tmp_path / "a").write_bytes(b"an older song")
     seconds = 2 * encode.BLOCK_S[kind] + 1
     steps = encode.save(np.zeros((2, seconds * SAMPLE_RATE)), tmp_path / "a", kind, TOLD, TAGS)
@@ -282,13 +295,13 @@ def test_a_full_disk_leaves_no_file(number, code, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_gone_has_a_name(tmp_path):
+def test_a_missing_folder_is_not_writable(tmp_path):
     with pytest.raises(StudioError) as caught:
         saved(tmp_path / "gone" / "a.wav", "wav")
     assert caught.value.code == "not-writable"
 
 
-def test_settings_that_would_not_come_back_are_not_written(tmp_path):
+def test_settings_that_cannot_be_read_back_are_not_written(tmp_path):
     for told in ({"a": float("nan")}, {"a": "x" * SETTINGS_LIMIT}):
         with pytest.raises(ValueError, match=r"JSON|settings"):
             saved(tmp_path / "a.wav", "wav", told=told)
@@ -307,7 +320,7 @@ def tags_by_ffmpeg(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_players_show_the_title_who_made_it_and_that_it_is_generated(kind, tmp_path):
+def test_players_show_title_model_and_that_it_is_generated(kind, tmp_path):
     found = tags_by_ffmpeg(saved(tmp_path / f"a.{kind}", kind))
     assert found["title"] == TAGS.title
     assert found["encoder"] == "ACE Music Studio"
@@ -322,7 +335,7 @@ def test_players_show_the_title_who_made_it_and_that_it_is_generated(kind, tmp_p
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_label_can_be_left_out_and_titles_are_one_line(kind, tmp_path):
+def test_the_ai_label_is_optional_and_titles_are_one_line(kind, tmp_path):
     tags = Tags(" a\nb\0c\u202e" + "x" * 300, "m", "l", ai_generated=False)
     path = saved(tmp_path / f"a.{kind}", kind, told=None, tags=tags)
     found = tags_by_ffmpeg(path)
@@ -402,7 +415,7 @@ def requests(draw, mode: str) -> dict:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
-def test_every_field_of_every_mode_comes_back_from_every_format(mode, data, tmp_path):
+def test_every_field_of_every_mode_survives_every_format(mode, data, tmp_path):
     request = data.draw(requests(mode))
     codes = data.draw(st.lists(st.integers(0, 63_999), max_size=1200))
     take = a_take(mode, codes=tuple(codes)).model_copy(update={"request": request})
@@ -419,7 +432,7 @@ def test_every_field_of_every_mode_comes_back_from_every_format(mode, data, tmp_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_master_tells_how_loud_it_was_made(kind, read):
+def test_a_master_records_its_loudness(kind, read):
     told = with_mastering(TOLD, Master.of({"source": "/x/a.wav", "target_lufs": -16.5}))
     assert told["mastered"] == [{"target_lufs": -16.5, "ceiling_dbtp": -1.0}]
     assert read(file_bytes(kind, told)) == told
@@ -437,7 +450,7 @@ def test_no_path_of_this_computer_is_written():
     assert told["model"]["source"] == "mine"
 
 
-def test_a_song_made_of_a_file_asks_for_it():
+def test_a_song_made_from_a_file_needs_that_file_again():
     told = settings_of(a_take("cover", source="/x/Old Song.wav"))
     with pytest.raises(StudioError) as caught:
         request_of(told)
@@ -446,7 +459,7 @@ def test_a_song_made_of_a_file_asks_for_it():
     assert request_of(told, source="new.wav", seed=9).seed == 9
 
 
-def test_json_that_lay_beside_a_song_is_read_too(read, refusal):
+def test_json_beside_a_song_is_read_too(read, refusal):
     assert read(json.dumps(TOLD, indent=2).encode()) == TOLD
     assert read(b"\xef\xbb\xbf" + json.dumps(TOLD, ensure_ascii=False).encode()) == TOLD
     assert read(b'{"something": "else"}') is None
@@ -477,7 +490,7 @@ def test_version_1_stays_readable(read):
     ("kind", "options"),
     [("mp3", {"id3v2_version": "3"}), ("mp3", {"id3v2_version": "4"}), ("flac", {})],
 )
-def test_settings_survive_another_program_that_writes_the_tags_anew(kind, options, tmp_path):
+def test_settings_survive_a_rewrite_by_another_program(kind, options, tmp_path):
     import av
 
     with (
@@ -529,7 +542,7 @@ PICTURE = frame(b"\0image/jpeg\0\3\0" + b"\xff\xd8" * 30_000, b"APIC")
     ],
     ids="cover-first wide big-endian utf-8 unsynced unsynced-4 length ext ext-4".split(),
 )
-def test_tags_as_others_write_them_are_understood(tag, read):
+def test_tags_written_by_other_programs_are_understood(tag, read):
     assert read(tag + PLAIN["mp3"]) == TOLD
     assert read(tag + PLAIN["flac"]) == TOLD
 
@@ -540,7 +553,7 @@ def test_odd_chunks_padding_and_names_in_any_case_are_understood(read):
     assert read(BYTES["flac"].replace(b"ACE_SETTINGS=", b"Ace_Settings=")) == TOLD
 
 
-def test_files_of_others_hold_no_settings(read, tmp_path):
+def test_files_of_other_programs_hold_no_settings(read, tmp_path):
     held = io.BytesIO()
     soundfile.write(held, SHORT.T, SAMPLE_RATE, format="OGG")
     for data in (
@@ -551,6 +564,78 @@ def test_files_of_others_hold_no_settings(read, tmp_path):
         *(id3(frame(LATIN, flags=0x80)), id3(frame(b"")), id3(frame(b"\7x"))),
     ):
         assert read(data) is None
+
+
+# Work that needs only the sound
+
+
+def test_unusable_settings_do_not_stop_work_that_needs_only_the_sound(tmp_path):
+    path = tmp_path / "a.wav"
+    for settings, problem in (
+        ({**TOLD, SCHEMA: 2}, "newer"),
+        (b"not JSON", "damaged"),
+        (b"[" * 400_000, "nested"),
+    ):
+        path.write_bytes(hiding(settings))
+        found, notes = usable_settings(path)
+        assert found is None
+        assert len(notes) == 1
+        assert problem in notes[0]
+        with pytest.raises(StudioError, match=problem):
+            read_settings(path)
+    path.write_bytes(BYTES["wav"])
+    assert usable_settings(path) == (TOLD, ())
+    path.write_bytes(PLAIN["wav"])
+    assert usable_settings(path) == (None, ())
+    with pytest.raises(StudioError) as caught:
+        usable_settings(tmp_path / "gone.wav")
+    assert caught.value.code == "source-missing"
+
+
+def wrong_count(claimed: int) -> bytes:
+    """A FLAC whose comments claim to be more than they are."""
+    comment = b"TITLE=Mine"
+    body = bytes(4) + claimed.to_bytes(4, "little") + len(comment).to_bytes(4, "little") + comment
+    flac = PLAIN["flac"]
+    at, blocks = 4, b""
+    while True:
+        size = int.from_bytes(flac[at + 1 : at + 4], "big")
+        last, kind = flac[at] > 127, flac[at] & 127
+        if kind != 4:
+            blocks += bytes([kind]) + flac[at + 1 : at + 4 + size]
+        at += 4 + size
+        if last:
+            break
+    return b"fLaC" + blocks + b"\x84" + len(body).to_bytes(3, "big") + body + flac[at:]
+
+
+ODD = {
+    "wrong comment count.flac": lambda: wrong_count(99),
+    "huge comment count.flac": lambda: wrong_count(0xFFFFFFFF),
+    "overlong frame.mp3": lambda: (
+        id3(b"TXXX\x7f\xff\xff\xff\0\0\3" + KEY.encode() + b"\0{") + PLAIN["mp3"]
+    ),
+    "9 MB cover, unsynchronised.mp3": lambda: (
+        id3(frame(b"\0image/jpeg\0\3\0" + b"\xff\xd8" + b"x" * (9 << 20), b"APIC"), flags=0x80)
+        + PLAIN["mp3"]
+    ),
+    "9 MB cover.flac": lambda: (
+        id3(frame(b"\0image/jpeg\0\3\0" + b"\xff\xd8" + b"x" * (9 << 20), b"APIC")) + PLAIN["flac"]
+    ),
+    "chunks without end.wav": lambda: PLAIN["wav"] + b"junk\0\0\0\0" * 30_000,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_tags_never_stop_work_on_good_sound(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(ODD[name]())
+    settings, notes = usable_settings(path)
+    assert settings is None
+    assert len(notes) <= 1
+    sound = decode.decode(path, 60, tmp_path, shortest_s=0).sound
+    assert sound.shape == SHORT.shape
+    saved(tmp_path / "again.flac", "flac", sound, settings)
 
 
 # Hostile
@@ -566,7 +651,7 @@ def hiding(told) -> bytes:
     return PLAIN["wav"] + chunk(raw)
 
 
-def test_a_cut_is_called_a_cut(refusal):
+def test_a_truncated_file_is_called_cut_off(refusal):
     assert "cut off" in refusal(BYTES["wav"][:-9])
     for kind in ("mp3", "flac"):
         assert "cut off" in refusal(BYTES[kind][: BYTES[kind].index(b'"mode"')])
@@ -581,7 +666,7 @@ def answer(read, data: bytes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_cut_anywhere_tells_all_or_nothing(kind, read):
+def test_a_truncated_file_gives_all_settings_or_none(kind, read):
     data = BYTES[kind]
     dice = random.Random(0)
     for end in [*range(1, 200, 3), *(dice.randrange(1, len(data)) for _ in range(100))]:
@@ -589,7 +674,7 @@ def test_a_file_cut_anywhere_tells_all_or_nothing(kind, read):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_scratches_are_refused_or_do_no_harm(kind, read):
+def test_corrupt_bytes_are_refused_or_harmless(kind, read):
     """Every answer is settings of the right shape, none, or a refusal; most scratches are seen."""
     data, dice, refused = BYTES[kind], random.Random(1), 0
     at = data.index(b'{"ace-music')
@@ -655,14 +740,14 @@ OTHER = {**TOLD, "request": {**TOLD["request"], "seed": 8}}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_settings_that_are_none_of_ours_are_refused(told, word, refusal):
+def test_foreign_settings_are_refused(told, word, refusal):
     import re
 
     assert re.search(word, refusal(hiding(told)))
 
 
 @pytest.mark.parametrize("told", [OTHER, TOLD])
-def test_two_settings_in_one_file_are_no_settings(told, refusal):
+def test_two_settings_in_one_file_are_refused(told, refusal):
     raw = json.dumps(told).encode()
     second = frame(b"\0" + KEY.encode() + b"\0" + raw)
     odd = raw + b" " * (1 - len(raw) % 2)
@@ -675,7 +760,7 @@ def test_two_settings_in_one_file_are_no_settings(told, refusal):
         assert "more than once" in refusal(data)
 
 
-def test_a_comment_longer_than_its_block_is_damage(refusal):
+def test_a_comment_longer_than_its_block_is_damaged(refusal):
     claims = b"\x0c\0\0\0" + b"ACE_SETTINGS" + b"\1\0\0\0" + b"\xff\0\0\0" + b"A=" + bytes(99)
     assert "damaged" in refusal(b"fLaC\x84\0\0\x20" + claims)
     assert "too big" in refusal(
@@ -683,7 +768,7 @@ def test_a_comment_longer_than_its_block_is_damage(refusal):
     )
 
 
-def test_no_path_in_a_file_is_believed(tmp_path, read):
+def test_no_path_in_a_file_is_used(tmp_path, read):
     """Neither where a file lay, nor where a model is, and no file is opened for it."""
     secret = tmp_path / "secret.wav"
     secret.write_bytes(PLAIN["wav"])
@@ -759,7 +844,7 @@ VORBIS = b"fLaC\x84\xff\xff\xff"
         b"{" * 3_000_000,
     ],
 )
-def test_of_a_big_file_only_what_the_limits_allow_is_read(head, tmp_path, monkeypatch):
+def test_large_files_are_read_no_further_than_the_limits(head, tmp_path, monkeypatch):
     Counting.total = 0
     path = sparse(tmp_path / "a", head)
     monkeypatch.setattr(
@@ -771,7 +856,7 @@ def test_of_a_big_file_only_what_the_limits_allow_is_read(head, tmp_path, monkey
     assert Counting.total <= READ_LIMIT + 3_000_000
 
 
-def test_what_is_no_file_is_refused_before_it_is_read(tmp_path):
+def test_folders_and_pipes_are_refused_before_they_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "empty").touch()
     cases = {"pipe": "source-unreadable", ".": "source-unreadable", "empty": "source-unreadable"}
@@ -793,7 +878,7 @@ def test_what_is_no_file_is_refused_before_it_is_read(tmp_path):
         max_size=8,
     ),
 )
-def test_no_bytes_at_all_bring_it_down(front, parts):
-    with suppress(_Refused):
-        found = _found(io.BytesIO(front + b"".join(parts)))
+def test_no_bytes_crash_the_reader(front, parts):
+    with suppress(UnusableSettings):
+        found = read_embedded(io.BytesIO(front + b"".join(parts)))
         assert found is None or len(found) <= SETTINGS_LIMIT

@@ -1,4 +1,4 @@
-"""Splices, their seams, and the picture of a waveform. Everything here is at 48 kHz."""
+"""Splices, their seams and waveforms. Everything here is at 48 kHz."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rms_db(sound: np.ndarray) -> float:
     inside=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_outside_the_region_and_its_fades_every_bit_is_the_source(total, ends, fade, inside, seed):
+def test_samples_outside_the_region_and_its_fades_equal_the_source(total, ends, fade, inside, seed):
     start, end = sorted(round(e * total) for e in ends)
     if start == end:
         start, end = (start - 1, end) if start else (0, 1)
@@ -63,7 +63,7 @@ def test_outside_the_region_and_its_fades_every_bit_is_the_source(total, ends, f
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_fade_dips_not_between_strangers_and_bulges_not_between_copies(inside):
+def test_a_fade_keeps_the_level_of_unrelated_sounds_and_of_copies(inside):
     fade, at = S // 10, 2 * S
     middle = at + fade // 2 if inside else at - fade // 2
     near = slice(middle - S // 100, middle + S // 100)
@@ -71,11 +71,11 @@ def test_a_fade_dips_not_between_strangers_and_bulges_not_between_copies(inside)
     def rise(source, made):
         return rms_db(splice.splice(source, made, at, 4 * S, fade, inside=inside)[:, near]) + 20
 
-    strangers = np.mean([rise(noise(seed=i), noise(seed=i + 50)) for i in range(20)])
+    unrelated = np.mean([rise(noise(seed=i), noise(seed=i + 50)) for i in range(20)])
     copies = np.mean(
         [rise(noise(seed=i), noise(seed=i) + noise(seed=i + 50) / 20) for i in range(9)]
     )
-    assert abs(strangers) < 0.3
+    assert abs(unrelated) < 0.3
     assert abs(copies) < 0.1
 
 
@@ -98,7 +98,7 @@ def test_there_is_no_fade_at_an_end_of_the_timeline(start, end):
         assert gain == 1.0
 
 
-def test_both_seams_are_the_same_seen_from_either_side():
+def test_a_splice_of_reversed_sound_is_the_reversed_splice():
     source, made = noise(seed=1), noise(seed=2)
     there = splice.splice(source, made, S, 3 * S, 2000)
     back = splice.splice(source[:, ::-1], made[:, ::-1], S, 3 * S, 2000)[:, ::-1]
@@ -108,14 +108,14 @@ def test_both_seams_are_the_same_seen_from_either_side():
 @pytest.mark.parametrize(
     ("quieter", "left_db"), [(1.0, 0.0), (0.6, 0.0), (1.9, 0.0), (0.1, -14.0), (6.0, 9.6)]
 )
-def test_the_part_takes_the_level_of_the_sound_beside_it_within_bounds(quieter, left_db):
+def test_the_new_part_is_matched_in_level_within_bounds(quieter, left_db):
     source = noise(seed=1, level=0.02)
     spliced = splice.splice(source, source * np.float32(quieter), 2 * S, 4 * S, 2000)
     assert rms_db(spliced[:, 3 * S :]) - rms_db(source) == pytest.approx(left_db, abs=0.1)
 
 
-def test_the_level_is_taken_where_both_say_the_same_not_from_other_music():
-    """A loud chorus behind a quiet verse stays loud."""
+def test_the_level_is_compared_beside_the_seam_only():
+    """A loud chorus after a quiet verse stays loud."""
     source, made = noise(seed=1, level=0.02), noise(seed=1, level=0.02)
     made[:, 2 * S :] *= 8
     spliced = splice.splice(source, made, 2 * S, 4 * S, 2000)
@@ -202,7 +202,7 @@ def test_a_cut_anywhere_within_the_fade_is_found():
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("make", [chord, lambda seed: noise(seed=seed)])
-def test_twenty_ms_of_nothing_are_found(seed, make):
+def test_a_gap_of_twenty_ms_is_found(seed, make):
     holed = make(seed)
     holed[:, AT - S // 100 : AT + S // 100] = 0
     found = seam_of(holed)
@@ -211,7 +211,7 @@ def test_twenty_ms_of_nothing_are_found(seed, make):
 
 
 @pytest.mark.parametrize("make", [chord, lambda seed: noise(seed=seed)])
-def test_a_bulge_is_found(make):
+def test_a_bump_is_found(make):
     bulging = make(1)
     hump = 1 + 2 * np.hanning(S // 5).astype(np.float32)
     bulging[:, AT - S // 10 : AT + S // 10] *= hump
@@ -228,7 +228,7 @@ def test_a_seam_can_be_measured_anywhere():
             assert type(found.good) is bool
 
 
-def test_a_picture_holds_the_lowest_and_highest_sample_of_each_stretch():
+def test_a_waveform_has_the_lowest_and_highest_sample_of_each_part():
     sound = noise(1.0, 4)
     picture = np.array(levels.waveform_peaks(sound, 100)).reshape(100, 2)
     stretches = sound.reshape(2, 100, -1)
@@ -237,9 +237,42 @@ def test_a_picture_holds_the_lowest_and_highest_sample_of_each_stretch():
 
 
 @pytest.mark.parametrize("samples", [0, 1, 3, 99, 100, 101, 4801])
-def test_a_picture_has_the_width_asked_for_and_misses_nothing(samples):
+def test_a_waveform_has_the_requested_width_and_the_peak(samples):
     sound = noise(1.0, 5)[:, :samples]
     picture = levels.waveform_peaks(sound, 100)
     assert len(picture) == 200
     assert all(type(value) is float for value in picture)
     assert max(picture) == pytest.approx(sound.max(initial=-9) if samples else 0, abs=1e-4)
+
+
+@pytest.mark.parametrize("level", [0.003, 0.1])
+def test_what_is_added_to_a_quiet_song_keeps_the_ceiling(level):
+    """Without it the new part may reach full scale, 1 dB above every other take."""
+    source = np.pad(noise(2, 1, level), ((0, 0), (0, 2 * S)))
+    made = np.pad(noise(2, 2, level), ((0, 0), (0, 2 * S)))
+    made[:, 2 * S :] = np.clip(noise(2, 3, 0.6), -1.5, 1.5)
+    added = splice.splice(source, made, 2 * S, 4 * S, S // 10, ceiling=levels.CEILING)
+    assert np.abs(added[:, 2 * S :]).max() == pytest.approx(levels.CEILING, rel=1e-6)
+    assert np.abs(splice.splice(source, made, 2 * S, 4 * S, S // 10)).max() == pytest.approx(1.0)
+    kept = 2 * S - S // 10
+    assert np.array_equal(added[:, :kept], source[:, :kept])
+    assert levels.note_above_ceiling(source) is None
+
+
+def test_a_source_above_the_ceiling_keeps_its_samples_and_says_so():
+    source = np.pad(np.clip(noise(2, 1, 0.6), -1, 1), ((0, 0), (0, 2 * S)))
+    made = noise(4, 2, 0.6)
+    added = splice.splice(source, made, 2 * S, 4 * S, S // 10, ceiling=levels.CEILING)
+    kept = 2 * S - S // 10
+    assert np.array_equal(added[:, :kept], source[:, :kept])
+    assert np.abs(added[:, kept:]).max() <= 1.0
+    assert np.abs(added[:, 2 * S :]).max() <= levels.CEILING * (1 + 1e-6)
+    assert "peaks at 0.0 dBFS" in levels.note_above_ceiling(source)
+    assert levels.note_above_ceiling(np.zeros((2, 9), np.float32)) is None
+
+
+def test_equal_sounds_above_the_ceiling_crossfade_without_a_warning(recwarn):
+    sound = np.full((2, S), 0.95, np.float32)
+    added = splice.splice(sound, sound, S // 2, S, 2000, ceiling=levels.CEILING)
+    assert np.isfinite(added).all()
+    assert not recwarn.list
