@@ -80,7 +80,9 @@ def main(arguments: list[str]) -> None:
         _write_all(json.dumps(reply).encode() + b"\n")
         _write_all(payload)
     except OSError as error:
-        sys.exit(DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else WRITE_FAILED)
+        sys.exit(
+            DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else WRITE_FAILED
+        )
 
 
 def _write_all(data: Any) -> None:
@@ -223,14 +225,28 @@ def _open_container(file: BinaryIO) -> InputContainer:
 
     # Without this PyAV 18 refuses tags that are not UTF-8; PyAV 19 replaces them by itself.
     old = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    format = _format_after_id3(file)
     file.seek(0)
     try:
-        container = av.open(file, options=OPTIONS, **old)
+        container = av.open(file, format=format, options=OPTIONS, **old)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise _unreadable("it is not a kind of sound file that the studio knows") from error
     stream = _stream(container)
     _check_shape(stream.codec_context.channels, stream.rate or 0)
     return container
+
+
+def _format_after_id3(file: BinaryIO) -> str | None:
+    """The format of a FLAC with an ID3 tag in front: FFmpeg does not look behind a large cover."""
+    file.seek(0)
+    head = file.read(10)
+    if len(head) < 10 or head[:3] != b"ID3":
+        return None
+    size = 0
+    for byte in head[6:]:
+        size = size << 7 | byte & 127
+    file.seek(10 + size)
+    return "flac" if file.read(4) == b"fLaC" else None
 
 
 def _stream(container: InputContainer) -> AudioStream:
