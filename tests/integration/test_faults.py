@@ -1,6 +1,6 @@
-"""Faults put into the studio, one for each error code: what a person reads on the terminal.
+"""Faults injected into the studio, one per error code: what a person reads on the terminal.
 
-Whatever fails, there is one line: the code, a sentence, an action. No traceback, none of our paths.
+Whatever fails, one line says so: the code, a sentence, an action. No traceback, no internal path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from conftest import ROOT
 import cli
 from core import errors
 from core.files import private_folder
-from models import acestep, catalog, sampler
+from models import acestep, catalog
 from runtime import device_queue
 
 MINI = catalog.MODELS["mini"].folder
@@ -29,8 +29,8 @@ QUICK = ("--duration-s", "5", "--inference-steps", "1", "--planner", "none")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, str]:
-    """A song, a long one, a blink, and a file that is none of them; by name."""
-    folder = tmp_path_factory.mktemp("brought")
+    """Audio files by name: a song, one too long, one too short, and files that are not audio."""
+    folder = tmp_path_factory.mktemp("inputs")
     hiss = np.random.default_rng(0).standard_normal((48_000 * 3, 2)) * 0.1
     made = {"song": hiss, "blink": hiss[:480], "long": np.zeros((48_000 * 250, 2))}
     for name, sound in made.items():
@@ -41,27 +41,26 @@ def files(tmp_path_factory) -> dict[str, str]:
 
 
 class Terminal:
-    """The command line in this process, and places where a fault can be put."""
+    """The command line in this process, with ways to inject a fault."""
 
     def __init__(self, command, monkeypatch, folder: Path, files: dict[str, str]) -> None:
         self._command, self.patch, self.folder, self.files = command, monkeypatch, folder, files
 
     def run(self, *args: str, model: str = "mini"):
-        """What comes of `python app.py args`."""
+        """The completed `python app.py args`."""
         filled = [self.files.get(arg.removeprefix("@"), arg) for arg in args]
         return self._command(filled[0], "--model", model, *filled[1:])
 
-    def say(self, *args: str, model: str = "mini") -> str:
-        """The last line that `python app.py args` writes for a person, having failed."""
+    def fails(self, *args: str, model: str = "mini") -> str:
+        """The last line on standard error of `python app.py args`, which has to fail."""
         done = self.run(*args, model=model)
         assert done.returncode in (cli.USAGE, cli.FAILED)
         assert done.stdout == ""
-        told = done.stderr
-        assert "Traceback" not in told or "internal" in told, "a bug goes to the log, nothing else"
-        return told.strip().splitlines()[-1]
+        assert "Traceback" not in done.stderr or "internal" in done.stderr
+        return done.stderr.strip().splitlines()[-1]
 
     def model(self, *without: str) -> Path:
-        """A folder with the embedded model, by links, without some of its parts."""
+        """A folder of links to the embedded model, without some of its parts."""
         home = self.folder / "model"
         for path in MINI.rglob("*"):
             inside = path.relative_to(MINI)
@@ -76,7 +75,7 @@ def terminal(command, monkeypatch, tmp_path, files):
     return Terminal(command, monkeypatch, tmp_path, files)
 
 
-ASKED = {
+REQUESTS = {
     "value-out-of-range": ("generate", "--prompt", "x", "--duration-s", "999"),
     "prompt-empty": ("generate", "--prompt", " "),
     "lyrics-too-long": ("generate", "--prompt", "x", "--lyrics", "ą ć ę " * 600, *QUICK),
@@ -102,56 +101,56 @@ ASKED = {
     "settings-missing": ("replay", "@song"),
     "stems-missing": ("stems", "--source", "@song"),
 }
-"""What is wrong with what was asked. @ stands before files that are there."""
+"""Errors in the request. "@" precedes the name of a file that exists."""
 
 
-@pytest.mark.parametrize("code", ASKED)
-def test_what_cannot_be_done_is_said_in_a_line(terminal, code):
-    _judge(terminal.say(*ASKED[code]), code, terminal)
+@pytest.mark.parametrize("code", REQUESTS)
+def test_invalid_request_fails_with_one_line(terminal, code):
+    _judge(terminal.fails(*REQUESTS[code]), code, terminal)
 
 
 def no_such_model(t):
-    return t.say("generate", "--prompt", "x", model="nobody")
+    return t.fails("generate", "--prompt", "x", model="nobody")
 
 
 def not_on_disk(t):
-    return t.say("generate", "--prompt", "x", "--planner", "none", model="xl-sft")
+    return t.fails("generate", "--prompt", "x", "--planner", "none", model="xl-sft")
 
 
 def no_writer(t):
-    return t.say("lyrics", "--brief", "rain", model="xl-sft")
+    return t.fails("lyrics", "--brief", "rain", model="xl-sft")
 
 
-def torn_file(t):
+def truncated_file(t):
     torn = next((t.model() / "vae").glob("*.safetensors"))
     begins = torn.read_bytes()[:100_000]
     torn.unlink()
     torn.write_bytes(begins)
-    return t.say("generate", "--prompt", "x", *QUICK, model="model")
+    return t.fails("generate", "--prompt", "x", *QUICK, model="model")
 
 
 def mixed_parts(t):
     config = t.model() / "vae" / "config.json"
-    told = json.loads(config.read_text())
+    values = json.loads(config.read_text())
     config.unlink()
-    config.write_text(json.dumps({**told, "sampling_rate": 2 * told["sampling_rate"]}))
-    return t.say("generate", "--prompt", "x", *QUICK, model="model")
+    config.write_text(json.dumps({**values, "sampling_rate": 2 * values["sampling_rate"]}))
+    return t.fails("generate", "--prompt", "x", *QUICK, model="model")
 
 
 def no_codes(t):
     t.model("audio_tokenizer", "audio_token_detokenizer", "planner")
     index = t.folder / "model" / "model_index.json"
-    told = json.loads(index.read_text())
+    parts = json.loads(index.read_text())
     index.unlink()
-    kept = {k: v for k, v in told.items() if not k.startswith("audio_token")}
+    kept = {k: v for k, v in parts.items() if not k.startswith("audio_token")}
     index.write_text(json.dumps(kept))
-    return t.say("cover", "--source", "@song", "--inference-steps", "1", model="model")
+    return t.fails("cover", "--source", "@song", "--inference-steps", "1", model="model")
 
 
 def shorter_model(t):
     shorter = replace(catalog.MODELS["mini"], longest_s=60.0)
     t.patch.setitem(catalog.MODELS, "mini", shorter)
-    return t.say("generate", "--prompt", "x", "--duration-s", "61")
+    return t.fails("generate", "--prompt", "x", "--duration-s", "61")
 
 
 def full_memory(t):
@@ -162,12 +161,12 @@ def full_memory(t):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     t.patch.setattr(AceStepTransformer1DModel, "forward", greedy)
-    return t.say("generate", "--prompt", "x", *QUICK)
+    return t.fails("generate", "--prompt", "x", *QUICK)
 
 
 def not_numbers(t):
-    t.patch.setattr(sampler, "is_finite", lambda _: False)
-    return t.say("generate", "--prompt", "x", *QUICK)
+    t.patch.setattr(acestep, "is_finite", lambda _: False)
+    return t.fails("generate", "--prompt", "x", *QUICK)
 
 
 def full_disk(t):
@@ -175,13 +174,13 @@ def full_disk(t):
         raise OSError(28, "No space left on device", str(t.folder))
 
     t.patch.setattr(os, "replace", full)
-    return t.say("generate", "--prompt", "x", *QUICK)
+    return t.fails("generate", "--prompt", "x", *QUICK)
 
 
 def busy(t):
-    line = [object()] * (device_queue.LONGEST_QUEUE + 1)
+    line = [object()] * (device_queue.MAX_WAITING + 1)
     t.patch.setattr(device_queue, "deque", lambda: deque(line))
-    return t.say("generate", "--prompt", "x", *QUICK)
+    return t.fails("generate", "--prompt", "x", *QUICK)
 
 
 def a_bug(t):
@@ -190,21 +189,21 @@ def a_bug(t):
         yield
 
     t.patch.setattr(acestep.Engine, "denoise", broken)
-    return t.say("generate", "--prompt", "x", *QUICK)
+    return t.fails("generate", "--prompt", "x", *QUICK)
 
 
-def file_not_brought(t):
+def input_not_given(t):
     source = str(shutil.copy(t.files["song"], t.folder / "mine.flac"))
     quick = ("--after-s", "1", "--inference-steps", "1", "--out", "b.flac")
     assert t.run("extend", "--source", source, *quick).returncode == 0
-    return t.say("replay", "b.flac")
+    return t.fails("replay", "b.flac")
 
 
-STAGED = {
+FAULTS = {
     "model-unknown": no_such_model,
     "model-missing": not_on_disk,
     "writer-missing": no_writer,
-    "model-broken": torn_file,
+    "model-broken": truncated_file,
     "model-mismatch": mixed_parts,
     "codes-missing": no_codes,
     "song-too-long": shorter_model,
@@ -213,26 +212,26 @@ STAGED = {
     "disk-full": full_disk,
     "queue-full": busy,
     "internal": a_bug,
-    "settings-need-file": file_not_brought,
+    "settings-need-file": input_not_given,
 }
-"""What is wrong with the place: its weights, memory, disk, queue, or the code itself."""
+"""Errors of the environment: weights, memory, disk, queue, or a bug."""
 
 
-@pytest.mark.parametrize("code", STAGED)
-def test_what_breaks_is_said_in_a_line(terminal, code):
-    _judge(STAGED[code](terminal), code, terminal)
+@pytest.mark.parametrize("code", FAULTS)
+def test_fault_fails_with_one_line(terminal, code):
+    _judge(FAULTS[code](terminal), code, terminal)
 
 
 def _judge(line: str, code: str, terminal: Terminal) -> None:
-    named, _, told = line.partition(": ")
-    assert named == code
-    assert told[0].isalnum()
-    assert ". " in told, "a sentence and an action"
-    for ours in (ROOT, terminal.folder, private_folder(), Path.home(), "Error(", "{"):
-        assert str(ours) not in told
+    shown, _, text = line.partition(": ")
+    assert shown == code
+    assert text[0].isalnum()
+    assert ". " in text, "a sentence and an action"
+    for internal in (ROOT, terminal.folder, private_folder(), Path.home(), "Error(", "{"):
+        assert str(internal) not in text
 
 
-def test_the_readme_lists_every_code_as_it_is_said():
+def test_the_readme_lists_every_error_as_worded():
     readme = (ROOT / "README.md").read_text()
     _, begins, rest = readme.partition("<!-- errors: python -m core.errors -->\n")
     assert begins

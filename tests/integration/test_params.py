@@ -1,6 +1,6 @@
-"""The knobs that a listener hears, turned, change the sound.
+"""Parameters that should be audible change the samples.
 
-That every knob changes what reaches the model, in every mode, is in `test_modes`.
+That every parameter of every mode changes what reaches the model is tested in `test_modes`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import drain, song
 
-TURNED = {
+CHANGES = {
     "prompt": "bright house piano, four on the floor",
     "inference_steps": 4,
     "guidance_scale": 6.0,
@@ -23,7 +23,7 @@ TURNED = {
 BASE = {"instrumental": False, "lyrics": "[Verse]\nla la la"}
 
 
-def made(engine, **changes) -> np.ndarray:
+def render(engine, **changes) -> np.ndarray:
     request = song(**{**BASE, **changes})
     return drain(engine.text_to_music(request)).sound
 
@@ -34,15 +34,15 @@ def rms(sound: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def plain(engine):
-    return made(engine)
+    return render(engine)
 
 
-@pytest.mark.parametrize("name", TURNED)
-def test_turning_it_changes_the_sound(engine, plain, name):
-    assert rms(made(engine, **{name: TURNED[name]}) - plain) > 1e-3 * rms(plain)
+@pytest.mark.parametrize("name", CHANGES)
+def test_changing_it_changes_the_samples(engine, plain, name):
+    assert rms(render(engine, **{name: CHANGES[name]}) - plain) > 1e-3 * rms(plain)
 
 
-def test_each_method_goes_its_own_way(engine, plain):
-    ways = [plain, *(made(engine, infer_method=method) for method in ("sde", "heun"))]
-    for i, one in enumerate(ways):
-        assert all(rms(one - other) > 1e-3 * rms(plain) for other in ways[i + 1 :])
+def test_every_sampler_gives_different_samples(engine, plain):
+    sounds = [plain, *(render(engine, infer_method=method) for method in ("sde", "heun"))]
+    for i, one in enumerate(sounds):
+        assert all(rms(one - other) > 1e-3 * rms(plain) for other in sounds[i + 1 :])

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from audio.settings import request_of
 from core import text
 from core.requests import Generate, Lyrics
 
@@ -66,6 +67,13 @@ def test_stored_text_stays_as_it_is():
     request = Generate.stored(stored)
     assert (request.prompt, request.lyrics) == (stored["prompt"], stored["lyrics"])
     assert Generate.of(stored) != request
+
+
+def test_the_request_of_a_file_keeps_its_text():
+    stored = {"prompt": "x\r\ny", "lyrics": "\ufeffe\u0301\u2028z"}
+    found = {"mode": "generate", "request": stored, "adapters": [], "names": {}}
+    request = request_of(found, seed=3)
+    assert (request.prompt, request.lyrics, request.seed) == (*stored.values(), 3)
 
 
 def test_text_may_be_as_long_as_the_limit_once_it_is_normalised():
