@@ -1,6 +1,6 @@
-"""Qwen2 through transformers or through MLX: both read tokens and say what may follow.
+"""Qwen 2.5 through transformers or through MLX: both read tokens and return the next logits.
 
-The only room that knows mlx.
+The only module that imports mlx.
 """
 
 from __future__ import annotations
@@ -22,27 +22,32 @@ if TYPE_CHECKING:
 
 
 TURN, END, EOS = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-"""Marks of the chat format (ChatML) that Qwen 2.5 was tuned on."""
+"""Special tokens of the chat format (ChatML) that Qwen 2.5 was tuned on."""
 
 
-class Reader(Protocol):
-    """A language model that reads tokens. `longest` is how many it can count, `device` for words."""
+class LanguageModel(Protocol):
+    """A language model that keeps what it has read in a cache of its own.
 
-    longest: int
+    Attributes:
+        context_length: how many tokens it can read.
+        device: its name, for error messages.
+    """
+
+    context_length: int
     device: str
 
-    def begin(self) -> None:
-        """Forget what was read."""
+    def reset(self) -> None:
+        """Empty the cache."""
 
-    def read(self, ids: list[int]) -> np.ndarray:
-        """Read on, and return what may follow: logits, float32 [vocabulary]."""
+    def forward(self, ids: list[int]) -> np.ndarray:
+        """Read tokens after those in the cache; returns the next logits, float32 [vocabulary]."""
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
 
 
-class OnTorch:
-    """A Qwen2 through transformers."""
+class TransformersModel:
+    """A Qwen 2.5 through transformers."""
 
     def __init__(self, writer: Weights, folder: Path, config: dict[str, Any], device: str) -> None:
         import torch
@@ -51,9 +56,9 @@ class OnTorch:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        self.longest, self.device = config["max_position_embeddings"], device
+        self.context_length, self.device = config["max_position_embeddings"], device
         try:
-            self.model, said = Qwen2ForCausalLM.from_pretrained(
+            self.model, report = Qwen2ForCausalLM.from_pretrained(
                 folder,
                 dtype=torch.bfloat16 if device == "cuda" else torch.float32,
                 device_map={"": device},
@@ -63,60 +68,60 @@ class OnTorch:
                 output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            if _is_memory(error):
+            if _is_out_of_memory(error):
                 raise
             raise _unloadable(writer, error) from error
         tied = {"lm_head.weight"} if self.model.config.tie_word_embeddings else set()
-        wrong = sorted(map(str, [*said["mismatched_keys"], *said["unexpected_keys"]]))
-        if lacking := sorted(set(said["missing_keys"]) - tied):
-            raise weights.broken(writer, "model.safetensors", f"lacks the tensor {lacking[0]}")
+        wrong = sorted(map(str, [*report["mismatched_keys"], *report["unexpected_keys"]]))
+        if missing := sorted(set(report["missing_keys"]) - tied):
+            raise weights.broken(writer, "model.safetensors", f"lacks the tensor {missing[0]}")
         if wrong:
             raise weights.broken(
                 writer, "model.safetensors", f"holds {wrong[0]}, which does not belong"
             )
         self.model.eval().requires_grad_(False)
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         from transformers import DynamicCache
 
         self._cache = DynamicCache(config=self.model.config)
 
-    def read(self, ids: list[int]) -> np.ndarray:
+    def forward(self, ids: list[int]) -> np.ndarray:
         import torch
 
         with torch.inference_mode():
-            told = self.model(
+            output = self.model(
                 input_ids=torch.tensor([ids], device=self.device),
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
-            return told.logits[0, -1].float().cpu().numpy()
+            return output.logits[0, -1].float().cpu().numpy()
 
     def close(self) -> None:
         del self.model, self._cache
 
 
-class OnMlx:
-    """A Qwen2 through mlx-lm.
+class MlxModel:
+    """A Qwen 2.5 through mlx-lm.
 
-    Everything happens in one thread of its own: MLX (0.32) evaluates an array only on streams
-    of the thread that made it, and our jobs come from a thread each.
+    Runs in a thread of its own: MLX (0.32) evaluates an array only on streams of the thread that
+    made it, and each of our jobs runs in another thread.
     """
 
     def __init__(self, writer: Weights, folder: Path, config: dict[str, Any], device: str) -> None:
-        self.longest, self.device = config["max_position_embeddings"], device
+        self.context_length, self.device = config["max_position_embeddings"], device
         self._thread = ThreadPoolExecutor(1, "mlx")
         try:
-            self._there(self._load, writer, folder)
-            self.begin()
+            self._in_thread(self._load, writer, folder)
+            self.reset()
         except BaseException:
             self._thread.shutdown()
             raise
 
-    def _there(self, work: Callable[..., Any], *given: Any) -> Any:
-        return self._thread.submit(work, *given).result()
+    def _in_thread(self, work: Callable[..., Any], *args: Any) -> Any:
+        return self._thread.submit(work, *args).result()
 
     def _load(self, writer: Weights, folder: Path) -> None:
         import mlx.core as mx
@@ -127,56 +132,61 @@ class OnMlx:
             try:
                 self.model, _ = load_model(folder)
             except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-                if _is_memory(error):
+                if _is_out_of_memory(error):
                     raise
                 raise _unloadable(writer, error) from error
 
-    def begin(self) -> None:
-        self._there(self._begin)
+    def reset(self) -> None:
+        self._in_thread(self._reset)
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         from mlx_lm.models.cache import make_prompt_cache
 
         self._cache = make_prompt_cache(self.model)
 
-    def read(self, ids: list[int]) -> np.ndarray:
-        return self._there(self._read, ids)
+    def forward(self, ids: list[int]) -> np.ndarray:
+        return self._in_thread(self._forward, ids)
 
-    def _read(self, ids: list[int]) -> np.ndarray:
+    def _forward(self, ids: list[int]) -> np.ndarray:
         import mlx.core as mx
         import numpy as np
 
         with mx.stream(self._stream):
-            if len(ids) > 1:  # only what is evaluated is computed: no logits for the rest
+            if len(ids) > 1:  # MLX computes what is evaluated: no logits for the rest
                 self.model(mx.array([ids[:-1]]), cache=self._cache)
                 mx.eval([layer.state for layer in self._cache])
             logits = self.model(mx.array([ids[-1:]]), cache=self._cache)[0, -1]
             return np.array(logits.astype(mx.float32))
 
     def close(self) -> None:
-        self._there(self._drop)
+        self._in_thread(self._free)
         self._thread.shutdown()
 
-    def _drop(self) -> None:
+    def _free(self) -> None:
         import mlx.core as mx
 
         del self.model, self._cache
         mx.clear_cache()
 
 
-def judged(writer: Weights, folder: Path) -> tuple[dict[str, Any], Tokenizer]:
-    """Its configuration and tokenizer, once the files are those of a whole Qwen2."""
+def check_files(writer: Weights, folder: Path) -> tuple[dict[str, Any], Tokenizer]:
+    """Check that the files are those of a complete Qwen 2.5; returns its configuration and
+    tokenizer.
+
+    Raises:
+        StudioError: `model-broken`, `model-mismatch`.
+    """
     from tokenizers import Tokenizer
 
-    if lacking := writer.missing(folder):
-        raise weights.broken(writer, lacking, "is missing")
+    if missing := writer.missing(folder):
+        raise weights.broken(writer, missing, "is missing")
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        longest = config["max_position_embeddings"]
-        qwen = config["model_type"] == "qwen2" and "model_file" not in config
+        context_length = config["max_position_embeddings"]
+        is_qwen = config["model_type"] == "qwen2" and "model_file" not in config
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise weights.broken(writer, "config.json", "cannot be read") from error
-    if not qwen or not isinstance(longest, int):
+    if not is_qwen or not isinstance(context_length, int):
         raise weights.broken(writer, "config.json", "is not that of a Qwen 2.5")
     for path in sorted(folder.glob("*.safetensors")):
         checkpoints.tensor_names(path, writer, folder)
@@ -193,25 +203,29 @@ def judged(writer: Weights, folder: Path) -> tuple[dict[str, Any], Tokenizer]:
 
 
 def _unloadable(writer: Weights, error: Exception) -> StudioError:
-    """Without the library's own words, which hold paths."""
+    """Without the library's own message, which holds paths."""
     problem = f"does not load ({type(error).__name__})"
     return weights.broken(writer, "model.safetensors", problem)
 
 
 @contextmanager
-def memory(writer: Weights, device: str) -> Iterator[None]:
-    """Say in words that the memory was not enough."""
+def memory_errors(writer: Weights, device: str) -> Iterator[None]:
+    """Raise running out of memory as a `StudioError`.
+
+    Raises:
+        StudioError: `writer-memory`.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_memory(error):
+        if not _is_out_of_memory(error):
             raise
         raise StudioError(
             "writer-memory", model=writer.title, size=writer.size, device=device
         ) from error
 
 
-def _is_memory(error: BaseException) -> bool:
-    """CUDA says "out of memory", torch on a CPU and MLX name what they could not allocate."""
-    told = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in told or "alloc" in told
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA says "out of memory"; torch on a CPU and MLX name what they could not allocate."""
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in message or "alloc" in message

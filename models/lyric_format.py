@@ -1,7 +1,7 @@
-"""The form of lyrics: sections and their tags, what a songwriter is asked, what its answer keeps.
+"""The format of lyrics: section names and tags, the songwriter's prompt, cleaning up its answer.
 
-No torch here. A text is in form when every section begins with a tag such as `[verse]` on a line
-of its own and holds nothing but lines to be sung.
+Without torch. Formatted lyrics have a tag such as `[verse]` on a line of its own before every
+section, and otherwise only lines to be sung.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from core.errors import StudioError
 from core.music import LANGUAGE_NAMES
 from core.requests import Lyrics
 
-MOST_SECTIONS = 16
+MAX_SECTIONS = 16
 
 
 WORDLESS = frozenset("intro interlude break breakdown build drop solo inst outro".split())
@@ -45,14 +45,14 @@ _SPELLINGS = {
 NAMES = {
     spelling: name for name, others in _SPELLINGS.items() for spelling in (name, *others.split())
 }
-"""How sections are called, by the ways in which songwriters spell them."""
+"""Names of sections, by the spellings that songwriters use."""
 
 
-_BARE = frozenset("intro verse pre-chorus chorus post-chorus outro".split())
-"""Names that are a tag even without brackets: nobody sings them alone on a line."""
+_BARE_TAGS = frozenset("intro verse pre-chorus chorus post-chorus outro".split())
+"""Names that are a tag even without brackets: on a line of their own they are never sung."""
 
 
-_MANNERS = frozenset(
+_QUALIFIERS = frozenset(
     "final last repeat first second third one two three four i ii iii iv x guitar piano sax drum "
     "vocal instrumental short double".split()
 )
@@ -67,45 +67,45 @@ _RHYMES = {
 }
 
 
-_OFFER = re.compile(
+_COMMENT = re.compile(
     r"(?i)(note|notes|explanation)\b.*:|(let me know|feel free|(i )?hope (you|this|these)"
     r"|would you like|i('ve| have) (written|kept|made)|th(is|e|ese) (song|lyrics|version|draft)\b)"
 )
-"""How a paragraph begins that speaks about the words instead of being some."""
+"""How a paragraph begins that comments on the lyrics instead of being part of them."""
 
 
-_RULE = re.compile(r"\s*([-*_=~])(\s*\1){2,}\s*")
+_HORIZONTAL_RULE = re.compile(r"\s*([-*_=~])(\s*\1){2,}\s*")
 
 
-_MARKED = re.compile(r"(\*{1,3}|_{1,3}|~~|`{1,3})(?=\S)(.*?)(?<=\S)\1")
+_EMPHASIS = re.compile(r"(\*{1,3}|_{1,3}|~~|`{1,3})(?=\S)(.*?)(?<=\S)\1")
 
 
-_LEADING = re.compile(r"\s*(#{1,6}\s+|>\s*|[-*•]\s+|\d{1,2}[.)]\s+|`{3,}\w*\s*$)")
+_LINE_PREFIX = re.compile(r"\s*(#{1,6}\s+|>\s*|[-*•]\s+|\d{1,2}[.)]\s+|`{3,}\w*\s*$)")
 
 
-_TAG = re.compile(r"[\[【]\s*([^\[\]【】]{1,40}?)\s*[\]】]\s*[:：]?\s*(.*)")
+_BRACKETED_TAG = re.compile(r"[\[【]\s*([^\[\]【】]{1,40}?)\s*[\]】]\s*[:：]?\s*(.*)")
 
 
-_ASIDE = re.compile(r"[(（]\s*([^()（）]{1,30}?)\s*[)）]\s*[:：]?")
+_PARENTHESISED_TAG = re.compile(r"[(（]\s*([^()（）]{1,30}?)\s*[)）]\s*[:：]?")
 
 
-_COLON = re.compile(r"([^:：]{1,30}?)\s*[:：]\s*(.*)")
+_COLON_TAG = re.compile(r"([^:：]{1,30}?)\s*[:：]\s*(.*)")
 
 
-_TIMES = re.compile(r"\W*[x×]?\s*\d*\s*(times|repeat)?\W*", re.IGNORECASE)
+_REPETITION = re.compile(r"\W*[x×]?\s*\d*\s*(times|repeat)?\W*", re.IGNORECASE)
 
 
-_LOST = re.compile(r"<\|[^|<>]*\|>|<br\s*/?>|[\ufffd\u200b\ufeff\x00-\x08\x0b-\x1f\x7f]")
+_REMOVED = re.compile(r"<\|[^|<>]*\|>|<br\s*/?>|[\ufffd\u200b\ufeff\x00-\x08\x0b-\x1f\x7f]")
 
 
-def section(words: str, others: Collection[str] = (), strict: bool = False) -> str:
-    """The one name of a section that is called `words`, or "" if none is known by them.
+def section_name(words: str, others: Collection[str] = (), strict: bool = False) -> str:
+    """The standard name of the section that `words` name, or "" if they name none.
 
-    Numbers and manners go: "Verse 2", "final chorus", "Chorus - softly" are a verse and choruses.
+    Numbers and qualifiers are dropped: "Verse 2" is a verse, "final chorus" a chorus.
 
     Args:
-        others: names that count too, as `asked` returns them.
-        strict: nothing but names and manners may be there.
+        others: names that count too, as `parse_structure` returns them.
+        strict: nothing but names and qualifiers may be there.
     """
     plain = re.split(r"\s[-–—]\s|[:：(|,]", words.casefold())[0]
     plain = re.sub(r"\b(pre|post|build|spoken)[\s_-]+(?=\w)", r"\1-", plain)
@@ -114,81 +114,83 @@ def section(words: str, others: Collection[str] = (), strict: bool = False) -> s
         return plain
     parts = plain.split()
     known = [NAMES[part] for part in parts if part in NAMES]
-    fits = all(part in NAMES or part in _MANNERS for part in parts) if strict else len(parts) <= 3
+    fits = (
+        all(part in NAMES or part in _QUALIFIERS for part in parts) if strict else len(parts) <= 3
+    )
     return known[-1] if known and fits else ""
 
 
-def asked(structure: str) -> tuple[str, ...]:
+def parse_structure(structure: str) -> tuple[str, ...]:
     """The sections that a request names: "verse x2, Chorus" is ("verse", "verse", "chorus").
 
-    A name that nobody knows, such as "gospel choir", stays as it is written, in small letters.
+    An unknown name, such as "gospel choir", stays as it is written, in lower case.
 
     Raises:
-        StudioError: `value-out-of-range`, for no section at all or more than `MOST_SECTIONS`.
+        StudioError: `value-out-of-range`, for no section at all or more than `MAX_SECTIONS`.
     """
     found: list[str] = []
     for part in re.split(r"[,;/|\n>→+]+|\s-+\s", structure):
         times = re.search(r"(?:^|\s)[x×]\s*(\d+)|(\d+)\s*[x×](?:\s|$)", part)
         words = part.replace(times[0], " ") if times else part
         words = re.sub(r"[^\w\s'-]|\d", " ", words)
-        name = section(words) or " ".join(words.casefold().split())[:30]
+        name = section_name(words) or " ".join(words.casefold().split())[:30]
         count = int(times[1] or times[2]) if times else 1
-        found += [name] * min(count, MOST_SECTIONS + 1) if name else []
-    if not 0 < len(found) <= MOST_SECTIONS:
-        problem = f"names {len(found)} sections, and 1 to {MOST_SECTIONS} fit"
+        found += [name] * min(count, MAX_SECTIONS + 1) if name else []
+    if not 0 < len(found) <= MAX_SECTIONS:
+        problem = f"names {len(found)} sections, and 1 to {MAX_SECTIONS} fit"
         fix = "Write names such as: verse, chorus, verse, chorus"
         raise StudioError("value-out-of-range", label="Sections", problem=problem, fix=fix)
     return tuple(found)
 
 
-def parts(text: str, others: Collection[str] = ()) -> list[tuple[str, list[str]]]:
-    """Each section of a text in form with the lines that are sung in it."""
+def parse_sections(text: str, others: Collection[str] = ()) -> list[tuple[str, list[str]]]:
+    """Each section of formatted lyrics: its name and the lines that are sung in it."""
     found: list[tuple[str, list[str]]] = []
     for line in text.split("\n"):
         tag = re.fullmatch(r"\[([^\[\]]+)\]", line)
-        if tag and (name := section(tag[1], others)):
+        if tag and (name := section_name(tag[1], others)):
             found.append((name, []))
         elif found and line and not tag:
             found[-1][1].append(line)
     return found
 
 
-def sections(text: str, others: Collection[str] = ()) -> tuple[str, ...]:
-    """The sections that a text in form really has. A tag without words counts if it needs none.
+def section_names(text: str, others: Collection[str] = ()) -> tuple[str, ...]:
+    """The sections that formatted lyrics have. One without lines counts if it needs none.
 
     Args:
-        others: names beyond the common ones, as `asked` returns them.
+        others: names beyond the common ones, as `parse_structure` returns them.
     """
-    return tuple(name for name, lines in parts(text, others) if lines or name in WORDLESS)
+    return tuple(name for name, lines in parse_sections(text, others) if lines or name in WORDLESS)
 
 
 def normalise(text: str, others: Collection[str] = ()) -> str:
-    """A songwriter's answer in form: one kind of tag, no markdown, no word about the words.
+    """A songwriter's answer as formatted lyrics: one kind of tag, no markdown, no comments.
 
-    `[Verse 1]`, `(Chorus)`, `**Chorus:**`, `### Verse` and `Verse: line` all become a tag of its
-    own line. What stands before the first tag or speaks about the song after the last is left out;
-    without any tag all lines are kept. Applying it twice changes nothing more.
+    `[Verse 1]`, `(Chorus)`, `**Chorus:**`, `### Verse` and `Verse: line` all become a tag on a line
+    of its own. Text before the first tag and comments after the last section are removed; without
+    any tag all lines are kept. Applying it twice changes nothing more.
 
     Args:
-        others: names beyond the common ones, as `asked` returns them.
+        others: names beyond the common ones, as `parse_structure` returns them.
     """
-    for _ in range(8):  # taking one mark off may uncover another
-        if (mended := _mended(text, others)) == text:
+    for _ in range(8):  # removing one mark may uncover another
+        if (cleaned := _clean(text, others)) == text:
             break
-        text = mended
+        text = cleaned
     return text
 
 
-def _mended(text: str, others: Collection[str]) -> str:
+def _clean(text: str, others: Collection[str]) -> str:
     kept: list[str] = []
     tags, ruled = 0, None
-    for raw in _LOST.sub("", text.expandtabs(1)).split("\n"):
-        if _RULE.fullmatch(raw):
-            ruled = len(kept)  # what follows is about the song, unless a tag comes
+    for raw in _REMOVED.sub("", text.expandtabs(1)).split("\n"):
+        if _HORIZONTAL_RULE.fullmatch(raw):
+            ruled = len(kept)  # a comment follows, unless a tag comes
             continue
-        line = _LEADING.sub("", raw) if _LEADING.match(raw) else raw
+        line = _LINE_PREFIX.sub("", raw) if _LINE_PREFIX.match(raw) else raw
         bold = line.strip()
-        line = _MARKED.sub(r"\2", bold).strip()
+        line = _EMPHASIS.sub(r"\2", bold).strip()
         heading = bold.startswith(("**", "__")) or raw.lstrip().startswith("#")
         name, rest = _tag(line, others, heading)
         if name:
@@ -202,33 +204,35 @@ def _mended(text: str, others: Collection[str]) -> str:
             kept.append(rest)
     if tags and ruled is not None:
         kept = kept[:ruled]
-    while tags and (last := _last_paragraph(kept)) and _OFFER.match(kept[last]):
+    while tags and (last := _last_paragraph(kept)) and _COMMENT.match(kept[last]):
         kept = kept[:last]
     return "\n".join(kept).strip("\n")
 
 
 def _tag(line: str, others: Collection[str], heading: bool) -> tuple[str, str]:
-    """(name of the section that the line opens or "", what is to be sung on the same line)."""
-    if found := _TAG.fullmatch(line):
-        name, rest = section(found[1], others), found[2]
+    """(name of the section that the line opens or "", what is sung on the same line)."""
+    if found := _BRACKETED_TAG.fullmatch(line):
+        name, rest = section_name(found[1], others), found[2]
         if found[1].casefold() in ("end", "title"):
             return "", ""
-        return (name, "" if _TIMES.fullmatch(rest) else rest) if name else ("", line)
-    if (found := _ASIDE.fullmatch(line)) and (name := section(found[1], others, True)):
+        return (name, "" if _REPETITION.fullmatch(rest) else rest) if name else ("", line)
+    if (found := _PARENTHESISED_TAG.fullmatch(line)) and (
+        name := section_name(found[1], others, True)
+    ):
         return name, ""
-    found = _COLON.fullmatch(line)
-    if found and (name := section(found[1], others, True)):
-        rest = "" if _TIMES.fullmatch(found[2]) else found[2]
-        if heading or not rest or name in _BARE or name in others:
+    found = _COLON_TAG.fullmatch(line)
+    if found and (name := section_name(found[1], others, True)):
+        rest = "" if _REPETITION.fullmatch(found[2]) else found[2]
+        if heading or not rest or name in _BARE_TAGS or name in others:
             return name, rest
-    if heading and (name := section(line, others, True)):
+    if heading and (name := section_name(line, others, True)):
         return name, ""
     bare = NAMES.get("-".join(re.sub(r"\s*\d+$", "", line.casefold()).split()))
-    return (bare, "") if bare in _BARE else ("", line)
+    return (bare, "") if bare in _BARE_TAGS else ("", line)
 
 
 def _last_paragraph(lines: Sequence[str]) -> int:
-    """Where the last paragraph begins behind a blank line; 0 if there is none but the first."""
+    """Index of the first line of the last paragraph; 0 if it is the only one."""
     end = len(lines)
     while end and not lines[end - 1]:
         end -= 1
@@ -237,19 +241,21 @@ def _last_paragraph(lines: Sequence[str]) -> int:
     return end
 
 
-def opening(wanted: Sequence[str]) -> str:
-    """How every answer begins: the first tag is ours, so that no greeting can come before it."""
-    return f"[{wanted[0]}]\n"
+def answer_prefix(requested: Sequence[str]) -> str:
+    """How every answer begins: the first tag is given, so that no greeting can come before it."""
+    return f"[{requested[0]}]\n"
 
 
-def turns(request: Lyrics) -> list[tuple[str, str]]:
-    """What a songwriter is asked: (role, text) for each turn of the conversation.
+def chat_messages(request: Lyrics) -> list[tuple[str, str]]:
+    """The songwriter's prompt: (role, text) for each message of the conversation.
+
+    Its words depend on the request alone, and on no text of the interface.
 
     Raises:
-        StudioError: `value-out-of-range`, as `asked`.
+        StudioError: `value-out-of-range`, as `parse_structure`.
     """
-    wanted = asked(request.structure)
-    tags = "\n".join(f"[{name}]" for name in wanted)
+    requested = parse_structure(request.structure)
+    tags = "\n".join(f"[{name}]" for name in requested)
     lines = [
         "Write the lyrics of a song.",
         f"About: {' '.join(request.brief.split())}",
@@ -268,40 +274,40 @@ def turns(request: Lyrics) -> list[tuple[str, str]]:
     return [("system", system), ("user", "\n".join(filter(None, lines)))]
 
 
-def repair_turns(request: Lyrics, text: str) -> list[tuple[str, str]]:
-    """The conversation that gives a broken draft back, with what is wrong with it."""
-    wanted = asked(request.structure)
-    text = normalise(text, wanted)
-    wrong = " ".join(faults(wanted, sections(text, wanted)))
-    tags = "\n".join(f"[{name}]" for name in wanted)
-    plea = (
-        f"{wrong} Write the whole song again. Keep the lines that are good, and use exactly these "
+def repair_messages(request: Lyrics, text: str) -> list[tuple[str, str]]:
+    """The conversation that has a faulty draft written again: it, and what is wrong with it."""
+    requested = parse_structure(request.structure)
+    text = normalise(text, requested)
+    problems = " ".join(structure_problems(requested, section_names(text, requested)))
+    tags = "\n".join(f"[{name}]" for name in requested)
+    correction = (
+        f"{problems} Write the whole song again. Keep the lines that are good, and use exactly these "
         f"sections, in this order, each with {request.lines} lines under its tag:\n{tags}"
     )
-    return [*turns(request), ("assistant", text), ("user", plea.strip())]
+    return [*chat_messages(request), ("assistant", text), ("user", correction.strip())]
 
 
-def faults(wanted: Sequence[str], got: Sequence[str]) -> list[str]:
-    """What is wrong with the sections of a draft, a sentence each; nothing if they are as asked."""
-    lacking, surplus = Counter(wanted) - Counter(got), Counter(got) - Counter(wanted)
-    said = []
-    if lacking:
-        said.append(f"These sections are missing: {_listed(lacking)}.")
+def structure_problems(requested: Sequence[str], found: Sequence[str]) -> list[str]:
+    """What is wrong with the sections of a draft, a sentence each; none if they are as requested."""
+    missing, surplus = Counter(requested) - Counter(found), Counter(found) - Counter(requested)
+    problems = []
+    if missing:
+        problems.append(f"These sections are missing: {_listed(missing)}.")
     if surplus:
-        said.append(f"Nobody asked for these sections: {_listed(surplus)}.")
-    if not said and tuple(wanted) != tuple(got):
-        said.append(f"The sections are in another order: {', '.join(got)}.")
-    return said
+        problems.append(f"Nobody asked for these sections: {_listed(surplus)}.")
+    if not problems and tuple(requested) != tuple(found):
+        problems.append(f"The sections are in another order: {', '.join(found)}.")
+    return problems
 
 
-def uneven(text: str, lines: int, others: Collection[str] = ()) -> str:
-    """A sentence about sung sections with another number of lines than `lines`, or ""."""
-    off = [
+def line_count_problem(text: str, lines: int, others: Collection[str] = ()) -> str:
+    """A sentence about the sections that have another number of lines than `lines`, or ""."""
+    wrong = [
         f"{name} has {len(sung)}"
-        for name, sung in parts(text, others)
+        for name, sung in parse_sections(text, others)
         if sung and len(sung) != lines and name not in WORDLESS
     ]
-    return f"{lines} lines a section were asked for: {', '.join(off)}." if off else ""
+    return f"{lines} lines a section were asked for: {', '.join(wrong)}." if wrong else ""
 
 
 def _listed(names: Counter[str]) -> str:

@@ -56,8 +56,8 @@ class LyricsTask:
         return Draft(
             id=job.id,
             text=written.text,
-            asked=written.asked,
-            got=written.got,
+            asked=written.requested,
+            got=written.found,
             request=request.model_dump(mode="json"),
             model=models.used(job.songwriter),
             device=job.device.used(),

@@ -8,8 +8,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 CODEBOOK, SLOTS = 40, 44
-"""Codes of the quantiser, and the slots that the tokenizer holds for them: more, as in the large
-model, and the surplus is illegal."""
+"""Codes of the quantiser, and audio tokens of the tokenizer: more, as in the large model; those in
+surplus are illegal."""
 
 QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -25,7 +25,7 @@ TEXTS = (
 
 
 def tokenizer() -> Tokenizer:
-    """Byte-level BPE with Qwen's splitting and the marks and codes of a planner."""
+    """Byte-level BPE with Qwen's splitting and the special tokens and codes of a planner."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -54,9 +54,9 @@ def write(folder: Path, seed: int = 0, prefix: str = "", **changes) -> Path:
     from safetensors.torch import save_file
     from transformers import Qwen3Config, Qwen3Model
 
-    words = tokenizer()
+    vocabulary = tokenizer()
     shape = {
-        "vocab_size": words.get_vocab_size() + 5,
+        "vocab_size": vocabulary.get_vocab_size() + 5,
         "hidden_size": 48,
         "intermediate_size": 96,
         "num_hidden_layers": 2,
@@ -69,7 +69,7 @@ def write(folder: Path, seed: int = 0, prefix: str = "", **changes) -> Path:
     config = Qwen3Config(**{**shape, **changes})
     torch.manual_seed(seed)
     model = Qwen3Model(config)
-    with torch.no_grad():  # strong layers, or a tied head only repeats what was said last
+    with torch.no_grad():  # strong layers, or a tied head only repeats the last token
         for name, weight in model.named_parameters():
             if weight.ndim == 2:
                 weight.normal_(0, 0.15 if "embed" in name else 0.3)
@@ -78,5 +78,5 @@ def write(folder: Path, seed: int = 0, prefix: str = "", **changes) -> Path:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     described = {**config.to_dict(), "architectures": ["Qwen3Model"], "dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(described, default=str))
-    words.save(str(folder / "tokenizer.json"))
+    vocabulary.save(str(folder / "tokenizer.json"))
     return folder

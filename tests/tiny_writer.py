@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tiny_planner import QWEN
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+if TYPE_CHECKING:
+    from lyrics import Songwriter
 
 TEXTS = (
     "You write words that are sung: short lines under section tags.\n[verse]\n[chorus]\n[bridge]\n",
@@ -16,7 +21,7 @@ TEXTS = (
 
 
 def tokenizer() -> Tokenizer:
-    """Byte-level BPE with Qwen's splitting and its marks of a conversation."""
+    """Byte-level BPE with Qwen's splitting and its special tokens."""
     made = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(QWEN), "isolated")
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -34,9 +39,9 @@ def write(folder: Path, seed: int = 0, **changes) -> Path:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    words = tokenizer()
+    vocabulary = tokenizer()
     shape = {
-        "vocab_size": words.get_vocab_size() + 5,
+        "vocab_size": vocabulary.get_vocab_size() + 5,
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
@@ -44,18 +49,28 @@ def write(folder: Path, seed: int = 0, **changes) -> Path:
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
         "tie_word_embeddings": True,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},  # what mlx-lm takes it for
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},  # mlx-lm's default
     }
     config = Qwen2Config(**{**shape, **changes})
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(config)
-    with torch.no_grad():  # strong layers, or a tied head only repeats what was said last
+    with torch.no_grad():  # strong layers, or a tied head only repeats the last token
         for name, weight in model.named_parameters():
             if weight.ndim == 2:
                 weight.normal_(0, 0.15 if "embed" in name else 0.3)
     model.save_pretrained(folder)
-    words.save(str(folder / "tokenizer.json"))
+    vocabulary.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def load(engine: str, folder: Path) -> Songwriter:
+    """The songwriter in `folder`, on the CPU through "torch" or "mlx"."""
+    from conftest import drain
+
+    from lyrics import Songwriter
+    from models.catalog import SONGWRITERS
+
+    return drain(Songwriter.load(replace(SONGWRITERS["qwen"], engine=engine), folder, "cpu"))
 
 
 def quantise(source: Path, folder: Path) -> Path:
