@@ -54,8 +54,8 @@ docs: install
 
 # Other environments than the pinned one: the newest versions that the ranges allow, the lowest,
 # and what a Space installs.
-newest lowest space:
-	tests/environments/$@.sh
+newest lowest space: install
+	$(BIN)/python tests/environments/make.py $@
 
 bench: install
 	$(BIN)/python bench.py $(ARGS)
