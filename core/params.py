@@ -36,8 +36,9 @@ ADAPTERS = "Adapters"
 MAX_ADAPTER_RANK = 256
 """The largest rank of an adapter's matrices."""
 
-MAX_ADAPTER_STRENGTH = 1.5
-"""The strength of an adapter runs from 0 to this; 1 is how it was trained."""
+MAX_ADAPTER_STRENGTH = 3.0
+"""The strength of an adapter runs from 0 to this; 1 is how it was trained. An adapter without its
+alpha may need twice the strength of another."""
 
 AUTO = ("", "auto", "automatic")
 """What stands for "decide for me", in any case, besides None."""

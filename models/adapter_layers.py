@@ -1,11 +1,13 @@
-"""Adapters beside a transformer: any number at once, each at its strength, in any float type.
+"""Adapters applied to a transformer: any number at once, each at its own strength.
 
-They compute beside its weights and never write them, so that taking one away leaves not one bit.
+They are computed beside the weights and never merged into them, so that removing one restores the
+model exactly. The reason for doing this here and not with PEFT is LoKr, which PEFT expands to full
+matrices: one for all layers of XL would be as large as XL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +15,27 @@ from core.errors import StudioError
 from core.params import MAX_ADAPTER_STRENGTH
 from core.results import AdapterUsed, Progress
 from models import adapter_files
+from models.adapter_config import refused, unreadable
 
 if TYPE_CHECKING:
     import torch
 
 
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""torch's names for those of safetensors."""
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+"""torch's number types by their safetensors names."""
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """(out, in) of every layer of a transformer that can be adapted, from its config.json.
+    """(out, in) of every layer that can be adapted, from the transformer's config.json.
 
-    Of the convolution at its beginning, `in` is what one patch holds: channels times frames.
+    For the convolution of the patches, `in` is the size of one patch: channels times frames.
     """
     width, inner = config["hidden_size"], config["intermediate_size"]
     heads = config["num_attention_heads"] * config["head_dim"]
@@ -50,31 +60,29 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def check_fit(
-    adapter: adapter_files.Adapter, there: Mapping[str, tuple[int, int]], title: str
+    adapter: adapter_files.Adapter, layers: Mapping[str, tuple[int, int]], title: str
 ) -> None:
-    """Refuse an adapter that was made for another model than the one called `title`.
+    """Check that an adapter was made for this model.
 
     Args:
-        there: (out, in) by name, as `shapes` has them.
+        layers: (out, in) by layer name, as from `shapes`.
+        title: the model's name, for the message.
 
     Raises:
         StudioError: `adapter-wrong-base`, naming what differs.
     """
-    if problem := _misfit(adapter.deltas, there):
+    if problem := _mismatch(adapter.deltas, layers):
         raise StudioError("adapter-wrong-base", name=adapter.name, model=title, problem=problem)
 
 
 class AdapterStack:
-    """The adapters that play along with one transformer; there is one stack for each.
-
-    Not thread-safe, like the engine.
-    """
+    """The adapters applied to one transformer. A transformer has one stack; not thread-safe."""
 
     def __init__(self, transformer: torch.nn.Module, title: str) -> None:
         """
         Args:
             transformer: an `AceStepTransformer1DModel`, on any device, in any float type.
-            title: what a person calls the model, for messages.
+            title: the model's name, for messages.
         """
         import torch
 
@@ -86,68 +94,71 @@ class AdapterStack:
             for name, module in transformer.named_modules()
             if isinstance(module, torch.nn.Linear | torch.nn.Conv1d)
         }
-        self._held: dict[str, dict[str, torch.nn.Module]] = {}
+        self._loaded: dict[str, dict[str, torch.nn.Module]] = {}
         self._hooks: list[Any] = []
-        self._unused: set[tuple[str, str]] = set()
+        self._not_run: set[tuple[str, str]] = set()
 
-    def apply(self, chosen: Sequence[tuple[adapter_files.Adapter, float]]) -> Iterator[Progress]:
-        """Let these adapters play, and no others, from the next step of the transformer on.
+    def apply(
+        self, chosen: Sequence[tuple[adapter_files.Adapter, float]]
+    ) -> Generator[Progress, None, tuple[AdapterUsed, ...]]:
+        """Apply these adapters, and no others, from the next forward pass on.
 
-        Order makes no difference, bit for bit. The same file twice is one, at the later strength.
-        What has strength 0 is judged and left out. Adapters that played before are not read again.
-        Until the generator has ended, and if it fails or is closed, everything stays as it was.
+        Their order makes no difference, bit for bit. Of the same file twice, the later strength
+        counts. Strength-0 adapters are validated but not applied. Adapters that are loaded already
+        are not read again. Until the generator has ended, and if it fails or is closed, everything
+        stays as it was.
 
         Args:
             chosen: adapters with their strengths, 0 to `STRONGEST`.
 
         Returns:
-            `used`: what plays now (as the generator's return value).
+            `used`: what is applied now (as the generator's return value).
 
         Raises:
             StudioError: `value-out-of-range`, `adapter-wrong-base`, `adapter-missing`,
                 `adapter-unreadable`, `adapter-refused`.
         """
-        wanted = {}
-        there = {n: (len(m.weight), m.weight[0].numel()) for n, m in self._layers.items()}
+        requested = {}
+        layers = {n: (len(m.weight), m.weight[0].numel()) for n, m in self._layers.items()}
         for adapter, strength in chosen:
             _check_strength(adapter, strength)
-            check_fit(adapter, there, self._title)
-            wanted[adapter.sha256] = (adapter, float(strength))
-        heard = [wanted[sha256] for sha256 in sorted(wanted) if wanted[sha256][1] > 0]
-        held = {}
-        for step, (adapter, _) in enumerate(heard):
-            yield Progress(stage="Reading adapters", step=step, steps=len(heard))
-            ready = self._held.get(adapter.sha256)
-            held[adapter.sha256] = ready or _load(adapter, self._layers)
+            check_fit(adapter, layers, self._title)
+            requested[adapter.sha256] = (adapter, float(strength))
+        active = [requested[key] for key in sorted(requested) if requested[key][1] > 0]
+        loaded = {}
+        for step, (adapter, _) in enumerate(active):
+            yield Progress(stage="Reading adapters", step=step, steps=len(active))
+            ready = self._loaded.get(adapter.sha256)
+            loaded[adapter.sha256] = ready or _load(adapter, self._layers)
         self.clear()
-        self._held = held
-        self.used = tuple(self._attach(adapter, strength) for adapter, strength in heard)
+        self._loaded = loaded
+        self.used = tuple(self._attach(adapter, strength) for adapter, strength in active)
         return self.used
 
     def clear(self) -> None:
-        """Take all adapters away and free what they held."""
+        """Remove all adapters and free their memory."""
         for hook in self._hooks:
             hook.remove()
-        for sha256, matrices in self._held.items():
+        for sha256, matrices in self._loaded.items():
             for name in matrices:
                 delattr(self._layers[name], f"adapter_{sha256}")
-        self._hooks, self._held, self.used = [], {}, ()
-        self._unused.clear()
+        self._hooks, self._loaded, self.used = [], {}, ()
+        self._not_run.clear()
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Layers that an adapter hangs on and that did not run since `play`: none after a song."""
-        return tuple(sorted({name for _, name in self._unused}))
+        """Adapted layers that did not run since `apply`: none after a song."""
+        return tuple(sorted({name for _, name in self._not_run}))
 
     def _attach(self, adapter: adapter_files.Adapter, strength: float) -> AdapterUsed:
-        """Hang an adapter's matrices beside the weights, as children: they move with the model."""
+        """Add an adapter's matrices to its layers as submodules, which move with the model."""
         child = f"adapter_{adapter.sha256}"
-        for name, matrices in self._held[adapter.sha256].items():
+        for name, matrices in self._loaded[adapter.sha256].items():
             layer = self._layers[name]
             layer.add_module(child, matrices)
-            self._unused.add((child, name))
-            heard = partial(self._unused.discard, (child, name))
-            add = partial(_add, child, len(adapter.deltas[name].left), strength, heard)
+            self._not_run.add((child, name))
+            mark_run = partial(self._not_run.discard, (child, name))
+            add = partial(_add, child, len(adapter.deltas[name].left), strength, mark_run)
             self._hooks.append(layer.register_forward_hook(add))
         found = sum(name.endswith(f".{child}") for name, _ in self._transformer.named_modules())
         return AdapterUsed(
@@ -174,24 +185,24 @@ def _add(
     child: str,
     count: int,
     strength: float,
-    heard: Callable[[], None],
+    mark_run: Callable[[], None],
     layer: torch.nn.Linear | torch.nn.Conv1d,
     inputs: tuple[torch.Tensor],
     out: torch.Tensor,
 ) -> None:
-    """Add one delta to what a layer gave: a forward hook.
+    """Add one delta to a layer's output; used as a forward hook.
 
-    Never expanded: kron(w1, w2) x is w1 X w2^T with x as a matrix X, and a LoKr of all of XL would
-    be as large as XL. The side that leaves less to carry goes first.
+    A Kronecker product is never expanded: kron(w1, w2) x is w1 X w2^T with x as a matrix X. The
+    side that leaves the smaller intermediate goes first.
     """
     from torch.nn.functional import linear as times
 
-    heard()
+    mark_run()
     matrices = list(getattr(layer, child).buffers())
     left, right = matrices[:count], matrices[count:]
     x = inputs[0]
     patches = layer.weight.dim() == 3
-    if patches:  # a convolution without overlap: [rows, channels, frames] to what each patch sees
+    if patches:  # convolution without overlap: [batch, channels, frames] to the patches
         x = x.unfold(-1, layer.kernel_size[0], layer.stride[0]).transpose(1, 2).flatten(2)
         out = out.transpose(1, 2)
     if left:
@@ -206,7 +217,7 @@ def _add(
         x = times(x, matrix)
     if patches:
         out.add_(times(x, right[-1]), alpha=strength)
-    else:  # in one go, and rounded once
+    else:  # in one operation, which rounds once
         flat = out.view(-1, out.shape[-1])
         flat.addmm_(x.reshape(-1, x.shape[-1]), right[-1].t(), alpha=strength)
 
@@ -214,9 +225,10 @@ def _add(
 def _load(
     adapter: adapter_files.Adapter, layers: Mapping[str, torch.nn.Module]
 ) -> dict[str, torch.nn.Module]:
-    """Read the matrices, alpha / rank folded in, as each layer wants them.
+    """Read the matrices, multiplied by alpha / rank, in the type and on the device of each layer.
 
-    They are buffers outside the state, so that the model's own tensors stay what they are.
+    They are buffers outside of the state dict, so that the model's own tensors stay as they are.
+    fp8 matrices are widened to the layer's type.
     """
     import torch
 
@@ -228,7 +240,7 @@ def _load(
     loaded: dict[str, dict[str, torch.Tensor]] = {name: {} for name in adapter.deltas}
     for key, dtype, shape, numbers in adapter_files.read(adapter):
         if key not in place:
-            continue  # an alpha: it is in the scale
+            continue  # an alpha, which is part of the scale
         name, slot, scale = place[key]
         matrix = torch.frombuffer(numbers, dtype=getattr(torch, DTYPES[dtype])).reshape(
             shape[0], -1
@@ -236,41 +248,38 @@ def _load(
         weight = layers[name].weight
         matrix = (matrix.float() * scale).to(weight.device, weight.dtype)
         if not bool(matrix.isfinite().all()):
-            raise adapter_files.unreadable(adapter.name, f"its numbers for {name} are not finite")
+            raise unreadable(adapter.name, f"its numbers for {name} are not finite")
         loaded[name][slot] = matrix
     if not any(all(bool(m.any()) for m in matrices.values()) for matrices in loaded.values()):
-        raise StudioError(
-            "adapter-refused",
-            name=adapter.name,
-            problem="all that it changes is zero",
-            fix="Choose a version of it that was trained",
+        raise refused(
+            adapter.name, "all its changes are zero", "Choose a version of it that was trained"
         )
-    held = {}
+    modules = {}
     for name, matrices in loaded.items():
-        held[name] = torch.nn.Module()
+        modules[name] = torch.nn.Module()
         for slot in sorted(matrices):
-            held[name].register_buffer(slot, matrices[slot], persistent=False)
-    return held
+            modules[name].register_buffer(slot, matrices[slot], persistent=False)
+    return modules
 
 
-def _misfit(
-    deltas: Mapping[str, adapter_files.Delta], there: Mapping[str, tuple[int, int]]
+def _mismatch(
+    deltas: Mapping[str, adapter_files.Delta], layers: Mapping[str, tuple[int, int]]
 ) -> str | None:
-    """In what the model is not the one that an adapter was made for, the plainest first."""
-    both = [(name, delta.shape, there[name]) for name, delta in deltas.items() if name in there]
-    for name, ours, theirs in both:
-        if _width(name, ours) != _width(name, theirs):
-            made, has = _width(name, ours), _width(name, theirs)
+    """How the model differs from the one that an adapter was made for, most telling first."""
+    shared = [(name, delta.shape, layers[name]) for name, delta in deltas.items() if name in layers]
+    for name, adapter, model in shared:
+        if _width(name, adapter) != _width(name, model):
+            made, has = _width(name, adapter), _width(name, model)
             return f"it was made for width {made}, and this model has {has}"
-    made, has = _layers(deltas), _layers(there)
+    made, has = _layer_count(deltas), _layer_count(layers)
     if made > has:
         return f"it was made for {made} layers or more, and this model has {has}"
-    for name, ours, theirs in both:
-        if ours != theirs:
-            mine, its = ("{1} x {0}".format(*shape) for shape in (ours, theirs))
-            return f"its {name} is {mine}, and this model's is {its}"
-    lacking = sorted(set(deltas) - set(there))
-    return f"this model has no {lacking[0]}" if lacking else None
+    for name, adapter, model in shared:
+        if adapter != model:
+            ours, its = ("{1} x {0}".format(*shape) for shape in (adapter, model))
+            return f"its {name} is {ours}, and this model's is {its}"
+    missing = sorted(set(deltas) - set(layers))
+    return f"this model has no {missing[0]}" if missing else None
 
 
 def _width(name: str, shape: tuple[int, int]) -> int:
@@ -279,5 +288,5 @@ def _width(name: str, shape: tuple[int, int]) -> int:
     return shape[0] if leads_in else shape[1]
 
 
-def _layers(names: Iterable[str]) -> int:
+def _layer_count(names: Iterable[str]) -> int:
     return max((int(n.split(".")[1]) + 1 for n in names if n.startswith("layers.")), default=0)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from trained import forge, pair, write
 
 from core.errors import StudioError
+from core.params import AdapterRef
 from models import adapter_files
 
 MODULE = "layers.0.self_attn.q_proj"
@@ -99,8 +100,8 @@ def test_peft_settings_say_how_strongly_it_plays(tmp_path, changes, scale):
         ({"use_dora": True}, "adapter-refused", "use_dora"),
         ({"peft_type": "LOHA"}, "adapter-refused", "LOHA"),
         ({"init_lora_weights": "pissa_niter_4"}, "adapter-refused", "pissa_niter_4"),
-        ({"r": 8}, "adapter-unreadable", "settings speak of other matrices"),
-        ({"peft_type": "LOKR", "alpha": 8}, "adapter-unreadable", "settings speak of other"),
+        ({"r": 8}, "adapter-unreadable", "describes other matrices"),
+        ({"peft_type": "LOKR", "alpha": 8}, "adapter-unreadable", "describes other"),
         ({"lora_alpha": "8"}, "adapter-unreadable", "settings"),
         ({"lora_alpha": True}, "adapter-unreadable", "settings"),
         ({"lora_alpha": float("nan")}, "adapter-unreadable", "settings"),
@@ -178,8 +179,8 @@ def test_what_cannot_be_played_is_refused_and_not_left_out(tmp_path, key, word):
         ({"lora_A.weight": [4], "lora_B.weight": [8, 4]}, "do not fit together"),
         ({"lora_A.weight": [], "lora_B.weight": [8, 1]}, "do not fit together"),
         ({"lora_A.weight": [4, 8], "lora_B.weight": [8, 4], "alpha": [2]}, "not one number"),
-        ({"lora_A.weight": [4, 8], "lora_down.weight": [4, 8]}, "twice"),
-        ({"lora_A.one.weight": [4, 8], "lora_A.two.weight": [4, 8]}, "twice"),
+        ({"lora_A.weight": [4, 8], "lora_down.weight": [4, 8]}, "two tensors for the same part"),
+        ({"lora_A.one.weight": [4, 8], "lora_A.two.weight": [4, 8]}, "two tensors for the same part"),
         ({"lokr_w1": [2, 2]}, "missing"),
         ({"lokr_w1": [2, 2], "lokr_w2_a": [4, 64], "lokr_w2_b": [64, 4]}, "do not fit together"),
     ],
@@ -250,7 +251,6 @@ ENTRIES = {
     "no kind": {f"{MODULE}.diff": {"shape": [1, 1], "data_offsets": [0, 4]}},
     "no entry": {f"{MODULE}.diff": 7},
     "metadata that is a number": {**entry(), "__metadata__": 7},
-    "whole numbers for weights": entry(dtype="I64", data_offsets=[0, 8]),
     "two in one place": {**entry(), "layers.1.self_attn.q_proj.diff": entry()[f"{MODULE}.diff"]},
 }
 
@@ -346,3 +346,35 @@ def test_whatever_is_done_to_a_file_it_is_read_or_refused(tmp_path, data):
         assert re.fullmatch("adapter-(unreadable|refused|too-big)", error.code)  # noqa: PT017
     else:
         assert sum(len(raw) for *_, raw in adapter_files.read(adapter)) < len(whole)
+
+
+FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int32"])
+def test_integer_matrices_are_refused_as_quantised(tmp_path, kind):
+    tensors = {name: tensor.to(getattr(torch, kind)) for name, tensor in pair().items()}
+    refused(write(tmp_path / "a.safetensors", tensors), "adapter-refused", "quantised", "bfloat16")
+
+
+@pytest.mark.parametrize("scale", ["weight_scale", "scale_weight", "input_scale"])
+def test_matrices_with_scales_of_their_own_are_refused_as_quantised(tmp_path, scale):
+    tensors = {**pair(), f"{MODULE}.lora_A.{scale}": torch.ones(1)}
+    refused(write(tmp_path / "a.safetensors", tensors), "adapter-refused", "quantised", scale)
+
+
+@pytest.mark.parametrize("dtype", FLOAT8.values(), ids=FLOAT8)
+def test_float8_matrices_are_read(tmp_path, dtype):
+    tensors = {name: tensor.to(dtype) for name, tensor in pair().items()}
+    adapter = adapter_files.inspect(write(tmp_path / "a.safetensors", tensors))
+    for name, kind, shape, content in adapter_files.read(adapter):
+        assert FLOAT8[kind] == dtype
+        assert len(content) == tensors[name].numel() == shape[0] * shape[1]
+
+
+def test_the_advice_without_a_configuration_can_be_followed(tmp_path):
+    tensors = {f"base_model.model.{name}": tensor for name, tensor in pair().items()}
+    adapter = adapter_files.inspect(write(tmp_path / "a.safetensors", tensors))
+    (note,) = adapter.notes
+    advised = float(re.search(r"strength to (\d+)", note)[1])
+    assert AdapterRef(file=adapter.path, strength=advised).strength == advised == 2

@@ -366,7 +366,7 @@ def test_what_fails_or_is_stopped_changes_nothing(dit, rack, official, three, tm
     for chosen, code in (
         ([(three[2], 1.0), (wide, 1.0)], "adapter-wrong-base"),
         ([(three[2], 1.0), (gone, 0.0), (gone, 1.0)], "adapter-missing"),
-        ([(three[2], 1.6)], "value-out-of-range"),
+        ([(three[2], 3.1)], "value-out-of-range"),
         ([(three[2], float("nan"))], "value-out-of-range"),
         ([(three[2], True)], "value-out-of-range"),
     ):
@@ -394,6 +394,18 @@ def test_a_file_that_changed_after_it_was_chosen_is_refused(rack, tmp_path, spoi
     path.write_bytes(whole[:-1] + b"\1" if spoil == "change" else whole[: len(whole) // 2])
     with pytest.raises(StudioError, match="changed after it was chosen"):
         drain(rack.apply([(adapter, 1.0)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_float8_matrices_are_applied_as_what_they_stand_for(dit, rack, tmp_path, dtype):
+    small = {name: tensor.to(dtype) for name, tensor in pair().items()}
+    wide = {name: tensor.float() for name, tensor in small.items()}
+    outputs = []
+    for name, tensors in (("small", small), ("wide", wide)):
+        adapter = adapter_files.inspect(write(tmp_path / f"{name}.safetensors", tensors))
+        drain(rack.apply([(adapter, 1.0)]))
+        outputs.append(hear(dit))
+    assert torch.equal(*outputs)
 
 
 def test_numbers_that_are_none_and_an_adapter_that_does_nothing_are_refused(rack, tmp_path):
