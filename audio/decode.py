@@ -152,14 +152,19 @@ def read_metadata(path: Path, folder: Path) -> FileMetadata:
 
 
 def display_name(path: Path) -> str:
-    """The name of a file as messages show it: printable, its last 80 characters."""
+    """The name of a file as messages show it."""
+    return printable(path.name) or "?"
+
+
+def printable(name: str) -> str:
+    """The last 80 characters of a name, with "?" for what a terminal or a page could trip over."""
     import unicodedata
 
-    name = "".join(c if c.isprintable() or c in JOINERS else "?" for c in path.name)[-80:]
+    name = "".join(c if c.isprintable() or c in JOINERS else "?" for c in name)[-80:]
     # A cut may not leave a vowel sign or an accent without its letter.
     while name and unicodedata.category(name[0]) in ("Mn", "Mc", "Me", "Cf"):
         name = name[1:]
-    return name or "?"
+    return name
 
 
 def open_regular_file(

@@ -9,6 +9,7 @@ not the file.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -49,6 +50,9 @@ UNKNOWN_SIZE = (1 << 31) - 1
 
 WITHOUT_LENGTH = ("mp3", "aac")
 """Containers that may hold the encoder's padding without saying so."""
+
+BARE_WAV, MOST_CHUNKS = 1 << 29, 10_000
+"""The largest WAV that is opened without its metadata, in bytes, and its most chunks."""
 
 COVER_BYTES, FIELDS, FIELD_CHARACTERS = 64 << 20, 200, 20_000
 """What is handed on of a file's metadata at most."""
@@ -230,10 +234,36 @@ def _open_container(file: BinaryIO) -> InputContainer:
     try:
         container = av.open(file, format=format, options=OPTIONS, **old)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise _unreadable("it is not a kind of sound file that the studio knows") from error
+        container = _open_without_metadata(file, old)
+        if container is None:
+            raise _unreadable("it is not a kind of sound file that the studio knows") from error
     stream = _stream(container)
     _check_shape(stream.codec_context.channels, stream.rate or 0)
     return container
+
+
+def _open_without_metadata(file: BinaryIO, options: dict[str, Any]) -> InputContainer | None:
+    """Open only the sound of a WAV: FFmpeg refuses the whole file where a LIST chunk is empty."""
+    import av
+
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] != b"RIFF" or head[8:] != b"WAVE" or os.fstat(file.fileno()).st_size > BARE_WAV:
+        return None
+    kept = b"WAVE"
+    for _ in range(MOST_CHUNKS):
+        if len(head := file.read(8)) < 8:
+            break
+        size = int.from_bytes(head[4:], "little")
+        if head[:4] in (b"fmt ", b"fact", b"data"):
+            kept += head + file.read(size) + b"\0" * (size % 2)
+        else:
+            file.seek(size, os.SEEK_CUR)
+        file.seek(size % 2, os.SEEK_CUR)
+    bare = io.BytesIO(b"RIFF" + len(kept).to_bytes(4, "little") + kept)
+    with suppress(av.error.FFmpegError, OSError, ValueError):
+        return av.open(bare, options=OPTIONS, **options)
+    return None
 
 
 def _format_after_id3(file: BinaryIO) -> str | None:

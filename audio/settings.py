@@ -63,7 +63,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
             is no regular file.
     """
     path = Path(path)
-    name = _printable(path.name)
+    name = decode.display_name(path)
     with decode.open_regular_file(path, name) as file:
         try:
             found = read_embedded(file)
@@ -121,13 +121,9 @@ def to_json(settings: dict[str, Any]) -> bytes:
     return text
 
 
-def _printable(name: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in name)[-80:]
-
-
 def _file_name(path: str) -> str:
     """The last part of a path of any operating system."""
-    return _printable(re.split(r"[/\\]", path)[-1])
+    return decode.printable(re.split(r"[/\\]", path)[-1])
 
 
 def _hub_id_or_name(source: str) -> str:
@@ -169,7 +165,7 @@ def _checked(parsed: dict[str, Any]) -> dict[str, Any]:
         raise UnusableSettings("a newer studio wrote them")
     mode = parsed.get("mode")
     if not isinstance(mode, str) or mode not in SONGS:
-        raise UnusableSettings(f"the studio has no mode called {_printable(str(mode))!r}")
+        raise UnusableSettings(f"the studio has no mode called {decode.printable(str(mode))!r}")
     try:
         take = Take.model_validate({**parsed, "path": ""})
         adapters = tuple(_checked_adapter(adapter) for adapter in take.adapters)

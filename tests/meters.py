@@ -1,4 +1,4 @@
-"""What tests of finished sound share: an independent meter, and pieces whose measures are known."""
+"""Shared by tests of finished sound: an independent meter, and synthetic pieces."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def ebur128(sound: np.ndarray, folder) -> tuple[float, float]:
         if os.environ.get("ACE_REQUIRE_FFMPEG") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
-    path = folder / "heard.wav"
+    path = folder / "measured.wav"
     soundfile.write(path, sound.T, RATE, subtype="FLOAT")
     meter = "ebur128=peak=true:metadata=1,ametadata=mode=print:key=lavfi.r128.I:file=-"
-    told = subprocess.run(
+    done = subprocess.run(
         ["ffmpeg", "-nostats", "-hide_banner", "-i", path, "-af", meter, "-f", "null", "-"],
         capture_output=True,
         text=True,
@@ -35,8 +35,8 @@ def ebur128(sound: np.ndarray, folder) -> tuple[float, float]:
         timeout=60,
     )
     path.unlink()
-    lufs = re.findall(r"lavfi\.r128\.I=(\S+)", told.stdout)[-1]
-    peak = re.search(r"True peak:\s+Peak:\s+(\S+) dBFS", told.stderr)[1]
+    lufs = re.findall(r"lavfi\.r128\.I=(\S+)", done.stdout)[-1]
+    peak = re.search(r"True peak:\s+Peak:\s+(\S+) dBFS", done.stderr)[1]
     return float(lufs), float(peak)
 
 
@@ -65,13 +65,13 @@ def band(
 
     `tonic` counts semitones above C; `drums` and `chords` are levels.
     """
-    dice = np.random.default_rng(seed)
+    random = np.random.default_rng(seed)
     time = np.arange(round(seconds * RATE)) / RATE
     beat = 60 / bpm
     since, half = time % beat, time % (beat / 2)
     accent = 1 + 0.5 * (time // beat % 4 == 0)
     kick = np.sin(2 * np.pi * (50 + 80 * np.exp(-since * 30)) * since) * np.exp(-since * 12)
-    made = drums * (kick * accent + 0.3 * dice.standard_normal(len(time)) * np.exp(-half * 40))
+    made = drums * (kick * accent + 0.3 * random.standard_normal(len(time)) * np.exp(-half * 40))
     third = 3 if mode == "minor" else 4
     for bar in range(int(seconds / (4 * beat)) + 1):
         part = slice(round(bar * 4 * beat * RATE), round((bar + 1) * 4 * beat * RATE))

@@ -1,4 +1,4 @@
-"""Files that people bring, good, odd and hostile; splices, their seams, and pictures of sound."""
+"""Decoding the files that people bring: good, damaged and hostile, and a decoder that fails."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def half(data: bytes) -> bytes:
 
 
 def scratched(data: bytes, spare: int = 2000, times: int = 30) -> bytes:
-    """With some bytes replaced by others, headers left alone."""
+    """With some bytes replaced, headers left alone."""
     dice = random.Random(1)
     hurt = bytearray(data)
     for _ in range(times):
@@ -126,7 +126,7 @@ def header(rate: int = 48_000, channels: int = 2, sound: bytes = b"\0" * 40_000)
 
 
 def spoiled(value: float) -> bytes:
-    """A float WAV with ten samples that are not sound."""
+    """A float WAV with ten unusable samples."""
     sound = tone()
     sound[1000:1010] = value
     return wav(sound, subtype="FLOAT")
@@ -282,7 +282,7 @@ def private(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def heard(place, private) -> dict[str, DecodedAudio | StudioError]:
+def decoded(place, private) -> dict[str, DecodedAudio | StudioError]:
     """Every file of the tables, decoded once, two at a time."""
     (place / "secret.wav").write_bytes(wav())
 
@@ -319,8 +319,8 @@ def check_sound(source: DecodedAudio, seconds: float, slack_s: float) -> None:
 
 
 @pytest.mark.parametrize("name", GOOD, ids=ascii)
-def test_a_sound_file_comes_in_whole(heard, name):
-    source = heard[name]
+def test_good_files_decode_completely(decoded, name):
+    source = decoded[name]
     assert isinstance(source, DecodedAudio), source
     coarse = name in ("bare.aac", "without index.mp3")  # which tell of no padding
     check_sound(source, SECONDS, 0.06 if coarse else 0.0)
@@ -331,9 +331,9 @@ def test_a_sound_file_comes_in_whole(heard, name):
 
 
 @pytest.mark.parametrize("name", MENDED)
-def test_a_damaged_file_gives_what_is_left_and_says_so(heard, name):
+def test_damaged_files_give_what_is_left_with_a_note(decoded, name):
     _, least_s, note = MENDED[name]
-    source = heard[name]
+    source = decoded[name]
     assert isinstance(source, DecodedAudio), source
     check_sound(source, (least_s + SECONDS) / 2, (SECONDS - least_s) / 2 + 0.06)
     assert note in " ".join(source.notes)
@@ -341,8 +341,8 @@ def test_a_damaged_file_gives_what_is_left_and_says_so(heard, name):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_not_music_is_refused_in_one_sentence(heard, place, name):
-    error = heard[name]
+def test_other_files_are_refused_in_one_sentence(decoded, place, name):
+    error = decoded[name]
     assert isinstance(error, StudioError), error
     assert error.code in ("source-unreadable", "source-too-short")
     assert BAD[name][1] in error.message
@@ -351,42 +351,42 @@ def test_what_is_not_music_is_refused_in_one_sentence(heard, place, name):
 
 
 @pytest.fixture(autouse=True)
-def no_process_stays():
-    """Whoever decodes is gone afterwards. Other tests may have left children of their own."""
+def no_process_is_left():
+    """The child is gone afterwards. Other tests may have left children of their own."""
     before = {child.pid for child in psutil.Process().children()}
     yield
     assert not {child.pid for child in psutil.Process().children()} - before
 
 
-def test_nothing_stays_behind(heard, private):
+def test_no_file_is_left_behind(decoded, private):
     assert not list(private.iterdir())
 
 
-def test_the_original_shape_is_told(heard):
-    assert (heard["44100 Hz.wav"].rate, heard["44100 Hz.wav"].channels) == (44_100, 2)
-    assert (heard["mono.wav"].rate, heard["mono.wav"].channels) == (48_000, 1)
-    assert heard["aac 7.1.m4a"].channels == 8
+def test_the_rate_and_channels_of_the_file_are_reported(decoded):
+    assert (decoded["44100 Hz.wav"].rate, decoded["44100 Hz.wav"].channels) == (44_100, 2)
+    assert (decoded["mono.wav"].rate, decoded["mono.wav"].channels) == (48_000, 1)
+    assert decoded["aac 7.1.m4a"].channels == 8
 
 
-def test_48_khz_stereo_keeps_every_bit(heard):
-    assert np.array_equal(heard["float.wav"].sound, tone().T)
+def test_48_khz_stereo_keeps_every_bit(decoded):
+    assert np.array_equal(decoded["float.wav"].sound, tone().T)
 
 
-def test_mono_is_as_loud_as_it_was(heard):
-    sound = heard["mono.wav"].sound
+def test_mono_keeps_its_level(decoded):
+    sound = decoded["mono.wav"].sound
     assert np.array_equal(sound[0], sound[1])
     assert np.abs(sound).max() == pytest.approx(0.3, abs=1e-3)
 
 
-def test_resampling_keeps_the_samples_in_place(heard):
+def test_resampling_keeps_the_samples_in_place(decoded):
     for name in ("44100 Hz.wav", "96000 Hz.wav", "44101 Hz.wav"):
         inner = slice(4800, -4800)
-        assert np.abs(heard[name].sound[:, inner] - tone().T[:, inner]).max() < 2e-4
+        assert np.abs(decoded[name].sound[:, inner] - tone().T[:, inner]).max() < 2e-4
 
 
-def test_what_is_not_sound_becomes_silence_and_leaves_the_rest(heard):
+def test_nan_and_infinity_become_silence_and_leave_the_rest(decoded):
     for name in ("nan.wav", "infinite.wav", "astronomic.wav"):
-        sound = heard[name].sound
+        sound = decoded[name].sound
         assert not sound[:, 1000:1010].any()
         assert np.array_equal(
             np.delete(sound, range(1000, 1010), 1)[0], np.delete(tone().T[0], range(1000, 1010))
@@ -417,7 +417,7 @@ def test_folders_pipes_and_devices_are_refused_without_waiting(tmp_path, private
     assert refusal(Path("a\0b.wav"), private).code == "source-unreadable"
 
 
-def test_a_file_that_may_not_be_read(tmp_path, private, monkeypatch):
+def test_a_file_without_read_permission_is_unreadable(tmp_path, private, monkeypatch):
     def refused(*args):
         raise PermissionError(13, "no")
 
@@ -426,7 +426,7 @@ def test_a_file_that_may_not_be_read(tmp_path, private, monkeypatch):
     assert "cannot be opened" in refusal(tmp_path / "a.wav", private).message
 
 
-def test_an_error_tells_the_name_and_nothing_that_a_page_could_trip_over(tmp_path, private):
+def test_an_error_shows_a_printable_name(tmp_path, private):
     path = tmp_path / ("x" * 150 + "\n\x1b[31m\u202e{fact}.wav")
     path.write_bytes(b"la la la")
     message = str(refusal(path, private))
@@ -436,7 +436,7 @@ def test_an_error_tells_the_name_and_nothing_that_a_page_could_trip_over(tmp_pat
     assert len(message) < 300
 
 
-def test_lengths_are_held_to_the_sample(tmp_path, private):
+def test_length_limits_are_exact_to_the_sample(tmp_path, private):
     for samples, code in (
         (4799, "source-too-short"),
         (4800, ""),
@@ -486,7 +486,7 @@ def test_length_is_checked_before_decoding_and_again_while_decoding(
     (tmp_path / "long.wav").unlink()
 
 
-def test_a_length_guessed_from_the_bit_rate_is_no_reason_for_a_note(tmp_path, private):
+def test_a_length_guessed_from_the_bit_rate_gives_no_note(tmp_path, private):
     """Without an index FFmpeg takes the first frame's bit rate for all of them."""
     bare = {"write_xing": "0", "id3v2_version": "0"}
     low, high = (encoded("libmp3lame", "mp3", bit_rate=b, **bare) for b in (32_000, 320_000))
@@ -578,7 +578,7 @@ def test_an_unknown_argument_of_the_decoding_library_is_internal(
     assert "no_such_argument" in caplog.text
 
 
-def test_why_a_file_is_called_damaged_is_in_the_log(tmp_path, private, monkeypatch, caplog):
+def test_the_reason_for_damaged_is_in_the_log(tmp_path, private, monkeypatch, caplog):
     (tmp_path / "a.wav").write_bytes(wav())
     run_as_worker(monkeypatch, worker_that_raises("ValueError('bad number')"))
     assert refusal(tmp_path / "a.wav", private).code == "source-unreadable"

@@ -90,23 +90,25 @@ def a_take(mode: str = "generate", codes: tuple[int, ...] = (), **request) -> Ta
     )
 
 
-TOLD = settings_of(a_take(lyrics="[Verse]\nżółw 🎹", codes=tuple(range(50))))
+EMBEDDED = settings_of(a_take(lyrics="[Verse]\nżółw 🎹", codes=tuple(range(50))))
 
 
-def saved(path: Path, kind: str, sound: np.ndarray = SHORT, told=TOLD, tags: Tags = TAGS) -> Path:
-    drain(encode.save(sound, path, kind, told, tags))
+def saved(
+    path: Path, kind: str, sound: np.ndarray = SHORT, embedded=EMBEDDED, tags: Tags = TAGS
+) -> Path:
+    drain(encode.save(sound, path, kind, embedded, tags))
     return path
 
 
-def file_bytes(kind: str, told=TOLD) -> bytes:
+def file_bytes(kind: str, embedded=EMBEDDED) -> bytes:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        return saved(Path(folder) / "a", kind, told=told).read_bytes()
+        return saved(Path(folder) / "a", kind, embedded=embedded).read_bytes()
 
 
 BYTES = {kind: file_bytes(kind) for kind in KINDS}
-PLAIN = {kind: file_bytes(kind, told=None) for kind in KINDS}
+PLAIN = {kind: file_bytes(kind, embedded=None) for kind in KINDS}
 
 
 @pytest.fixture
@@ -159,10 +161,10 @@ def test_converting_a_take_keeps_its_samples_and_bytes(kind, tmp_path):
     drain(encode.convert(take, tmp_path / "b", kind, read_settings(take), TAGS))
     direct = saved(tmp_path / f"a.{kind}", kind, music())
     if kind == "mp3":
-        heard = [soundfile.read(path)[0] for path in (direct, tmp_path / "b")]
-        assert heard[0].shape == heard[1].shape
+        decoded = [soundfile.read(path)[0] for path in (direct, tmp_path / "b")]
+        assert decoded[0].shape == decoded[1].shape
         # LAME got 24 bits instead of floats, and decides by a hair.
-        assert np.square(heard[0] - heard[1]).sum() < 1e-3 * np.square(heard[0]).sum()
+        assert np.square(decoded[0] - decoded[1]).sum() < 1e-3 * np.square(decoded[0]).sum()
     else:
         assert (tmp_path / "b").read_bytes() == direct.read_bytes()
     for gone in (tmp_path / "gone.wav", tmp_path):
@@ -176,13 +178,13 @@ def test_converting_a_take_keeps_its_samples_and_bytes(kind, tmp_path):
 def test_a_decoded_mp3_has_the_same_length_and_no_delay(samples, tmp_path):
     sound = music(samples)
     path = saved(tmp_path / "a.mp3", "mp3", sound)
-    heard, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    assert (rate, heard.shape) == (SAMPLE_RATE, (samples, 2))
+    decoded, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    assert (rate, decoded.shape) == (SAMPLE_RATE, (samples, 2))
     by_ffmpeg = decode.decode(path, 60, tmp_path, shortest_s=0)
     assert by_ffmpeg.sound.shape == (2, samples)
     assert not [note for note in by_ffmpeg.notes if "cut off" in note or "Damaged" in note]
     if samples > 10_000:
-        for other in (heard.T, by_ffmpeg.sound):
+        for other in (decoded.T, by_ffmpeg.sound):
             spectra = np.fft.rfft(sound[0], 2 * samples).conj() * np.fft.rfft(other[0], 2 * samples)
             assert np.argmax(np.fft.irfft(spectra)) == 0, "lag"
             error = np.square(other - sound).sum() / np.square(sound).sum()
@@ -212,9 +214,9 @@ def test_other_programs_play_it_without_warnings(kind, tmp_path):
     big = settings_of(a_take(lyrics="🎵" * 4096, codes=tuple(range(60_000, 61_200))))
     path = saved(tmp_path / f"a.{kind}", kind, sound, big)
     assert read_settings(path) == big
-    heard = decode.decode(path, 60, tmp_path)
-    assert heard.sound.shape == sound.shape
-    assert not heard.notes
+    decoded = decode.decode(path, 60, tmp_path)
+    assert decoded.sound.shape == sound.shape
+    assert not decoded.notes
     for command in (
         ["ffmpeg", "-v", "error", "-xerror", "-i", path, "-f", "f32le", "-"],
         ["sox", path, "-t", "f32", "-"],
@@ -271,7 +273,7 @@ def test_nan_and_infinity_never_reach_an_encoder(kind, value, tmp_path):
 def test_closing_the_generator_leaves_the_older_file(kind, tmp_path):
     (tmp_path / "a").write_bytes(b"an older song")
     seconds = 2 * encode.BLOCK_S[kind] + 1
-    steps = encode.save(np.zeros((2, seconds * SAMPLE_RATE)), tmp_path / "a", kind, TOLD, TAGS)
+    steps = encode.save(np.zeros((2, seconds * SAMPLE_RATE)), tmp_path / "a", kind, EMBEDDED, TAGS)
     events = [next(steps), next(steps)]
     steps.close()
     assert [(e.stage, e.step, e.steps) for e in events] == [("Writing", 0, 3), ("Writing", 1, 3)]
@@ -302,9 +304,9 @@ def test_a_missing_folder_is_not_writable(tmp_path):
 
 
 def test_settings_that_cannot_be_read_back_are_not_written(tmp_path):
-    for told in ({"a": float("nan")}, {"a": "x" * SETTINGS_LIMIT}):
+    for embedded in ({"a": float("nan")}, {"a": "x" * SETTINGS_LIMIT}):
         with pytest.raises(ValueError, match=r"JSON|settings"):
-            saved(tmp_path / "a.wav", "wav", told=told)
+            saved(tmp_path / "a.wav", "wav", embedded=embedded)
     assert not list(tmp_path.iterdir())
 
 
@@ -331,13 +333,13 @@ def test_players_show_title_model_and_that_it_is_generated(kind, tmp_path):
         assert found["model"] == TAGS.model
         assert found["model_licence"] == "MIT"
         assert found["ai_generated"] == "yes"
-        assert json.loads(found[KEY.lower()]) == TOLD
+        assert json.loads(found[KEY.lower()]) == EMBEDDED
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_ai_label_is_optional_and_titles_are_one_line(kind, tmp_path):
     tags = Tags(" a\nb\0c\u202e" + "x" * 300, "m", "l", ai_generated=False)
-    path = saved(tmp_path / f"a.{kind}", kind, told=None, tags=tags)
+    path = saved(tmp_path / f"a.{kind}", kind, embedded=None, tags=tags)
     found = tags_by_ffmpeg(path)
     assert found["title"] == "a b c " + "x" * 194
     assert "AI" not in found["comment"]
@@ -348,7 +350,7 @@ def test_the_ai_label_is_optional_and_titles_are_one_line(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_without_settings_holds_no_trace_of_them(kind, tmp_path):
-    path = saved(tmp_path / f"a.{kind}", kind, told=None)
+    path = saved(tmp_path / f"a.{kind}", kind, embedded=None)
     assert read_settings(path) is None
     data = path.read_bytes()
     for trace in (b"aces", KEY.encode(), b"seed", b"alice", SCHEMA.encode()):
@@ -419,12 +421,12 @@ def test_every_field_of_every_mode_survives_every_format(mode, data, tmp_path):
     request = data.draw(requests(mode))
     codes = data.draw(st.lists(st.integers(0, 63_999), max_size=1200))
     take = a_take(mode, codes=tuple(codes)).model_copy(update={"request": request})
-    told = settings_of(take)
+    embedded = settings_of(take)
     brought = {k: v for k, v in request.items() if isinstance(v, Path) or k == "adapters"}
     for kind in KINDS:
-        path = saved(tmp_path / f"a.{kind}", kind, SHORT[:, :480], told)
+        path = saved(tmp_path / f"a.{kind}", kind, SHORT[:, :480], embedded)
         found = read_settings(path)
-        assert found == told
+        assert found == embedded
         assert request_of(found, **brought).model_dump() == request
         assert tuple(found["codes"]) == take.codes
     again = Take.model_validate({**found, "path": take.path, "request": request})
@@ -433,38 +435,38 @@ def test_every_field_of_every_mode_survives_every_format(mode, data, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_master_records_its_loudness(kind, read):
-    told = with_mastering(TOLD, Master.of({"source": "/x/a.wav", "target_lufs": -16.5}))
-    assert told["mastered"] == [{"target_lufs": -16.5, "ceiling_dbtp": -1.0}]
-    assert read(file_bytes(kind, told)) == told
-    assert read(file_bytes(kind)) == TOLD
+    embedded = with_mastering(EMBEDDED, Master.of({"source": "/x/a.wav", "target_lufs": -16.5}))
+    assert embedded["mastered"] == [{"target_lufs": -16.5, "ceiling_dbtp": -1.0}]
+    assert read(file_bytes(kind, embedded)) == embedded
+    assert read(file_bytes(kind)) == EMBEDDED
 
 
 def test_no_path_of_this_computer_is_written():
     take = a_take("cover", source="/home/alice/secret/song.wav", reference="C:\\secret\\łąka.mp3")
     model = take.model.model_copy(update={"source": "/home/alice/models/mine"})
-    told = settings_of(take.model_copy(update={"model": model}))
-    text = json.dumps(told, ensure_ascii=False)
+    embedded = settings_of(take.model_copy(update={"model": model}))
+    text = json.dumps(embedded, ensure_ascii=False)
     assert "secret" not in text
     assert "alice" not in text
-    assert told["names"] == {"source": "song.wav", "reference": "łąka.mp3"}
-    assert told["model"]["source"] == "mine"
+    assert embedded["names"] == {"source": "song.wav", "reference": "łąka.mp3"}
+    assert embedded["model"]["source"] == "mine"
 
 
 def test_a_song_made_from_a_file_needs_that_file_again():
-    told = settings_of(a_take("cover", source="/x/Old Song.wav"))
+    embedded = settings_of(a_take("cover", source="/x/Old Song.wav"))
     with pytest.raises(StudioError) as caught:
-        request_of(told)
+        request_of(embedded)
     assert caught.value.code == "settings-need-file"
     assert "Old Song.wav" in caught.value.message
-    assert request_of(told, source="new.wav", seed=9).seed == 9
+    assert request_of(embedded, source="new.wav", seed=9).seed == 9
 
 
 def test_json_beside_a_song_is_read_too(read, refusal):
-    assert read(json.dumps(TOLD, indent=2).encode()) == TOLD
-    assert read(b"\xef\xbb\xbf" + json.dumps(TOLD, ensure_ascii=False).encode()) == TOLD
+    assert read(json.dumps(EMBEDDED, indent=2).encode()) == EMBEDDED
+    assert read(b"\xef\xbb\xbf" + json.dumps(EMBEDDED, ensure_ascii=False).encode()) == EMBEDDED
     assert read(b'{"something": "else"}') is None
-    assert "damaged" in refusal(json.dumps(TOLD).encode()[:-9])
-    assert "too long" in refusal(json.dumps({**TOLD, "x": "x" * SETTINGS_LIMIT}).encode())
+    assert "damaged" in refusal(json.dumps(EMBEDDED).encode()[:-9])
+    assert "too long" in refusal(json.dumps({**EMBEDDED, "x": "x" * SETTINGS_LIMIT}).encode())
 
 
 def test_version_1_stays_readable(read):
@@ -504,7 +506,7 @@ def test_settings_survive_a_rewrite_by_another_program(kind, options, tmp_path):
                 packet.stream = stream
                 new.mux(packet)
     assert (tmp_path / f"b.{kind}").read_bytes() != BYTES[kind]
-    assert read_settings(tmp_path / f"b.{kind}") == TOLD
+    assert read_settings(tmp_path / f"b.{kind}") == EMBEDDED
 
 
 def safe(number: int) -> bytes:
@@ -521,7 +523,7 @@ def frame(body: bytes, name: bytes = b"TXXX", version: int = 3, flags: int = 0) 
     return name + size + bytes([0, flags]) + body
 
 
-TEXT = json.dumps(TOLD)
+TEXT = json.dumps(EMBEDDED)
 LATIN = b"\0" + KEY.encode() + b"\0" + TEXT.encode()
 WIDE = b"\1" + KEY.encode("utf-16") + b"\0\0" + TEXT.encode("utf-16")
 PICTURE = frame(b"\0image/jpeg\0\3\0" + b"\xff\xd8" * 30_000, b"APIC")
@@ -543,14 +545,14 @@ PICTURE = frame(b"\0image/jpeg\0\3\0" + b"\xff\xd8" * 30_000, b"APIC")
     ids="cover-first wide big-endian utf-8 unsynced unsynced-4 length ext ext-4".split(),
 )
 def test_tags_written_by_other_programs_are_understood(tag, read):
-    assert read(tag + PLAIN["mp3"]) == TOLD
-    assert read(tag + PLAIN["flac"]) == TOLD
+    assert read(tag + PLAIN["mp3"]) == EMBEDDED
+    assert read(tag + PLAIN["flac"]) == EMBEDDED
 
 
 def test_odd_chunks_padding_and_names_in_any_case_are_understood(read):
-    assert read(PLAIN["wav"] + chunk(b"odd", b"junk") + chunk(TEXT.encode())) == TOLD
-    assert read(id3(PICTURE, bytes(99)) + BYTES["flac"]) == TOLD
-    assert read(BYTES["flac"].replace(b"ACE_SETTINGS=", b"Ace_Settings=")) == TOLD
+    assert read(PLAIN["wav"] + chunk(b"odd", b"junk") + chunk(TEXT.encode())) == EMBEDDED
+    assert read(id3(PICTURE, bytes(99)) + BYTES["flac"]) == EMBEDDED
+    assert read(BYTES["flac"].replace(b"ACE_SETTINGS=", b"Ace_Settings=")) == EMBEDDED
 
 
 def test_files_of_other_programs_hold_no_settings(read, tmp_path):
@@ -572,7 +574,7 @@ def test_files_of_other_programs_hold_no_settings(read, tmp_path):
 def test_unusable_settings_do_not_stop_work_that_needs_only_the_sound(tmp_path):
     path = tmp_path / "a.wav"
     for settings, problem in (
-        ({**TOLD, SCHEMA: 2}, "newer"),
+        ({**EMBEDDED, SCHEMA: 2}, "newer"),
         (b"not JSON", "damaged"),
         (b"[" * 400_000, "nested"),
     ):
@@ -584,7 +586,7 @@ def test_unusable_settings_do_not_stop_work_that_needs_only_the_sound(tmp_path):
         with pytest.raises(StudioError, match=problem):
             read_settings(path)
     path.write_bytes(BYTES["wav"])
-    assert usable_settings(path) == (TOLD, ())
+    assert usable_settings(path) == (EMBEDDED, ())
     path.write_bytes(PLAIN["wav"])
     assert usable_settings(path) == (None, ())
     with pytest.raises(StudioError) as caught:
@@ -645,9 +647,9 @@ def chunk(body: bytes, name: bytes = CHUNK) -> bytes:
     return name + len(body).to_bytes(4, "little") + body + b"\0" * (len(body) % 2)
 
 
-def hiding(told) -> bytes:
-    """A WAV whose settings are `told`, bytes or JSON."""
-    raw = told if isinstance(told, bytes) else json.dumps(told).encode()
+def hiding(embedded) -> bytes:
+    """A WAV whose settings are `embedded`, bytes or JSON."""
+    raw = embedded if isinstance(embedded, bytes) else json.dumps(embedded).encode()
     return PLAIN["wav"] + chunk(raw)
 
 
@@ -668,36 +670,40 @@ def answer(read, data: bytes):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_truncated_file_gives_all_settings_or_none(kind, read):
     data = BYTES[kind]
-    dice = random.Random(0)
-    for end in [*range(1, 200, 3), *(dice.randrange(1, len(data)) for _ in range(100))]:
-        assert answer(read, data[:end]) in (None, TOLD, "settings-unreadable")
+    generator = random.Random(0)
+    for end in [*range(1, 200, 3), *(generator.randrange(1, len(data)) for _ in range(100))]:
+        assert answer(read, data[:end]) in (None, EMBEDDED, "settings-unreadable")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_corrupt_bytes_are_refused_or_harmless(kind, read):
     """Every answer is settings of the right shape, none, or a refusal; most scratches are seen."""
-    data, dice, refused = BYTES[kind], random.Random(1), 0
+    data, generator, refused = BYTES[kind], random.Random(1), 0
     at = data.index(b'{"ace-music')
     for _ in range(250):
         hurt = bytearray(data)
-        for _ in range(dice.choice((1, 3, 20))):
-            place = dice.choice((at + dice.randrange(1200), dice.randrange(at + 1), 4))
-            hurt[place % len(hurt)] = dice.choice((0, 255, 127, 34, 123, dice.randrange(256)))
+        for _ in range(generator.choice((1, 3, 20))):
+            place = generator.choice(
+                (at + generator.randrange(1200), generator.randrange(at + 1), 4)
+            )
+            hurt[place % len(hurt)] = generator.choice(
+                (0, 255, 127, 34, 123, generator.randrange(256))
+            )
         found = answer(read, bytes(hurt))
         if isinstance(found, dict):
             assert request_of(found)
-            assert found.keys() == TOLD.keys()
+            assert found.keys() == EMBEDDED.keys()
         else:
             assert found in (None, "settings-unreadable")
             refused += found is not None
     assert refused > 60
 
 
-OTHER = {**TOLD, "request": {**TOLD["request"], "seed": 8}}
+OTHER = {**EMBEDDED, "request": {**EMBEDDED["request"], "seed": 8}}
 
 
 @pytest.mark.parametrize(
-    ("told", "word"),
+    ("embedded", "word"),
     [
         (b"", "damaged"),
         (b"\xff\xfe{}", "damaged"),
@@ -705,29 +711,29 @@ OTHER = {**TOLD, "request": {**TOLD["request"], "seed": 8}}
         ([], "no settings"),
         ("x", "no settings"),
         ({}, "no settings"),
-        ({**TOLD, SCHEMA: "1"}, "no settings"),
-        ({**TOLD, SCHEMA: True}, "no settings"),
-        ({**TOLD, SCHEMA: 0}, "no settings"),
-        ({**TOLD, SCHEMA: 2}, "newer"),
-        ({**TOLD, "mode": "remix"}, "no mode called 'remix'"),
-        ({**TOLD, "mode": ["generate"]}, "no mode"),
-        ({**TOLD, "request": []}, "not complete"),
-        ({**TOLD, "codes": "1, 2"}, "not complete"),
-        ({**TOLD, "model": None}, "not complete"),
-        ({**TOLD, "device": {"kind": "cpu"}}, "not complete"),
-        ({k: v for k, v in TOLD.items() if k != "made_at"}, "not complete"),
-        ({**TOLD, "names": ["song.wav"]}, "no settings"),
-        ({**TOLD, "names": {"reference": 3}}, "no settings"),
-        ({**TOLD, "mastered": "loud"}, "no settings"),
-        ({**TOLD, "mastered": [{}] * 9}, "no settings"),
-        ({**TOLD, "mastered": [{"target_lufs": 3}]}, "loudness"),
-        ({**TOLD, "mastered": [{"path": "/etc/passwd"}]}, "loudness"),
-        ({**TOLD, "mastered": [["target_lufs", -14]]}, "loudness"),
-        ({**TOLD, "request": {**TOLD["request"], "seed": -2}}, "Seed"),
-        ({**TOLD, "request": {**TOLD["request"], "seed": 1e300}}, "Seed"),
-        ({**TOLD, "request": {**TOLD["request"], "lyrics": "x" * 5000}}, "Lyrics"),
-        ({**TOLD, "request": {**TOLD["request"], "lyrics": {"$": 1}}}, "Lyrics"),
-        ({**TOLD, "request": {**TOLD["request"], "__class__": "x"}}, "__class__"),
+        ({**EMBEDDED, SCHEMA: "1"}, "no settings"),
+        ({**EMBEDDED, SCHEMA: True}, "no settings"),
+        ({**EMBEDDED, SCHEMA: 0}, "no settings"),
+        ({**EMBEDDED, SCHEMA: 2}, "newer"),
+        ({**EMBEDDED, "mode": "remix"}, "no mode called 'remix'"),
+        ({**EMBEDDED, "mode": ["generate"]}, "no mode"),
+        ({**EMBEDDED, "request": []}, "not complete"),
+        ({**EMBEDDED, "codes": "1, 2"}, "not complete"),
+        ({**EMBEDDED, "model": None}, "not complete"),
+        ({**EMBEDDED, "device": {"kind": "cpu"}}, "not complete"),
+        ({k: v for k, v in EMBEDDED.items() if k != "made_at"}, "not complete"),
+        ({**EMBEDDED, "names": ["song.wav"]}, "no settings"),
+        ({**EMBEDDED, "names": {"reference": 3}}, "no settings"),
+        ({**EMBEDDED, "mastered": "loud"}, "no settings"),
+        ({**EMBEDDED, "mastered": [{}] * 9}, "no settings"),
+        ({**EMBEDDED, "mastered": [{"target_lufs": 3}]}, "loudness"),
+        ({**EMBEDDED, "mastered": [{"path": "/etc/passwd"}]}, "loudness"),
+        ({**EMBEDDED, "mastered": [["target_lufs", -14]]}, "loudness"),
+        ({**EMBEDDED, "request": {**EMBEDDED["request"], "seed": -2}}, "Seed"),
+        ({**EMBEDDED, "request": {**EMBEDDED["request"], "seed": 1e300}}, "Seed"),
+        ({**EMBEDDED, "request": {**EMBEDDED["request"], "lyrics": "x" * 5000}}, "Lyrics"),
+        ({**EMBEDDED, "request": {**EMBEDDED["request"], "lyrics": {"$": 1}}}, "Lyrics"),
+        ({**EMBEDDED, "request": {**EMBEDDED["request"], "__class__": "x"}}, "__class__"),
         (TEXT.replace('"seed": 7', '"seed": NaN').encode(), "damaged"),
         (TEXT.replace('"seed": 7', '"seed": 7, "shift": 1e999').encode(), "twice|damaged"),
         (TEXT.replace('"seed": 7', f'"seed": {"9" * 5000}').encode(), "damaged"),
@@ -740,15 +746,15 @@ OTHER = {**TOLD, "request": {**TOLD["request"], "seed": 8}}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_foreign_settings_are_refused(told, word, refusal):
+def test_foreign_settings_are_refused(embedded, word, refusal):
     import re
 
-    assert re.search(word, refusal(hiding(told)))
+    assert re.search(word, refusal(hiding(embedded)))
 
 
-@pytest.mark.parametrize("told", [OTHER, TOLD])
-def test_two_settings_in_one_file_are_refused(told, refusal):
-    raw = json.dumps(told).encode()
+@pytest.mark.parametrize("embedded", [OTHER, EMBEDDED])
+def test_two_settings_in_one_file_are_refused(embedded, refusal):
+    raw = json.dumps(embedded).encode()
     second = frame(b"\0" + KEY.encode() + b"\0" + raw)
     odd = raw + b" " * (1 - len(raw) % 2)
     for data in (
