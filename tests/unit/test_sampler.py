@@ -13,7 +13,7 @@ from conftest import drain
 
 from core.requests import SongRequest
 from models import sampler
-from models.sampler import SamplerConfig, Velocity
+from models.sampler import SamplerConfig, Variation, Velocity
 
 FRAMES, CHANNELS = 40, 6
 
@@ -66,6 +66,24 @@ def test_noise_depends_on_the_seed_alone():
     assert not torch.equal(one, other)
     assert one.dtype == torch.float32
     assert abs(float(one.std()) - 1) < 0.02
+
+
+def test_a_variation_moves_steadily_from_the_first_noise_to_the_second():
+    first, _ = sampler.draw_noise(5, 309, 64)
+    second, _ = sampler.draw_noise(6, 309, 64)
+    draws = {
+        v: sampler.draw_noise(5, 309, 64, Variation(6, v)) for v in (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)
+    }
+    assert torch.equal(draws[0.0][0], first)
+    assert torch.allclose(draws[1.0][0], second, atol=1e-6)
+    likeness = [
+        float(torch.cosine_similarity(n.flatten(), first.flatten(), 0)) for n, _ in draws.values()
+    ]
+    assert likeness == sorted(likeness, reverse=True)
+    assert likeness[3] == pytest.approx(math.cos(math.pi / 4), abs=0.02)
+    assert all(abs(float(n.std()) - 1) < 0.02 for n, _ in draws.values())
+    drawn_next = {float(torch.randn(1, generator=g)) for _, g in draws.values()}
+    assert len(drawn_next) == 1
 
 
 def test_there_is_a_solver_for_every_method_of_a_request():
