@@ -97,3 +97,26 @@ def test_adapters_reach_every_layer(stock, fast):
         got = by_fast(fast, shared, fast.prepare(cond, null, 50))
     assert float((want - before).abs().max()) > 0.01
     assert torch.allclose(got, want, atol=1e-5)
+
+
+def test_the_weights_keep_their_names_and_numbers(stock, fast):
+    weights = fast._transformer.state_dict()
+    assert weights.keys() == stock.state_dict().keys()
+    assert all(torch.equal(weights[name], x) for name, x in stock.state_dict().items())
+    norms = [m for m in fast._transformer.modules() if type(m).__name__ == "RMSNorm"]
+    assert norms
+    assert all(isinstance(norm, torch.nn.RMSNorm) for norm in norms)
+
+
+def test_bfloat16_is_as_near_to_float32_as_diffusers_is(stock):
+    narrow = copy.deepcopy(stock).to(torch.bfloat16)
+    fast = FastTransformer(copy.deepcopy(narrow))
+    shared, cond, null = inputs(250, 2)
+    rounded = {n: x.bfloat16() if isinstance(x, torch.Tensor) else x for n, x in shared.items()}
+    cond16, null16 = cond.bfloat16(), null.bfloat16()
+    with torch.inference_mode():
+        exact = by_stock(stock, shared, cond, null)
+        ours = by_fast(fast, rounded, fast.prepare(cond16, null16, 250)).float()
+        theirs = by_stock(narrow, rounded, cond16, null16).float()
+    ours, theirs = (float((x - exact).norm() / exact.norm()) for x in (ours, theirs))
+    assert ours < 1.1 * theirs < 0.05
