@@ -50,7 +50,7 @@ class MusicgenTask:
         self, job: Job, models: ModelCache, timer: StageTimer
     ) -> Generator[Progress, None, Take]:
         """See `Task.run`."""
-        composer = yield from models.musicgen(job)
-        song = yield from composer.compose(job.request)
+        engine = yield from models.musicgen(job)
+        song = yield from engine.generate(job.request)
         asked = Generate.model_construct(prompt=job.request.prompt)
         return (yield from save_take(job, models, timer, song, PlannedSong(asked, asked)))
