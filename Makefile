@@ -50,7 +50,7 @@ format: install
 # What is generated from the code: the diagram, the table of errors.
 docs: install
 	$(BIN)/python docs/draw_architecture.py
-	$(BIN)/python -m core.errors --update
+	$(BIN)/python docs/write_errors.py
 
 # Other environments than the pinned one: the newest versions that the ranges allow, the lowest,
 # and what a Space installs.
