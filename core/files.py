@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import platformdirs
 
@@ -73,14 +74,18 @@ def atomic_write(
         StudioError: `disk-full`, `not-writable`, or `source-missing` for a path. No temporary file
             is left. Errors of the iterable that gives the pieces come through as they are.
     """
-    if isinstance(content, str):
-        content = content.encode("utf-8")
-    if isinstance(content, Piece):
-        size, content = len(content), (content,)
-    elif isinstance(content, Path):
-        size, content = _blocks_of(content)
+    pieces: Iterable[Piece]
+    if isinstance(content, Path):
+        size, pieces = _blocks_of(content)
+    elif isinstance(content, str):
+        pieces = (content.encode("utf-8"),)
+        size = len(pieces[0])
+    elif isinstance(content, bytes | bytearray | memoryview):
+        size, pieces = len(content), cast("tuple[Piece]", (content,))
+    else:
+        pieces = content
     try:
-        replace_file(target, content, durable=durable)
+        replace_file(target, pieces, durable=durable)
     except OSError as error:
         raise write_error(target, error, size) from error
 
@@ -176,9 +181,9 @@ def write_error(path: Path, error: Exception, needed: int) -> StudioError:
         error: why it failed. Its number decides, not the free space, which may have changed since.
         needed: bytes that were to be written.
     """
-    number = getattr(error, "errno", None)
+    number = getattr(error, "errno", None) or 0
     # numpy reports a short write like this, and without a number.
-    short = number is None and re.search(r"\d+ requested and \d+ written", str(error))
+    short = not number and re.search(r"\d+ requested and \d+ written", str(error))
     if number in FULL or short:
         return _disk_full(path, needed)
     problem = NOT_WRITABLE.get(number, "the system refused it")

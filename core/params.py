@@ -13,7 +13,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, cast, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -203,17 +203,17 @@ class Request(BaseModel):
     @classmethod
     def params(cls) -> tuple[Param, ...]:
         """All parameters: required ones first, then the mode's own, then the shared ones."""
-        own = inspect.get_annotations(cls)
         found = [_param_of(name, info) for name, info in cls.model_fields.items()]
-        own = {k.name for k in found if k.name in own and k.group == SONG}
-        return tuple(sorted(found, key=lambda k: (not k.required, k.name not in own)))
+        declared = inspect.get_annotations(cls)
+        own = {param.name for param in found if param.name in declared and param.group == SONG}
+        return tuple(sorted(found, key=lambda param: (not param.required, param.name not in own)))
 
     def non_defaults(self) -> dict[str, Any]:
         """The values that differ from their defaults, and the required ones."""
         return {
-            k.name: getattr(self, k.name)
-            for k in self.params()
-            if k.required or getattr(self, k.name) != k.default
+            param.name: getattr(self, param.name)
+            for param in self.params()
+            if param.required or getattr(self, param.name) != param.default
         }
 
 
@@ -248,14 +248,14 @@ def with_file_names(request: type[Request], given: Mapping[str, Any]) -> dict[st
         if param.type is Path and value:
             values[param.name] = Path(value).name
         elif param.type is AdapterRef and param.name in values:
-            values[param.name] = [with_file_names(AdapterRef, adapter) for adapter in value]
+            values[param.name] = [with_file_names(AdapterRef, adapter) for adapter in value or ()]
     return values
 
 
 def _param_of(name: str, info: FieldInfo) -> Param:
     base, optional, choices = _plain_type(info.annotation)
-    extra = info.json_schema_extra
-    limits = {}
+    extra: dict[str, Any] = dict(cast("Mapping[str, Any]", info.json_schema_extra))
+    limits: dict[str, Any] = {}
     for rule in info.metadata:
         for limit in ("ge", "le", "max_length"):
             if hasattr(rule, limit):
@@ -295,7 +295,7 @@ def _plain_type(annotation: Any) -> tuple[type, bool, tuple[Any, ...]]:
 
 def _as_studio_error(request: type[Request], error: ValidationError) -> StudioError:
     """Turn pydantic's first complaint into one sentence and one action."""
-    first = error.errors()[0]
+    first: dict[str, Any] = {**error.errors()[0]}
     if request is not AdapterRef and len(first["loc"]) > 2:  # ("adapters", index, field)
         request, first = AdapterRef, {**first, "loc": first["loc"][2:]}
     if isinstance(cause := first.get("ctx", {}).get("error"), StudioError):

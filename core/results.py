@@ -250,7 +250,7 @@ class Failed(BaseModel):
         if not isinstance(error, StudioError):
             log.error("Unexpected %s", type(error).__name__, exc_info=error)
             error = StudioError("internal", kind=type(error).__name__)
-        return cls(**error.as_dict())
+        return cls(code=error.code, message=error.message, action=error.action)
 
     def as_dict(self) -> dict[str, str]:
         """The code, the message and the action, for callers that are programs."""
