@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import StudioError
+from core.text import printable
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -105,11 +106,6 @@ def _positive(value: Any) -> float:
     if type(value) not in (int, float) or not 0 < value < 1e6:
         raise ValueError("not a positive number")
     return float(value)
-
-
-def printable(text: str) -> str:
-    """The last 80 characters of `text`, those that cannot be printed as question marks."""
-    return "".join(c if c.isprintable() else "?" for c in text)[-80:]
 
 
 def unreadable(name: str, problem: str) -> StudioError:

@@ -22,8 +22,9 @@ from typing import Any, BinaryIO, NamedTuple
 from audio.decode import open_regular_file
 from core.errors import StudioError
 from core.params import MAX_ADAPTER_RANK
+from core.text import printable
 from models import adapter_config
-from models.adapter_config import printable, refused, unreadable, unsupported
+from models.adapter_config import refused, unreadable, unsupported
 
 MAX_FILE_BYTES = 500_000_000
 """Largest file, in bytes."""

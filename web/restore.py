@@ -20,6 +20,7 @@ from audio import settings
 from core.errors import StudioError
 from core.requests import MODES, Lyrics
 from core.results import ModelInfo, Take
+from core.text import printable
 from web import markup
 from web.handlers import WORK, Update, uploaded_path
 from web.sessions import Sessions
@@ -113,7 +114,7 @@ def read_link(link: str) -> tuple[str, dict[str, Any], tuple[str, ...]] | None:
         raise StudioError("link-unreadable", problem="it sets a parameter twice")
     mode = given.pop("tab", next(iter(MODES)))
     if mode not in MODES and not (mode == Lyrics.mode and not given):
-        name = "".join(c if c.isprintable() else "?" for c in mode[:40])
+        name = printable(mode[:40])
         raise StudioError("link-unreadable", problem=f"there are no settings for {name!r}")
     if not given:
         return None

@@ -98,3 +98,19 @@ def test_truncating_keeps_visible_characters_whole(unit):
     whole = len(cut) // len(unit)
     assert whole
     assert cut in (unit * whole, unit * whole + "n")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\x1b[31m\n.wav", "a?[31m?.wav"),
+        ("मेरा गाना.wav", "मेरा गाना.wav"),
+        ("👩\u200d🚀.wav", "👩\u200d🚀.wav"),
+        ("x" * 90, "x" * 80),
+        ("e\u0301" + "x" * 79, "x" * 79),
+        ("\u202egnp.wav", "?gnp.wav"),
+        ("", ""),
+    ],
+)
+def test_printable_text_disturbs_no_terminal(name, shown):
+    assert text.printable(name) == shown
