@@ -72,8 +72,7 @@ class Studio:
         )
         self.runner = LocalRunner(self.setup)
         self._uploads = Uploads()
-        self._takes: dict[str, deque[Take]] = defaultdict(deque)
-        self._exports: dict[str, deque[ExportedFiles]] = defaultdict(deque)
+        self._results: dict[tuple[str, type], deque[Take | ExportedFiles]] = defaultdict(deque)
         self._running: dict[str, set[JobFolder]] = defaultdict(set)
         self._abandoned: set[JobFolder] = set()
         self._lock = threading.Lock()
@@ -165,13 +164,15 @@ class Studio:
         self.stop(visitor)
         with self._lock:
             self._abandoned |= self._running.get(visitor, set())
-            for kept in (*self._takes.pop(visitor, ()), *self._exports.pop(visitor, ())):
-                _delete(kept)
+            for kind in (Take, ExportedFiles):
+                for kept in self._results.pop((visitor, kind), ()):
+                    _delete(kept)
 
     def takes(self, visitor: str) -> tuple[Take, ...]:
         """The visitor's takes, newest first, at most `RESULTS_KEPT`."""
         with self._lock:
-            return tuple(self._takes.get(visitor, ()))
+            kept = self._results.get((visitor, Take), ())
+            return tuple(take for take in kept if isinstance(take, Take))
 
     def warm(self) -> None:
         """Load all that a song needs. On ZeroGPU this must happen before the page is launched."""
@@ -234,7 +235,7 @@ class Studio:
             folder.stop_file.unlink(missing_ok=True)
             for sound in folder.path.glob("*/sound.npy"):
                 sound.unlink()
-            kept = (self._takes if isinstance(ending, Take) else self._exports)[visitor]
+            kept = self._results[visitor, type(ending)]
             kept.appendleft(ending)
             while len(kept) > RESULTS_KEPT:
                 _delete(kept.pop())

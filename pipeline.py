@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from audio import levels, splice
 from core.errors import StudioError
+from core.params import filled
 from core.requests import EDITION, SAMPLE_RATE, Edit, Generate
 from core.results import Progress
 from models import acestep, loading, sampler, vae
@@ -160,9 +161,9 @@ def repaint(
         conditions, notes = engine.conditions(
             song, REPAINT, context=context, mask=inside, edition=edition
         )
-        noise, _ = sampler.draw_noise(song.seed, frames, engine.channels)
+        noise, _ = sampler.draw_noise(filled(song.seed), frames, engine.channels)
         noise = noise.to(engine.device)
-        last_injection = round(settings.injection * song.inference_steps)
+        last_injection = round(settings.injection * filled(song.inference_steps))
 
         def inject(x: torch.Tensor, done: int, t: torch.Tensor) -> torch.Tensor:
             if done > last_injection:
@@ -181,7 +182,7 @@ def repaint(
         return RenderedAudio(
             sound=sound,
             peak_dbfs=20 * math.log10(peak) if peak else None,
-            seed=song.seed,
+            seed=filled(song.seed),
             notes=notes,
             crossfades=_crossfades(regions, source.shape[1], fade),
             changed_outside=_changed_outside(source, sound, regions, fade),
@@ -225,7 +226,7 @@ def cover(
         config, free = sampler.SamplerConfig.of(song), None
         first = sampler.step_at(config, 1.0 - noise) if noise else 0
         switch = sampler.switch_step(config, strength, first, edition)
-        if switch < song.inference_steps:
+        if switch < config.steps:
             silence = engine.silence(clean.shape[1])
             free, _ = engine.conditions(song, context=silence, timbre=timbre, edition=edition)
         latents = yield from engine.denoise(
@@ -236,7 +237,7 @@ def cover(
             clean=clean if noise else None,
             first_step=first,
         )
-        return (yield from _finish(engine, latents, source, song.seed, notes))
+        return (yield from _finish(engine, latents, source, filled(song.seed), notes))
 
 
 def morph(
@@ -270,7 +271,7 @@ def morph(
         silence = engine.silence(clean.shape[1])
         before, _ = engine.conditions(source_description, context=silence, edition=edition)
         after, notes = engine.conditions(song, context=silence, edition=edition)
-        generator = torch.Generator("cpu").manual_seed(song.seed)
+        generator = torch.Generator("cpu").manual_seed(filled(song.seed))
         config = sampler.SamplerConfig.of(song)
         steps = sampler.morph(
             engine.model_under(before),
@@ -283,7 +284,7 @@ def morph(
             n_avg=n_avg,
         )
         latents = yield from acestep.as_progress(steps, "Denoising", config.steps, engine.device)
-        return (yield from _finish(engine, latents, source, song.seed, notes))
+        return (yield from _finish(engine, latents, source, filled(song.seed), notes))
 
 
 def _finish(

@@ -13,7 +13,18 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, cast, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+)
 
 from pydantic import (
     BaseModel,
@@ -164,6 +175,9 @@ class Param:
     group: str
     unit: str
     lines: int
+
+
+T = TypeVar("T")
 
 
 class Request(BaseModel):
@@ -352,3 +366,10 @@ def _range_in_words(param: Param, shown: str) -> tuple[str, str]:
     unit = f" {param.unit}" if param.unit else ""
     span = f"{noun} from {param.low:,.10g} to {param.high:,.10g}{unit}"
     return f"must be {span}, not {shown}", f"Set {param.label} to {span}"
+
+
+def filled(value: T | None) -> T:
+    """`value`, which is never None once a request was prepared for its job."""
+    if value is None:
+        raise RuntimeError("the request was not prepared")
+    return value

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import spaces
+import spaces.config
 
 from core.errors import StudioError
 from core.results import DeviceUsed
@@ -143,7 +144,7 @@ def free(device: str, everything: bool = False) -> None:
         torch.mps.empty_cache()
 
 
-def gpu(seconds: Callable[..., float]) -> Callable[[Any], Any]:
+def gpu(seconds: Callable[..., int]) -> Callable[[Any], Any]:
     """A decorator for generator functions that need the GPU; `seconds` gets their arguments.
 
     On ZeroGPU they run in a forked process that is granted for that long. Elsewhere nothing

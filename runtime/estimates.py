@@ -148,13 +148,14 @@ class TimeLeft:
         if event.stage not in stages:
             return None
         here = self._left_here(now)
-        ahead = [
-            self._rates.predict(stage, self._work[stage])
-            for stage in stages[stages.index(event.stage) + 1 :]
-        ]
-        if here is None or None in ahead:
+        if here is None:
             return None
-        low, high = (here[i] + sum(span[i] for span in ahead) for i in (0, 1))
+        low, high = here
+        for stage in stages[stages.index(event.stage) + 1 :]:
+            span = self._rates.predict(stage, self._work[stage])
+            if span is None:
+                return None
+            low, high = low + span[0], high + span[1]
         return max(0.0, low * 0.9), max(0.0, high * 1.15)
 
     def _left_here(self, now: float) -> tuple[float, float] | None:

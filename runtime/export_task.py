@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import post_process
 from audio import encode, settings
 from audio.tags import Tags
-from core.params import Request
-from core.requests import Export, Master, Stems
+from core.requests import Master
 from core.results import ExportedFiles, Progress
 from models import demucs
 from models.weights import Weights
@@ -29,7 +29,7 @@ class ExportTask:
     on_device = False
 
     def prepare(
-        self, request: Request, setup: Setup, folder: JobFolder, uploads: Uploads
+        self, request: Any, setup: Setup, folder: JobFolder, uploads: Uploads
     ) -> Generator[Progress, None, Job]:
         """See `Task.prepare`.
 
@@ -56,7 +56,7 @@ class ExportTask:
         self, job: Job, models: ModelCache, timer: StageTimer
     ) -> Generator[Progress, None, ExportedFiles]:
         """See `Task.run`."""
-        request: Export = job.request
+        request = job.request
         sound, name, facts = job.sound("source"), request.source.stem[:80], {}
         stored = settings.read_settings(request.source) if request.settings else None
         if isinstance(request, Master):
@@ -80,7 +80,7 @@ class StemsTask(ExportTask):
         self, job: Job, models: ModelCache, timer: StageTimer
     ) -> Generator[Progress, None, ExportedFiles]:
         """See `Task.run`."""
-        request: Stems = job.request
+        request = job.request
         separator = yield from models.separator(job)
         stems = yield from demucs.separate(separator, job.sound("source"))
         name = request.source.stem[:80]
@@ -89,7 +89,7 @@ class StemsTask(ExportTask):
             mode=request.mode,
             paths=tuple(map(str, (files.zip, *files.wavs.values()))),
             facts={},
-            notes=(*job.notes, demucs.RESEARCH),
+            notes=(*job.notes, demucs.LICENCE_NOTE),
         )
 
 

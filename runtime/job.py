@@ -77,7 +77,7 @@ class Job:
 
     Attributes:
         request: with seeds, defaults and the job's own copies of files filled in.
-        model: the music model, or None where the request needs none.
+        model: the ACE-Step model, or None where the request needs none; likewise the others.
         duration_s: length of the song that the job makes, in seconds; 0 where it makes none.
         sounds: the uploaded files, decoded, by field: paths of float32 arrays [2, samples] at
             48 kHz in NumPy's format.
@@ -91,7 +91,8 @@ class Job:
     request: Any
     folder: JobFolder
     device: Device
-    model: Model | MusicgenModel | None = None
+    model: Model | None = None
+    musicgen: MusicgenModel | None = None
     planner: PlannerModel | None = None
     songwriter: SongwriterModel | None = None
     duration_s: float = 0.0
@@ -110,7 +111,7 @@ class Job:
     @property
     def weights(self) -> tuple[Weights, ...]:
         """Everything that must be on disk before the job can run."""
-        return tuple(filter(None, (self.model, self.planner, self.songwriter)))
+        return tuple(filter(None, (self.model, self.musicgen, self.planner, self.songwriter)))
 
     @property
     def in_turn(self) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime
+from typing import Any
 
 import lyrics
-from core.params import Request
-from core.requests import Lyrics
+from core.params import filled
 from core.results import Draft, Progress
 from models.weights import Weights
 from runtime.job import Job, JobFolder, Setup, with_seed
@@ -23,7 +23,7 @@ class LyricsTask:
     on_device = True
 
     def prepare(
-        self, request: Request, setup: Setup, folder: JobFolder, uploads: Uploads
+        self, request: Any, setup: Setup, folder: JobFolder, uploads: Uploads
     ) -> Generator[Progress, None, Job]:
         """See `Task.prepare`.
 
@@ -47,7 +47,7 @@ class LyricsTask:
         self, job: Job, models: ModelCache, timer: StageTimer
     ) -> Generator[Progress, None, Draft]:
         """See `Task.run`."""
-        request: Lyrics = job.request
+        request = job.request
         songwriter = yield from models.songwriter(job)
         if request.repair:
             written = yield from songwriter.repair(request, request.repair)
@@ -59,7 +59,7 @@ class LyricsTask:
             asked=written.requested,
             got=written.found,
             request=request.model_dump(mode="json"),
-            model=models.used(job.songwriter),
+            model=models.used(filled(job.songwriter)),
             device=job.device.used(),
             timings_s=timer.seconds(),
             notes=(*job.notes, *written.notes),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from core.errors import StudioError
+from core.params import filled
 from core.results import AdapterUsed, ModelUsed, Progress
 from models import checkpoints, loading
 from models.adapter_layers import AdapterStack
@@ -74,16 +75,17 @@ class ModelCache:
         Raises:
             StudioError: those of `Engine.load`.
         """
-        folder = on_disk(job.model)
+        model = filled(job.model)
+        folder = on_disk(model)
 
         def load() -> Generator[Progress, None, Engine]:
             from models.acestep import Engine
 
-            engine = yield from Engine.load(job.model, folder, job.device.kind, job.device.dtype)
+            engine = yield from Engine.load(model, folder, job.device.kind, job.device.dtype)
             self._fingerprints[folder] = checkpoints.fingerprint(folder)
             return engine
 
-        return (yield from self._get(job, job.model, folder, "Loading", load))
+        return (yield from self._get(job, model, folder, "Loading", load))
 
     def planner(self, job: Job) -> Generator[Progress, None, Planner]:
         """The job's planner.
@@ -91,19 +93,20 @@ class ModelCache:
         Raises:
             StudioError: those of `Planner.load`.
         """
-        folder = on_disk(job.planner)
+        model, planner_model = filled(job.model), filled(job.planner)
+        folder = on_disk(planner_model)
 
         def load() -> Generator[Progress, None, Planner]:
             from models.planner import Planner
 
-            home = job.planner.path_in(folder)
+            home = planner_model.path_in(folder)
             dtype = job.device.dtype if job.device.kind == "cuda" else "float32"
-            codebook = checkpoints.codebook(on_disk(job.model))
+            codebook = checkpoints.codebook(on_disk(model))
             planner = yield from Planner.load(home, codebook, job.device.kind, dtype)
             self._fingerprints[folder] = checkpoints.fingerprint(home)
             return planner
 
-        return (yield from self._get(job, job.planner, folder, "Loading the planner", load))
+        return (yield from self._get(job, planner_model, folder, "Loading the planner", load))
 
     def songwriter(self, job: Job) -> Generator[Progress, None, Songwriter]:
         """The job's songwriter.
@@ -111,16 +114,17 @@ class ModelCache:
         Raises:
             StudioError: those of `Songwriter.load`.
         """
-        folder = on_disk(job.songwriter)
+        weights = filled(job.songwriter)
+        folder = on_disk(weights)
 
         def load() -> Generator[Progress, None, Songwriter]:
             from lyrics import Songwriter
 
-            songwriter = yield from Songwriter.load(job.songwriter, folder, job.device.kind)
+            songwriter = yield from Songwriter.load(weights, folder, job.device.kind)
             self._fingerprints[folder] = checkpoints.fingerprint(folder)
             return songwriter
 
-        return (yield from self._get(job, job.songwriter, folder, "Loading the songwriter", load))
+        return (yield from self._get(job, weights, folder, "Loading the songwriter", load))
 
     def musicgen(self, job: Job) -> Generator[Progress, None, MusicgenEngine]:
         """The job's MusicGen.
@@ -128,16 +132,17 @@ class ModelCache:
         Raises:
             StudioError: those of `MusicgenEngine.load`.
         """
-        folder = on_disk(job.model)
+        weights = filled(job.musicgen)
+        folder = on_disk(weights)
 
         def load() -> Generator[Progress, None, MusicgenEngine]:
             from models.musicgen import MusicgenEngine
 
-            composer = yield from MusicgenEngine.load(job.model, folder, job.device.kind)
+            composer = yield from MusicgenEngine.load(weights, folder, job.device.kind)
             self._fingerprints[folder] = checkpoints.fingerprint(folder)
             return composer
 
-        return (yield from self._get(job, job.model, folder, LOADING_MUSICGEN, load))
+        return (yield from self._get(job, weights, folder, LOADING_MUSICGEN, load))
 
     def separator(self, job: Job) -> Generator[Progress, None, Separator]:
         """The model that splits a song into stems.
@@ -161,7 +166,7 @@ class ModelCache:
             StudioError: those of `AdapterStack.apply`.
         """
         if engine not in self._adapters and job.adapters:
-            self._adapters[engine] = AdapterStack(engine.pipe.transformer, job.model.title)
+            self._adapters[engine] = AdapterStack(engine.pipe.transformer, engine.model.title)
         if engine not in self._adapters:
             return ()
         return (yield from self._adapters[engine].apply(job.adapters))
@@ -180,9 +185,9 @@ class ModelCache:
         """
         if name not in job.sounds:
             return None
-        key = (job.model, job.sha256s[name], encode.__name__)
+        key = (engine.model, job.sha256s[name], encode.__name__)
         if key not in self._latents:
-            with loading.memory_errors(engine.device, job.model, job.duration_s):
+            with loading.memory_errors(engine.device, engine.model, job.duration_s):
                 self._latents[key] = yield from encode(engine, job.sound(name))
             while len(self._latents) > ENCODED_KEPT:
                 self._latents.popitem(last=False)

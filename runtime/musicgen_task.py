@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from typing import Any
 
-from core.params import Request
-from core.requests import Generate, Musicgen
+from core.requests import Generate
 from core.results import Progress, Take
 from models import musicgen
 from models.weights import Weights
@@ -24,23 +24,23 @@ class MusicgenTask:
     on_device = True
 
     def prepare(
-        self, request: Request, setup: Setup, folder: JobFolder, uploads: Uploads
+        self, request: Any, setup: Setup, folder: JobFolder, uploads: Uploads
     ) -> Generator[Progress, None, Job]:
         """See `Task.prepare`."""
         yield from ()
-        request: Musicgen = with_seed(request)
+        request = with_seed(request)
         return Job(
             request=request,
             folder=folder,
             device=replace(setup.device, dtype="float32"),
-            model=setup.musicgen,
+            musicgen=setup.musicgen,
             duration_s=request.duration_s,
         )
 
     def cost(self, job: Job, loaded: Callable[[Weights | None], bool]) -> dict[str, float]:
         """Loading counts once, everything else by the seconds of the song."""
         return {
-            musicgen.LOADING: float(not loaded(job.model)),
+            musicgen.LOADING: float(not loaded(job.musicgen)),
             musicgen.COMPOSING: job.duration_s,
             musicgen.RENDERING: job.duration_s,
             "Writing": job.duration_s,

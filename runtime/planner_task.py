@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from core.errors import StudioError
-from core.params import Request
-from core.requests import Inspire, Rewrite
+from core.params import filled
 from core.results import Idea, Progress
 from models.plan_format import Plan, shorten_caption
 from models.token_sampling import SamplingParams
@@ -29,7 +28,7 @@ class InspireTask:
     stage: ClassVar[str] = "Thinking of a song"
 
     def prepare(
-        self, request: Request, setup: Setup, folder: JobFolder, uploads: Uploads
+        self, request: Any, setup: Setup, folder: JobFolder, uploads: Uploads
     ) -> Generator[Progress, None, Job]:
         """See `Task.prepare`.
 
@@ -83,7 +82,7 @@ class InspireTask:
         self, job: Job, models: ModelCache, sampling: SamplingParams
     ) -> Generator[Progress, None, tuple[Plan, str]]:
         """The plan and the lyrics that make the answer."""
-        request: Inspire = job.request
+        request = job.request
         planner = yield from models.planner(job)
         return (
             yield from planner.inspire(
@@ -92,7 +91,7 @@ class InspireTask:
                 sampling,
                 request.seed,
                 request.vocal_language,
-                int(job.model.longest_s),
+                int(filled(job.model).longest_s),
             )
         )
 
@@ -106,7 +105,7 @@ class RewriteTask(InspireTask):
         self, job: Job, models: ModelCache, sampling: SamplingParams
     ) -> Generator[Progress, None, tuple[Plan, str]]:
         """The plan and the lyrics that make the answer."""
-        request: Rewrite = job.request
+        request = job.request
         language = request.vocal_language
         given = {} if language == "unknown" else {"language": language}
         planner = yield from models.planner(job)
@@ -117,7 +116,7 @@ class RewriteTask(InspireTask):
                 given,
                 sampling,
                 request.seed,
-                int(job.model.longest_s),
+                int(filled(job.model).longest_s),
             )
         )
 

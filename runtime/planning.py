@@ -9,7 +9,7 @@ from typing import Any
 
 from audio import analysis
 from core.errors import StudioError
-from core.params import Request
+from core.params import Request, filled
 from core.requests import EDITION, Edit, Generate, SongRequest, effective_lyrics
 from core.results import Progress
 from models import catalog, checkpoints, plan_format
@@ -130,7 +130,7 @@ def listen(
     name = "source" if "source" in job.sounds else "reference"
     engine = yield from models.engine(job)
     latents = yield from models.encoded(job, engine, name, pipeline.encode)
-    codes = pipeline.extract_codes(engine, latents)
+    codes = pipeline.extract_codes(engine, filled(latents))
     del engine, latents
     planner = yield from models.planner(job)
     plan, lyrics = yield from planner.understand(
@@ -197,7 +197,7 @@ def find_planner(
     memory = device.memory_gb(place.kind)
     best = catalog.largest_planner(memory)
     if best is None:
-        least = catalog.PLANNERS[0].from_gb
+        least = catalog.PLANNERS[0].min_memory_gb
         return None, f"the smallest needs {least:g} GB of memory and there are {memory:.1f}"
     chosen = catalog.PLANNERS[0] if place.kind == "cpu" else best
     if model.name not in catalog.MODELS and checkpoints.locate(chosen) is None:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pipeline
 from core.errors import StudioError
-from core.params import Request
-from core.requests import AUDIO_FIELDS, Cover, Edit, Extend, Generate, SongRequest
+from core.requests import AUDIO_FIELDS, Edit, Extend, Generate, SongRequest
 from core.results import Progress, Take
 from models import sampler
 from models.plan_format import requested_fields
@@ -22,7 +21,7 @@ from runtime.takes import save_take
 from runtime.uploads import JobFiles, Uploads
 
 if TYPE_CHECKING:
-    from models.acestep import Engine, Rendered
+    from models.acestep import Engine, RenderedAudio
 
 IGNORED_WHEN_LISTENING = ("lm_cfg_scale", "lm_negative_prompt")
 """Planner settings that only composing codes can use."""
@@ -36,7 +35,7 @@ class SongTask:
     """Whether the planner listens to an uploaded song instead of planning a new one."""
 
     def prepare(
-        self, request: Request, setup: Setup, folder: JobFolder, uploads: Uploads
+        self, request: Any, setup: Setup, folder: JobFolder, uploads: Uploads
     ) -> Generator[Progress, None, Job]:
         """See `Task.prepare`.
 
@@ -151,7 +150,7 @@ class SongTask:
 
     def render(
         self, job: Job, models: ModelCache, engine: Engine, planned: PlannedSong
-    ) -> Generator[Progress, None, Rendered]:
+    ) -> Generator[Progress, None, RenderedAudio]:
         """Make the sound: the music task of the mode."""
         raise NotImplementedError  # every mode has its own
 
@@ -183,7 +182,7 @@ class GenerateTask(SongTask):
 
     def render(
         self, job: Job, models: ModelCache, engine: Engine, planned: PlannedSong
-    ) -> Generator[Progress, None, Rendered]:
+    ) -> Generator[Progress, None, RenderedAudio]:
         """Text to music, with the planner's codes and the timbre of a reference if there is one."""
         timbre = yield from models.encoded(job, engine, "reference", pipeline.encode_timbre)
         return (
@@ -198,9 +197,9 @@ class CoverTask(SongTask):
 
     def render(
         self, job: Job, models: ModelCache, engine: Engine, planned: PlannedSong
-    ) -> Generator[Progress, None, Rendered]:
+    ) -> Generator[Progress, None, RenderedAudio]:
         """The cover, or text to music where there is only a reference."""
-        request: Cover = job.request
+        request = job.request
         timbre = yield from models.encoded(job, engine, "reference", pipeline.encode_timbre)
         if "source" not in job.sounds:
             return (
@@ -249,9 +248,9 @@ class ExtendTask(SongTask):
 
     def render(
         self, job: Job, models: ModelCache, engine: Engine, planned: PlannedSong
-    ) -> Generator[Progress, None, Rendered]:
+    ) -> Generator[Progress, None, RenderedAudio]:
         """The source with new music before and after it."""
-        request: Extend = job.request
+        request = job.request
         return (
             yield from pipeline.extend(
                 engine,
@@ -279,9 +278,9 @@ class EditTask(SongTask):
 
     def render(
         self, job: Job, models: ModelCache, engine: Engine, planned: PlannedSong
-    ) -> Generator[Progress, None, Rendered]:
+    ) -> Generator[Progress, None, RenderedAudio]:
         """The repaint or the morph."""
-        request: Edit = job.request
+        request = job.request
         source = job.sound("source")
         clean = yield from models.encoded(job, engine, "source", pipeline.encode)
         if request.kind == "morph":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from audio import analysis, encode, settings, splice
 from audio.tags import Tags
 from core.files import atomic_write
+from core.params import filled
 from core.requests import SAMPLE_RATE
 from core.results import AdapterUsed, Progress, SeamCheck, Take
 from runtime.job import Job
@@ -19,7 +20,7 @@ from runtime.planning import PlannedSong
 from runtime.stage_timer import StageTimer
 
 if TYPE_CHECKING:
-    from models.acestep import Rendered
+    from models.acestep import RenderedAudio
 
 TITLE_LENGTH = 60
 """Characters of the style that make a song's title."""
@@ -29,7 +30,7 @@ def save_take(
     job: Job,
     models: ModelCache,
     timer: StageTimer,
-    song: Rendered,
+    song: RenderedAudio,
     planned: PlannedSong,
     adapters: tuple[AdapterUsed, ...] = (),
 ) -> Generator[Progress, None, Take]:
@@ -40,13 +41,14 @@ def save_take(
         StudioError: `sound-not-finite`, `disk-full`, `not-writable`.
     """
     yield Progress(stage="Writing", step=0, steps=1)
+    weights = job.musicgen or filled(job.model)
     check = analysis.check(song.sound, planned.song).model_dump(mode="json")
     take = Take(
         id=job.id,
         path=str(job.song_path),
         mode=job.request.mode,
         request=job.request.model_dump(mode="json"),
-        model=models.used(job.model),
+        model=models.used(weights),
         planner=models.used(job.planner) if job.planner else None,
         device=job.device.used(),
         sample_rate=SAMPLE_RATE,
@@ -67,7 +69,7 @@ def save_take(
     )
     stored = settings.settings_of(take)
     title = title_of(job.request.prompt) or job.song_path.stem
-    tags = Tags(title, job.model.title, job.model.licence)
+    tags = Tags(title, weights.title, weights.licence)
     yield from encode.save(song.sound, job.song_path, "wav", stored, tags)
     atomic_write(job.song_path.with_suffix(".json"), json.dumps(stored, indent=2) + "\n")
     return take.model_copy(update={"timings_s": timer.seconds()})
@@ -89,6 +91,6 @@ def studio_version() -> str:
         return "source"
 
 
-def _seam_check(song: Rendered, at: int, half_width: int) -> SeamCheck:
+def _seam_check(song: RenderedAudio, at: int, half_width: int) -> SeamCheck:
     seam = splice.measure_seam(song.sound, at, half_width, SAMPLE_RATE)
     return SeamCheck(at_s=at / SAMPLE_RATE, **seam._asdict())

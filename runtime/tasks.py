@@ -6,9 +6,8 @@ A new kind of request needs one new file with a `Task`, and one line in `TASKS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Protocol
+from typing import Any, Protocol
 
-from core.params import Request
 from core.results import Draft, ExportedFiles, Idea, Progress, Take
 from models.weights import Weights
 from runtime.export_task import ExportTask, StemsTask
@@ -32,13 +31,14 @@ class Task(Protocol):
     """Whether `run` needs the device, and so a turn in its queue."""
 
     def prepare(
-        self, request: Request, setup: Setup, folder: JobFolder, uploads: Uploads
+        self, request: Any, setup: Setup, folder: JobFolder, uploads: Uploads
     ) -> Generator[Progress, None, Job]:
         """Check `request` and settle everything that it leaves open.
 
         Raises:
             StudioError: the request cannot be run with this setup.
         """
+        ...
 
     def cost(self, job: Job, loaded: Callable[[Weights | None], bool]) -> dict[str, float]:
         """How many units each stage will cost, in order: what `estimates.Rates` multiplies.
@@ -46,6 +46,7 @@ class Task(Protocol):
         Args:
             loaded: whether weights are in memory already, so that loading them costs nothing.
         """
+        ...
 
     def run(
         self, job: Job, models: ModelCache, timer: StageTimer
@@ -55,6 +56,7 @@ class Task(Protocol):
         Raises:
             StudioError: the work failed.
         """
+        ...
 
 
 TASKS: dict[str, Task] = {

@@ -48,7 +48,7 @@ def nothing_stays(studio):
     """After every test: no half file, no flag, nobody in the queue."""
     before = files()
     yield
-    kept = {t.id for kept in studio._takes.values() for t in kept}
+    kept = {t.id for kept in studio._results.values() for t in kept if isinstance(t, Take)}
     left = files() - before - kept
     assert not left
     assert not studio._running
