@@ -244,9 +244,10 @@ def private_folder() -> Path:
 
 def cache_folder() -> Path:
     """Where the studio keeps between starts what it measured on this computer."""
-    older = Path.home() / ".cache" / APP_NAME
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    older = Path(base) / APP_NAME
     folder = platformdirs.user_cache_path(APP_NAME, appauthor=False)
-    # Earlier versions wrote to ~/.cache on every system, and what they measured still holds.
+    # Earlier versions wrote there on every system, and what they measured still holds.
     return older if older.is_dir() and not folder.is_dir() else folder
 
 
