@@ -59,6 +59,10 @@ CAPTION_WORDS, CAPTION_CHARACTERS = 100, 512
 """How long `shorten_caption` leaves a caption."""
 
 
+LYRIC_CHARACTERS = 4096
+"""How many characters of lyrics an answer keeps: as many as a request may have."""
+
+
 MIN_BPM, MAX_BPM = 30, 300
 
 
@@ -191,11 +195,16 @@ def _unquote(value: str) -> str:
 
 
 def parse_lyrics(text: str) -> str:
-    """The lyrics after the reasoning block, without the headings that the model puts around them."""
+    """The lyrics after the reasoning block, without the headings that the model puts around them,
+    and cut after a line where there are more than a request may have."""
     answer = text.partition(THINK_END)[2].partition(IM_END)[0].strip()
     answer = re.sub(r"\A# Languages?[ \t]*\n[^\n]*(\n+|\Z)", "", answer)
     answer = re.sub(r"\A# Lyrics?:?[ \t]*(\n|\Z)", "", answer)
-    return re.sub(r"(\A|\n)# Languages?\b.*\Z", "", answer, flags=re.DOTALL).strip()
+    answer = re.sub(r"(\A|\n)# Languages?\b.*\Z", "", answer, flags=re.DOTALL).strip()
+    if len(answer) <= LYRIC_CHARACTERS:
+        return answer
+    kept = answer[: LYRIC_CHARACTERS + 1].rpartition("\n")[0]
+    return kept.strip() or answer[:LYRIC_CHARACTERS]
 
 
 def requested_fields(request: Request, edition: int = EDITION) -> set[str]:

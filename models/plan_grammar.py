@@ -42,6 +42,10 @@ LYRIC_TOKENS = 2048
 """Where lyrics are ended that do not end by themselves: the transformer reads no more."""
 
 
+DETECTED_LYRIC_TOKENS = LYRIC_TOKENS - 48
+"""The same for lyrics that go straight to the transformer, which reads a heading with them."""
+
+
 SIGNED_KEYS = tuple(
     dict.fromkeys(
         spelling

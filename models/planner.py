@@ -228,7 +228,7 @@ class Planner:
         """
         if not all(0 <= code < self.vocabulary.codebook for code in codes):
             raise ValueError(f"codes run from 0 to {self.vocabulary.codebook - 1}")
-        lyric_tokens = plan_grammar.LYRIC_TOKENS if lyrics else 0
+        lyric_tokens = plan_grammar.DETECTED_LYRIC_TOKENS if lyrics else 0
         constraint = self._full_constraint(
             {}, plan_format.MAX_DURATION_S, lyric_tokens, fields, edition
         )

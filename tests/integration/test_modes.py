@@ -19,7 +19,7 @@ import backend
 from core.files import private_folder
 from core.requests import HELPERS, MODES, SAMPLE_RATE
 from core.results import Failed, Idea, Take
-from models import catalog
+from models import catalog, plan_grammar
 from runtime import device
 
 
@@ -130,7 +130,8 @@ def test_every_knob_of_every_mode_is_turned_here():
         known = {k.name for k in request.params()}
         morph = set(MORPH) if mode == "edit" else set()
         alone = {"duration_s"} if mode == "cover" else set()
-        assert known == set(SHARED) | set(OWN[mode]) | morph | alone
+        lyrics = {"use_cot_lyrics"} if mode in ("cover", "edit") else set()
+        assert known == set(SHARED) | set(OWN[mode]) | morph | alone | lyrics
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,25 @@ def test_turning_it_changes_what_reaches_the_model(far_wall, at_rest, files, mod
 def test_every_knob_of_a_morph_reaches_the_model(far_wall, files, name):
     base = asked("edit", files, kind="morph", prompt="chimes")
     assert far_wall("edit", **base)[1] != far_wall("edit", **{**base, name: MORPH[name]})[1]
+
+
+@pytest.mark.parametrize("mode", ["cover", "edit"])
+def test_detected_lyrics_reach_the_model_and_the_take(far_wall, files, mode, monkeypatch):
+    monkeypatch.setattr(plan_grammar, "DETECTED_LYRIC_TOKENS", 24)
+    base = asked(mode, files, lyrics="")
+    instrumental, before = far_wall(mode, **base)
+    take, after = far_wall(mode, **base, use_cot_lyrics=True)
+    assert after != before
+    assert take.plan["lyrics"]
+    assert "lyrics" not in instrumental.plan
+    assert any("No lyrics were given" in note for note in instrumental.notes)
+    assert not any("No lyrics were given" in note for note in take.notes)
+
+
+def test_listening_writes_down_the_lyrics_on_request(planned, files, monkeypatch):
+    monkeypatch.setattr(plan_grammar, "DETECTED_LYRIC_TOKENS", 24)
+    assert run(planned, "listen", source=files["song"], transcribe=True).lyrics
+    assert not run(planned, "listen", source=files["song"]).lyrics
 
 
 def test_the_length_of_a_cover_without_a_song_is_the_one_asked_for(far_wall, files):

@@ -107,6 +107,14 @@ def test_headings_around_the_lyrics_are_removed():
     assert plan_format.parse_lyrics("<think>\nbpm: 90\n</think>") == ""
 
 
+def test_lyrics_longer_than_a_request_may_have_are_cut_after_a_line():
+    line = "la la la la la la"
+    lyrics = plan_format.parse_lyrics("</think>\n\n" + "\n".join([line] * 300))
+    assert 4000 < len(lyrics) <= 4096
+    assert set(lyrics.split("\n")) == {line}
+    assert len(plan_format.parse_lyrics("</think>\n\n" + "la" * 3000)) == 4096
+
+
 def test_shortened_captions_keep_a_hundred_words_and_512_characters():
     assert plan_format.shorten_caption(" two\n  words\x00 ") == "two words"
     assert plan_format.shorten_caption("w " * 150) == " ".join("w" * 100)
