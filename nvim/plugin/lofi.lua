@@ -1,5 +1,4 @@
--- The commands. Nothing else happens at the start of the editor: the module comes in with the
--- first command.
+-- Defines the commands. The module is loaded by the first one.
 if vim.g.loaded_lofi then
   return
 end
@@ -24,10 +23,10 @@ local function backends()
   return { "ace_step", "musicgen" }
 end
 
-command("Lofi", "+", "Make music: {prompt} [seconds]")
-command("LofiAce", "+", "Make music with ACE-Step: {prompt} [seconds]")
-command("LofiBackends", 0, "Show which models there are")
-command("LofiDownload", 1, "Fetch the files of a model", backends)
+command("Lofi", "+", "Generate music: {prompt} [seconds]")
+command("LofiAce", "+", "Generate music with ACE-Step: {prompt} [seconds]")
+command("LofiBackends", 0, "List the backends and their status")
+command("LofiDownload", 1, "Download a model", backends)
 command("LofiPlay", "?", "Play the last track, or a file", "file")
-command("LofiStop", 0, "Stop playing")
-command("LofiCancel", "?", "Cancel what is being made", open_tracks)
+command("LofiStop", 0, "Stop playback")
+command("LofiCancel", "?", "Cancel a track", open_tracks)

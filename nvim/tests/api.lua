@@ -52,8 +52,8 @@ t.test("setup refuses what it does not know, by name", function()
   local lofi = t.fresh()
   for options, part in pairs({
     [{ daemon_path = "x" }] = "daemon_path",
-    [{ threads = "4" }] = "threads is a number, not a string",
-    [{ cmd = {} }] = "cmd is a list",
+    [{ threads = "4" }] = "threads must be a number, not a string",
+    [{ cmd = {} }] = "cmd must be a list",
   }) do
     local fine, err = pcall(lofi.setup, options)
     t.equal(fine, false)

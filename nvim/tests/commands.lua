@@ -41,7 +41,7 @@ t.test("Lofi makes a track: prompt, length, and a file at the end", function()
   end)
   local sent = vim.json.decode(t.received()[2])
   t.equal(sent.params, { prompt = "warm | piano, 90 bpm", duration_sec = 12 })
-  t.has(texts[1], "warm | piano, 90 bpm is in ")
+  t.has(texts[1], "warm | piano, 90 bpm: saved as ")
 end)
 
 t.test("a number alone is a prompt, and 30 s the length of what names none", function()
@@ -119,7 +119,7 @@ t.test("progress: one float, its text, the statusline, and nothing left at the e
   vim.cmd("Lofi slow one")
   vim.cmd("Lofi queued two")
   t.wait(function()
-    return (float_text(progress) or ""):find("%d+%%, %d+ s left, 1 waiting")
+    return (float_text(progress) or ""):find("%d+%%, %d+ s left, 1 queued")
   end, "the float")
   t.equal(#vim.api.nvim_list_wins(), windows + 1)
   t.equal(vim.api.nvim_get_current_win() == progress.window(), false)
@@ -185,8 +185,8 @@ t.test("LofiBackends shows both, LofiDownload fetches one and says how far it is
   end, function(shown)
     return #shown == 1
   end)
-  t.equal(texts[1], "lofi: musicgen is there.")
-  t.has(seen, "musicgen 25%% fetched")
+  t.equal(texts[1], "lofi: musicgen is installed.")
+  t.has(seen, "musicgen 25%% downloaded")
   t.equal(lofi.statusline(), "")
 end)
 

@@ -23,8 +23,8 @@ t.test("all is told: editor, daemon, backends, disk, tracks, player", function()
     "version 1",
     "ace_step (ACE-Step-3.5B): ready, cpu, float32, ace-step-v1",
     "musicgen (MusicGen-Small): not_installed",
-    ":LofiDownload musicgen fetches 2.4 GB",
-    "1 kept, 3 of 200 MB, in " .. t.folder .. "/tracks",
+    ":LofiDownload musicgen downloads 2.4 GB",
+    "1 tracks, 3 of 200 MB, in " .. t.folder .. "/tracks",
     "mpv",
   }) do
     t.has(text, part)

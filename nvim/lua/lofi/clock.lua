@@ -1,10 +1,10 @@
---- One timer that can be called off up to the last moment.
+--- Timers that can be cancelled.
 local M = {}
 
 --- Calls `fn` on the main loop after `ms` milliseconds.
 ---@param ms number
 ---@param fn fun()
----@return fun() cancel may be called at any time, and more than once
+---@return fun() cancel may be called at any time, repeatedly
 function M.after(ms, fn)
   local timer = (vim.uv or vim.loop).new_timer()
   local function cancel()

@@ -1,19 +1,19 @@
---- What the commands do.
+--- The commands.
 local config = require("lofi.config")
 local lofi = require("lofi")
 
 local M = {}
 
-local function say(text)
+local function inform(text)
   vim.notify("lofi: " .. text)
 end
 
---- Shows what went wrong, and the way out where the editor has one.
+--- Shows an error, with the command that helps if there is one.
 ---@param err lofi.Error
-local function complain(err)
+local function show_error(err)
   local text = err.message
   if err.code == "BACKEND_NOT_INSTALLED" then
-    text = text .. " :LofiDownload fetches it."
+    text = text .. " Download it with :LofiDownload."
   end
   vim.notify("lofi: " .. text, vim.log.levels.ERROR)
 end
@@ -23,12 +23,12 @@ end
 local function play(path, duration_sec)
   lofi.play(path, duration_sec, function(err)
     if err then
-      complain(err)
+      show_error(err)
     end
   end)
 end
 
---- "warm piano 20" is a prompt and a length; "20" alone is a prompt.
+--- "warm piano 20" is a prompt and a duration; "20" alone is a prompt.
 ---@param words string
 ---@return string prompt
 ---@return integer? seconds
@@ -46,14 +46,14 @@ local function generate(words, backend)
   local prompt, seconds = parse(words)
   lofi.generate({ prompt = prompt, duration_sec = seconds, backend = backend }, function(err, track)
     if err and err.code == "GENERATION_CANCELLED" then
-      say("cancelled: " .. prompt)
+      inform("cancelled: " .. prompt)
     elseif err then
-      complain(err)
+      show_error(err)
     elseif config.options.auto_play then
-      say("playing: " .. prompt)
+      inform("playing: " .. prompt)
       play(track.path, track.duration_sec)
     else
-      say(("%s is in %s"):format(prompt, track.path))
+      inform(("%s: saved as %s"):format(prompt, track.path))
     end
   end)
 end
@@ -69,7 +69,7 @@ end
 function M.LofiBackends()
   lofi.get_backends(function(err, result)
     if err then
-      return complain(err)
+      return show_error(err)
     end
     local lines = {}
     for _, b in ipairs(result.backends) do
@@ -84,11 +84,11 @@ end
 function M.LofiDownload(args)
   lofi.download_backend(args.args, function(err, result)
     if err then
-      complain(err)
+      show_error(err)
     elseif result.already_installed then
-      say(args.args .. " is there already.")
+      inform(args.args .. " is already installed.")
     else
-      say(args.args .. " is there.")
+      inform(args.args .. " is installed.")
     end
   end)
 end
@@ -100,20 +100,20 @@ function M.LofiPlay(args)
   elseif track then
     play(track.path, track.duration_sec)
   else
-    say("there is nothing to play yet. :Lofi makes something.")
+    inform("no track yet. Generate one with :Lofi.")
   end
 end
 
 function M.LofiStop()
   if not lofi.stop_playing() then
-    say("nothing is playing.")
+    inform("nothing is playing.")
   end
 end
 
 function M.LofiCancel(args)
   lofi.cancel(args.args ~= "" and args.args or nil, function(err)
     if err then
-      complain(err)
+      show_error(err)
     end
   end)
 end

@@ -1,4 +1,4 @@
---- The options, and what can be said about a request before the daemon sees it.
+--- Options, and validation of requests before they are sent.
 local M = {}
 
 ---@class lofi.Options
@@ -7,15 +7,15 @@ local M = {}
 ---@field model? string ACE-Step checkpoint: "mini", "xl-sft", "xl-turbo", a folder or a hub id
 ---@field device? string "auto", "cpu", "cuda" or "metal"
 ---@field threads? integer CPU threads
----@field backend? string "ace_step" or "musicgen", where a request names none
----@field duration_sec? integer length where a request names none
----@field auto_play? boolean play what a command made as soon as it is there
+---@field backend? string "ace_step" or "musicgen", if a request names none
+---@field duration_sec? integer duration if a request names none
+---@field auto_play? boolean play tracks of commands when they are ready
 ---@field player? string[] command that plays a file, whose path is appended
----@field float? boolean show progress in a float
----@field timeout_ms? integer how long an answer may take
----@field restart_delay_ms? integer pause before the first restart; it doubles with each
+---@field float? boolean show progress in a floating window
+---@field timeout_ms? integer how long to wait for a response
+---@field restart_delay_ms? integer delay before the first restart; doubles each time
 
---- What each option is.
+--- Type of each option.
 M.TYPES = {
   cmd = "table",
   env = "table",
@@ -40,34 +40,34 @@ local DEFAULTS = {
   restart_delay_ms = 500,
 }
 
---- Seconds that each backend can make.
+--- Shortest and longest track of each backend, in seconds.
 local SECONDS = { ace_step = { 5, 240 }, musicgen = { 5, 120 } }
 
---- The largest whole number up to which a Lua number is exact.
+--- The largest integer that a Lua number holds exactly.
 local EXACT = 9007199254740991
 
 ---@type lofi.Options
 M.options = vim.deepcopy(DEFAULTS)
 
---- Sets the options anew. Starts nothing.
+--- Replaces the options. Starts nothing.
 ---@param options? lofi.Options
 function M.setup(options)
   for name, value in pairs(options or {}) do
     if not M.TYPES[name] then
       local known = vim.tbl_keys(M.TYPES)
       table.sort(known)
-      local text = "lofi: there is no option %s; there are %s"
+      local text = "lofi: unknown option %s; known: %s"
       error(text:format(vim.inspect(name), table.concat(known, ", ")), 3)
     elseif type(value) ~= M.TYPES[name] then
-      error(("lofi: %s is a %s, not a %s"):format(name, M.TYPES[name], type(value)), 3)
+      error(("lofi: %s must be a %s, not a %s"):format(name, M.TYPES[name], type(value)), 3)
     elseif (name == "cmd" or name == "player") and type(value[1]) ~= "string" then
-      error(("lofi: %s is a list of the command and its arguments"):format(name), 3)
+      error(("lofi: %s must be a list of the command and its arguments"):format(name), 3)
     end
   end
   M.options = vim.tbl_extend("force", vim.deepcopy(DEFAULTS), options or {})
 end
 
---- The clone that this plugin lies in, through links.
+--- The clone that contains this plugin, with links resolved.
 ---@return string
 function M.root()
   local here = debug.getinfo(1, "S").source:sub(2)
@@ -75,7 +75,7 @@ function M.root()
   return vim.fn.fnamemodify(uv.fs_realpath(here) or here, ":p:h:h:h:h")
 end
 
---- The daemon's command: the one set, or this clone's own.
+--- The daemon's command: the option, or this clone's Python.
 ---@return string[]
 function M.command()
   if M.options.cmd then
@@ -85,7 +85,7 @@ function M.command()
   return { M.root() .. inside, M.root() .. "/app.py", "daemon" }
 end
 
---- What the daemon's environment has besides the editor's.
+--- Extra environment variables for the daemon.
 ---@return table<string, string>
 function M.environment()
   local o = M.options
@@ -115,7 +115,7 @@ local function whole(value)
   return type(value) == "number" and value % 1 == 0
 end
 
---- A request as the daemon takes it, or what is wrong with it.
+--- The params of a request, or an error if it is invalid.
 ---@param request string|lofi.Request
 ---@return table? params
 ---@return lofi.Error? err
@@ -123,7 +123,7 @@ function M.params(request)
   if type(request) == "string" then
     request = { prompt = request }
   elseif type(request) ~= "table" then
-    return nil, M.failure("INVALID_PARAMS", "A request is a prompt or a table.", -32602)
+    return nil, M.failure("INVALID_PARAMS", "A request must be a prompt or a table.", -32602)
   end
   local p = vim.tbl_extend("keep", request, {
     backend = M.options.backend,
@@ -131,30 +131,31 @@ function M.params(request)
   })
   local prompt = p.prompt
   if type(prompt) ~= "string" or not prompt:find("%S") then
-    return nil, M.failure("INVALID_PROMPT", "Say in words what it should sound like.", -32006)
+    local text = "The prompt is empty. Describe the music in a few words."
+    return nil, M.failure("INVALID_PROMPT", text, -32006)
   end
   if not pcall(vim.fn.json_encode, prompt) then
     return nil, M.failure("INVALID_PROMPT", "The prompt is not valid UTF-8.", -32006)
   end
   if vim.fn.strchars(prompt) > 1000 then
-    local text = "The prompt has %d characters; 1000 is the most."
+    local text = "The prompt has %d characters; the limit is 1000. Shorten it."
     return nil, M.failure("INVALID_PROMPT", text:format(vim.fn.strchars(prompt)), -32006)
   end
   if p.backend ~= nil and not SECONDS[p.backend] then
-    local text = "There is no backend %s; there are ace_step and musicgen."
+    local text = "No backend %s. Choose ace_step or musicgen."
     return nil, M.failure("INVALID_BACKEND", text:format(vim.inspect(p.backend)), -32007)
   end
   local range = SECONDS[p.backend] or SECONDS.ace_step
   if not whole(p.duration_sec) or p.duration_sec < range[1] or p.duration_sec > range[2] then
-    local text = "The length is %d to %d whole seconds, not %s."
+    local text = "The duration must be %d to %d whole seconds, not %s."
     local got = vim.inspect(p.duration_sec)
     return nil, M.failure("INVALID_DURATION", text:format(range[1], range[2], got), -32005)
   end
   if p.priority ~= nil and p.priority ~= "normal" and p.priority ~= "high" then
-    return nil, M.failure("INVALID_PARAMS", "The priority is normal or high.", -32602)
+    return nil, M.failure("INVALID_PARAMS", "The priority must be normal or high.", -32602)
   end
   if p.seed ~= nil and not (whole(p.seed) and p.seed >= 0 and p.seed <= EXACT) then
-    local text = "The seed is a whole number from 0 to %.0f: Lua knows larger ones only roughly."
+    local text = "The seed must be a whole number from 0 to %.0f, the largest one exact in Lua."
     return nil, M.failure("INVALID_PARAMS", text:format(EXACT), -32602)
   end
   return p

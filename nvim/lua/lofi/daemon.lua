@@ -1,4 +1,4 @@
---- The daemon in use: started by the first request, started again after a crash.
+--- The editor's daemon: started by the first request, restarted after a crash.
 local clock = require("lofi.clock")
 local config = require("lofi.config")
 local events = require("lofi.events")
@@ -6,20 +6,20 @@ local process = require("lofi.process")
 
 local uv = vim.uv or vim.loop
 
---- Restarts after crashes in a row.
+--- Restarts after consecutive crashes.
 local RESTARTS = 3
 
---- A process that ran this long, in milliseconds, was a healthy one.
+--- A process that ran this long (ms) resets the count of crashes.
 local HEALTHY = 60000
 
---- How long leaving the editor waits for the daemon to end by itself, in milliseconds.
+--- How long (ms) leaving the editor waits for the daemon to exit.
 local FAREWELL = 300
 
 local M = {}
 
----@type lofi.Process? the process that requests go to
+---@type lofi.Process? the process that gets requests
 local current
----@type lofi.Process? the latest one, whether it runs or not
+---@type lofi.Process? the latest one, running or not
 local latest
 local restarts = 0
 local hold_restart = function() end
@@ -28,7 +28,7 @@ local hold_restart = function() end
 ---@type fun(method: string, params: table)
 M.on_note = function() end
 
---- Gets every process that ended; set by `lofi.tracks`.
+--- Gets every process that has exited; set by `lofi.tracks`.
 ---@type fun(ended: lofi.Process)
 M.on_lost = function() end
 
@@ -77,12 +77,12 @@ function start()
   return current, err
 end
 
---- Asks the daemon, which is started if it does not run.
+--- Sends a request, starting the daemon if necessary.
 ---@param method string
 ---@param params? table
----@param done fun(err?: lofi.Error, result?: table) called once, never at once
+---@param done fun(err?: lofi.Error, result?: table) called once, never before this function returns
 ---@param late? fun(result: table)
----@return lofi.Process? process the one that was asked
+---@return lofi.Process? process the one that got the request
 function M.request(method, params, done, late)
   local err
   if not current then
@@ -104,7 +104,7 @@ function M.is_running()
   return current ~= nil
 end
 
---- Ends the daemon gently: what it makes is cancelled, and it is gone within two seconds.
+--- Stops the daemon and cancels its jobs. It exits within two seconds.
 function M.stop()
   hold_restart()
   restarts = 0
@@ -124,13 +124,13 @@ function M.force_stop()
   current = nil
 end
 
---- The last lines that the latest daemon said aside.
+--- The last lines on the latest daemon's standard error.
 ---@return string[]
 function M.stderr()
   return latest and vim.list_slice(latest.stderr) or {}
 end
 
---- Closes the daemon's input on leaving, so that it can end by itself before the editor ends it.
+--- Closes the daemon's input when the editor exits, so that it can exit cleanly.
 function M.leave()
   hold_restart()
   if current then

@@ -1,7 +1,7 @@
---- Who wants to know what happens.
+--- Event handlers.
 local M = {}
 
---- What is told, and with which fields; see |lofi-events|.
+--- The events; for their fields see |lofi-events|.
 M.EVENTS = {
   "generation_start",
   "generation_progress",
@@ -19,12 +19,12 @@ local handlers = {}
 
 local function check(event)
   if not vim.tbl_contains(M.EVENTS, event) then
-    error(("lofi: there is no event %s"):format(vim.inspect(event)), 3)
+    error(("lofi: unknown event %s"):format(vim.inspect(event)), 3)
   end
 end
 
---- Calls `fn` with what follows. Where it fails that is shown, and whoever called goes on.
----@param name string what to call it
+--- Calls `fn` with the remaining arguments. An error in it is shown, not raised.
+---@param name string how to name it in the message
 ---@param fn function
 function M.guard(name, fn, ...)
   local ok, why = pcall(fn, ...)
@@ -55,7 +55,7 @@ function M.off(event, handler)
   end, handlers[event] or {})
 end
 
---- Tells all that listen. A handler that fails does not keep the others from it.
+--- Calls all handlers of an event. An error in one does not affect the others.
 ---@param event string
 ---@param data table each handler gets a copy
 function M.emit(event, data)
@@ -65,7 +65,7 @@ function M.emit(event, data)
   end
 end
 
---- Forgets the handlers of one event, or of all.
+--- Removes the handlers of one event, or of all.
 ---@param event? string
 function M.clear(event)
   if event then

@@ -18,7 +18,7 @@ local info = says.info or says.report_info
 local warn = says.warn or says.report_warn
 local bad = says.error or says.report_error
 
---- How long the daemon may take for the answers, in milliseconds.
+--- How long (ms) to wait for the daemon's responses.
 local PATIENCE = 20000
 
 local function check_editor()
@@ -28,7 +28,7 @@ local function check_editor()
   if vim.fn.has("nvim-0.9") == 1 then
     ok(text)
   else
-    warn(text .. " is older than 0.9", { "Commands work, but nobody promises it." })
+    warn(text .. " is older than 0.9", { "Commands may work, but this version is not supported." })
   end
 end
 
@@ -51,7 +51,7 @@ local function variable(name)
   return config.environment()[name] or vim.env[name]
 end
 
---- Where this system keeps what can be made again.
+--- The user's cache folder.
 local function caches()
   if vim.fn.has("win32") == 1 then
     return variable("LOCALAPPDATA") or uv.os_homedir()
@@ -61,7 +61,7 @@ local function caches()
   return variable("XDG_CACHE_HOME") or (uv.os_homedir() .. "/.cache")
 end
 
---- Bytes that are free where `folder` is, or will be.
+--- Free bytes on the disk of `folder`, which need not exist yet.
 local function free(folder)
   while not uv.fs_stat(folder) do
     local above = vim.fn.fnamemodify(folder, ":h")
@@ -78,13 +78,13 @@ local function gigabytes(bytes)
   return ("%.1f GB"):format(bytes / 1e9)
 end
 
---- A backend whose files are not there, and whether they would fit.
+--- Reports a backend that is not installed, and whether there is room for it.
 local function check_absent(b)
   local hub = variable("HF_HOME") or (uv.os_homedir() .. "/.cache/huggingface")
   local size, room = b.size_bytes or 0, free(variable("HF_HUB_CACHE") or hub)
-  local way = (":LofiDownload %s fetches %s"):format(b.type, gigabytes(size))
+  local way = (":LofiDownload %s downloads %s"):format(b.type, gigabytes(size))
   if room < size then
-    warn(describe(b), { ("%s, and %s are free"):format(way, gigabytes(room)) })
+    warn(describe(b), { ("%s, but only %s are free"):format(way, gigabytes(room)) })
   else
     info(("%s; %s"):format(describe(b), way))
   end
@@ -99,10 +99,10 @@ local function check_tracks()
   for _, file in ipairs(files) do
     bytes = bytes + math.max(0, vim.fn.getfsize(file))
   end
-  ok(("%d kept, %.0f of %d MB, in %s"):format(#files, bytes / 1e6, most, folder))
+  ok(("%d tracks, %.0f of %d MB, in %s"):format(#files, bytes / 1e6, most, folder))
 end
 
---- Asks a daemon that lives only as long as this check.
+--- Starts a daemon for this check alone.
 local function check_daemon()
   start("Daemon")
   info("command: " .. table.concat(config.command(), " "))
@@ -122,16 +122,16 @@ local function check_daemon()
   end, 10)
   child:stop()
   if pong then
-    ok("it answers; version " .. tostring(pong.version))
+    ok("responds; version " .. tostring(pong.version))
   end
   if failed or not pong then
-    bad(failed and failed.message or "it does not answer.", child.stderr)
+    bad(failed and failed.message or "no response.", child.stderr)
   end
   for _, b in ipairs(backends and backends.backends or {}) do
     if b.status == "ready" then
       ok(describe(b))
     elseif b.status == "error" then
-      warn(describe(b), { b.error or "no reason is known" })
+      warn(describe(b), { b.error or "the reason is unknown" })
     elseif b.status == "not_installed" then
       check_absent(b)
     else
@@ -139,7 +139,7 @@ local function check_daemon()
     end
   end
   if #daemon.stderr() > 0 then
-    info("this editor's daemon said aside:\n" .. table.concat(daemon.stderr(), "\n"))
+    info("log of this editor's daemon:\n" .. table.concat(daemon.stderr(), "\n"))
   end
 end
 
@@ -149,7 +149,7 @@ local function check_player()
   if command then
     ok(table.concat(command, " "))
   else
-    info("no player was found; install mpv or ffmpeg, or set `player`")
+    info("no player found; install mpv or ffmpeg, or set `player`")
   end
 end
 

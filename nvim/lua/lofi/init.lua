@@ -1,4 +1,4 @@
---- Music by the studio's daemon. See |lofi|.
+--- The public API. See |lofi|.
 local config = require("lofi.config")
 local daemon = require("lofi.daemon")
 local events = require("lofi.events")
@@ -7,7 +7,7 @@ local progress = require("lofi.progress")
 local tracks = require("lofi.tracks")
 
 ---@class lofi
----@field last_track? lofi.Track the last track that was finished
+---@field last_track? lofi.Track the last finished track
 local M = setmetatable({}, {
   __index = function(_, name)
     if name == "last_track" then
@@ -36,13 +36,13 @@ M.is_playing = player.is_playing
 
 M.statusline = progress.statusline
 
---- Sets options; starts nothing. What concerns the daemon acts from its next start on.
+--- Replaces the options; starts nothing. Options of the daemon apply from its next start.
 ---@param options? lofi.Options
 function M.setup(options)
   config.setup(options)
 end
 
---- Asks which backends there are and how they do.
+--- Requests the backends and their status.
 ---@param done fun(err?: lofi.Error, result?: table) result: { backends, default_backend }
 ---@return boolean sent
 function M.get_backends(done)

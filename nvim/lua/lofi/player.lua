@@ -1,9 +1,9 @@
---- Plays one file at a time, in a child process of ours.
+--- Plays one file at a time, in a child process.
 local config = require("lofi.config")
 
 local uv = vim.uv or vim.loop
 
---- Players by the platform that has them, best first. The file's path follows the arguments.
+--- Players in order of preference. The file's path is appended to the arguments.
 local PLAYERS = {
   { { "mpv", "--no-config", "--no-video", "--no-input-terminal", "--msg-level=all=error" } },
   { { "ffplay", "-nodisp", "-autoexit", "-loglevel", "error" } },
@@ -23,17 +23,17 @@ local PLAYERS = {
   },
 }
 
---- A player that ends sooner than this share of a track has not played it.
+--- A player that exits before this share of a track has failed.
 local PLAYED = 0.5
 
 local M = {}
 
----@type integer? the job of what is playing
+---@type integer? the running player
 local playing
 
---- The command that plays a file, or nil where there is none.
+--- The command that plays a file, or nil if there is none.
 ---@return string[]? command
----@return boolean? by_environment the file is named in LOFI_FILE, not as an argument
+---@return boolean? by_environment the path is passed in LOFI_FILE, not as an argument
 function M.command()
   if config.options.player then
     return config.options.player
@@ -46,38 +46,38 @@ function M.command()
   end
 end
 
---- Plays a file; what was playing stops. `done` is called when it has been played, was stopped, or
---- could not be played.
+--- Plays a file, stopping any other. `done` is called when playback has ended, was stopped, or
+--- failed.
 ---@param path string
----@param duration_sec? number its length, by which it is judged whether it was played
+---@param duration_sec? number its duration, to detect a player that fails silently
 ---@param done? fun(err?: lofi.Error)
 function M.play(path, duration_sec, done)
   done = done or function() end
   M.stop()
   path = vim.fn.fnamemodify(path, ":p")
   local function failed(why)
-    local err = config.failure("PLAYBACK_FAILED", ("%s The file is %s"):format(why, path))
+    local err = config.failure("PLAYBACK_FAILED", ("%s File: %s"):format(why, path))
     vim.schedule(function()
       done(err)
     end)
   end
   if not uv.fs_stat(path) then
-    return failed("There is nothing to play.")
+    return failed("The file does not exist.")
   end
   local command, by_environment = M.command()
   if not command then
-    return failed("No player was found; install mpv or ffmpeg, or set `player`.")
+    return failed("No player found; install mpv or ffmpeg, or set `player`.")
   end
   local argv = vim.list_extend({}, command)
   if not by_environment then
     table.insert(argv, path)
   end
-  local aside, started, job = {}, uv.hrtime(), nil
+  local stderr, started, job = {}, uv.hrtime(), nil
   local ok, result = pcall(vim.fn.jobstart, argv, {
     env = { LOFI_FILE = path },
     stderr_buffered = true,
     on_stderr = function(_, data)
-      aside = vim.tbl_filter(function(line)
+      stderr = vim.tbl_filter(function(line)
         return line:find("%S")
       end, data)
     end,
@@ -90,8 +90,8 @@ function M.play(path, duration_sec, done)
       if code == 0 and ran >= (duration_sec or 1) * PLAYED then
         return done()
       end
-      local why = aside[#aside] or ("it ended with code %d after %.1f s"):format(code, ran)
-      failed(("%s did not play it: %s."):format(command[1], why))
+      local why = stderr[#stderr] or ("it exited with code %d after %.1f s"):format(code, ran)
+      failed(("%s failed: %s."):format(command[1], why))
     end,
   })
   if not ok or result <= 0 then
@@ -100,8 +100,8 @@ function M.play(path, duration_sec, done)
   job, playing = result, result
 end
 
---- Stops what is playing.
----@return boolean stopped false where nothing was playing
+--- Stops playback.
+---@return boolean stopped false if nothing was playing
 function M.stop()
   local job = playing
   playing = nil

@@ -1,4 +1,4 @@
---- One daemon process: requests go in, answers and notifications come out.
+--- A daemon process: sends requests, receives responses and notifications.
 local clock = require("lofi.clock")
 local config = require("lofi.config")
 local events = require("lofi.events")
@@ -6,27 +6,27 @@ local reader = require("lofi.reader")
 
 local uv = vim.uv or vim.loop
 
---- Lines of standard error that are kept.
+--- Lines of standard error to keep.
 local KEPT = 50
 
---- How long a daemon may take to end by itself, in milliseconds.
+--- How long (ms) a daemon may take to exit before it is killed.
 local GRACE = 2000
 
 ---@class lofi.Process
 ---@field cmd string[]
 ---@field job integer
 ---@field started number when, in milliseconds
----@field spoken boolean whether it has ever said anything
----@field stopping boolean whether it was asked to end
----@field code? integer how it ended; nil while it runs
----@field stderr string[] the last lines it said aside
+---@field spoken boolean whether it has sent any message
+---@field stopping boolean whether it was told to stop
+---@field code? integer exit code; nil while it runs
+---@field stderr string[] its last lines
 local Process = {}
 Process.__index = Process
 
 local M = {}
 
---- Lua 5.1 writes large numbers rounded in some editors; a seed must arrive to the digit. Inside a
---- JSON string every quote has a backslash, so that the mark can only be the seed itself.
+--- Some versions write large numbers rounded, but a seed must arrive exactly. The placeholder
+--- cannot match inside a JSON string, where every quote has a backslash.
 local function encode(message)
   local seed = message.params.seed
   if type(seed) ~= "number" then
@@ -47,7 +47,7 @@ function M.start(on_note, on_exit)
   local cmd = config.command()
   for _, file in ipairs(config.options.cmd and { cmd[1] } or { cmd[1], cmd[2] }) do
     if vim.fn.executable(file) == 0 and not uv.fs_stat(file) then
-      local text = "The daemon is not there: %s is missing. Run `make install` in the clone, or"
+      local text = "The daemon is not installed: %s is missing. Run `make install` in the clone, or"
         .. " set `cmd`."
       return nil, config.failure("DAEMON_NOT_FOUND", text:format(file))
     end
@@ -66,10 +66,10 @@ function M.start(on_note, on_exit)
     if message.method then
       events.guard(message.method, on_note, message.method, message.params or {})
     else
-      self:answered(message)
+      self:on_response(message)
     end
   end, function(line)
-    self:keep("not a message: " .. line:sub(1, 200))
+    self:log("not a message: " .. line:sub(1, 200))
   end)
   local ok, job = pcall(vim.fn.jobstart, cmd, {
     cwd = config.root(),
@@ -78,7 +78,7 @@ function M.start(on_note, on_exit)
       read(data)
     end,
     on_stderr = function(_, data)
-      self:overheard(data)
+      self:on_stderr(data)
     end,
     on_exit = function(_, code)
       self.code = code
@@ -92,48 +92,48 @@ function M.start(on_note, on_exit)
   if not ok or job <= 0 then
     local why = ok and "it is not executable" or tostring(job):gsub("^Vim:", "")
     local text = "The daemon could not be started (%s): %s"
-    local told = text:format(table.concat(cmd, " "), why)
-    return nil, config.failure("DAEMON_SPAWN_FAILED", told)
+    local message = text:format(table.concat(cmd, " "), why)
+    return nil, config.failure("DAEMON_SPAWN_FAILED", message)
   end
   self.job = job
   return self
 end
 
---- Why requests and jobs of a process that ended get no answer.
+--- The error for open requests and jobs of a process that has exited.
 ---@return lofi.Error
 function Process:lost()
-  local aside = self.stderr[#self.stderr]
-  aside = aside and (" It said last: " .. aside) or ""
+  local last = self.stderr[#self.stderr]
+  last = last and (" Its last line: " .. last) or ""
   if self.stopping then
     return config.failure("GENERATION_CANCELLED", "The daemon was stopped.")
   elseif not self.spoken then
-    local text = "The daemon ended at its start with code %d.%s See :checkhealth lofi."
-    return config.failure("DAEMON_SPAWN_FAILED", text:format(self.code, aside))
+    local text = "The daemon exited at its start with code %d.%s See :checkhealth lofi."
+    return config.failure("DAEMON_SPAWN_FAILED", text:format(self.code, last))
   end
-  local text = "The daemon ended with code %d.%s"
-  return config.failure("DAEMON_CRASH", text:format(self.code, aside))
+  local text = "The daemon exited with code %d.%s"
+  return config.failure("DAEMON_CRASH", text:format(self.code, last))
 end
 
-function Process:keep(line)
+function Process:log(line)
   table.insert(self.stderr, line)
   if #self.stderr > KEPT then
     table.remove(self.stderr, 1)
   end
 end
 
-function Process:overheard(data)
+function Process:on_stderr(data)
   for i, piece in ipairs(data) do
-    self.aside = ((self.aside or "") .. piece):sub(1, 2000)
+    self.partial = ((self.partial or "") .. piece):sub(1, 2000)
     if i < #data or (#data == 1 and piece == "") then
-      if self.aside:find("%S") then
-        self:keep(self.aside)
+      if self.partial:find("%S") then
+        self:log(self.partial)
       end
-      self.aside = ""
+      self.partial = ""
     end
   end
 end
 
---- Hands the outcome of request `id` to whoever waits for it, or to whoever wants it late.
+--- Passes the outcome of request `id` to its callback, or a late result to `late`.
 function Process:settle(id, err, result)
   local entry = self.waiting[id]
   self.waiting[id] = nil
@@ -149,14 +149,14 @@ function Process:settle(id, err, result)
   events.guard("a callback", entry.done, err, result)
 end
 
-function Process:answered(message)
+function Process:on_response(message)
   local id, refusal = message.id, message.error
   if refusal then
     local data = type(refusal.data) == "table" and refusal.data or {}
-    local told = data.details or refusal.message
-    local err = config.failure(data.error_code or "INTERNAL_ERROR", told, refusal.code)
+    local details = data.details or refusal.message
+    local err = config.failure(data.error_code or "INTERNAL_ERROR", details, refusal.code)
     if id == nil then
-      self:keep("could not be read: " .. told)
+      self:log("rejected: " .. details)
     else
       self:settle(id, err)
     end
@@ -165,11 +165,11 @@ function Process:answered(message)
   end
 end
 
---- Asks the daemon something. Never waits.
+--- Sends a request. Never blocks.
 ---@param method string
 ---@param params table
 ---@param done fun(err?: lofi.Error, result?: table) called once
----@param late? fun(result: table) called with an answer that came after the time was up
+---@param late? fun(result: table) called with a response that came after the timeout
 function Process:request(method, params, done, late)
   self.last = self.last + 1
   local id = self.last
@@ -177,23 +177,23 @@ function Process:request(method, params, done, late)
   local ok, line = pcall(encode, message)
   if not ok then
     vim.schedule(function()
-      done(config.failure("INVALID_PARAMS", "This cannot be sent: " .. line, -32602))
+      done(config.failure("INVALID_PARAMS", "The request cannot be encoded: " .. line, -32602))
     end)
     return
   end
   local entry = { done = done, late = late }
   entry.hold = clock.after(config.options.timeout_ms, function()
     entry.overdue = true
-    local text = "The daemon has not answered %s within %.3g s."
-    local told = text:format(method, config.options.timeout_ms / 1000)
-    done(config.failure("DAEMON_TIMEOUT", told))
+    local text = "No response to %s within %.3g s."
+    local problem = text:format(method, config.options.timeout_ms / 1000)
+    done(config.failure("DAEMON_TIMEOUT", problem))
   end)
   self.waiting[id] = entry
-  -- Where the process has just ended this fails; its exit then settles the request.
+  -- This fails if the process has just exited; its exit then settles the request.
   pcall(vim.fn.chansend, self.job, line .. "\n")
 end
 
---- Asks it to end, by closing its input; kills it if it does not.
+--- Stops it by closing its input, and kills it if it does not exit.
 function Process:stop()
   if self.stopping or self.code then
     return
@@ -205,7 +205,7 @@ function Process:stop()
   end)
 end
 
---- Kills it. Its exit is told as one that was asked for.
+--- Kills it. Its exit counts as expected.
 function Process:kill()
   if self.code then
     return

@@ -1,12 +1,12 @@
---- How far things are: one line in a float, and a text for the statusline. Both show what was last
---- told and ask nobody.
+--- Progress: one line in a floating window, and a text for the statusline. Both show the latest
+--- state and never ask the daemon.
 local clock = require("lofi.clock")
 local config = require("lofi.config")
 
 local M = {}
 
 local text = ""
-local asked_for = false
+local statusline_used = false
 local buffer, window
 local hold = function() end
 
@@ -17,17 +17,17 @@ local hold = function() end
 local function describe(job, waiting, downloads)
   local parts = {}
   if job then
-    local part = job.percent > 0 and ("lofi %d%%"):format(job.percent) or "lofi loads"
+    local part = job.percent > 0 and ("lofi %d%%"):format(job.percent) or "lofi loading"
     if job.eta_sec then
       part = part .. (", %d s left"):format(math.ceil(job.eta_sec))
     end
     if waiting > 0 then
-      part = part .. (", %d waiting"):format(waiting)
+      part = part .. (", %d queued"):format(waiting)
     end
     table.insert(parts, part)
   end
   for _, download in ipairs(downloads) do
-    table.insert(parts, ("%s %d%% fetched"):format(download.backend, download.percent))
+    table.insert(parts, ("%s %d%% downloaded"):format(download.backend, download.percent))
   end
   return table.concat(parts, " | ")
 end
@@ -68,7 +68,7 @@ local function draw()
   end
 end
 
---- Draws, or tries again soon: some moments, such as the command-line window, allow no change.
+--- Draws, or retries soon where windows cannot be changed, as in the command-line window.
 local function redraw()
   hold()
   if not pcall(draw) then
@@ -76,8 +76,8 @@ local function redraw()
   end
 end
 
---- Shows how far things are; nothing, where nothing goes on.
----@param job? lofi.Job the running one
+--- Shows the progress; hides the window if there is none.
+---@param job? lofi.Job the running job
 ---@param waiting integer
 ---@param downloads { backend: string, percent: integer }[]
 function M.show(job, waiting, downloads)
@@ -87,7 +87,7 @@ function M.show(job, waiting, downloads)
   end
   text = new
   redraw()
-  if asked_for then
+  if statusline_used then
     pcall(vim.cmd, "redrawstatus")
   end
 end
@@ -95,11 +95,11 @@ end
 --- The text for a statusline, with `%` doubled: "lofi 45%%, 12 s left", or "".
 ---@return string
 function M.statusline()
-  asked_for = true
+  statusline_used = true
   return (text:gsub("%%", "%%%%"))
 end
 
---- The window of the float, while it is there.
+--- The floating window, while it is open.
 ---@return integer?
 function M.window()
   return window and vim.api.nvim_win_is_valid(window) and window or nil

@@ -1,10 +1,10 @@
---- Messages out of a job's output, however it was cut on the way.
+--- Splits a job's output into messages.
 local M = {}
 
---- Makes a reader. Its argument is what |on_stdout| hands over: a list of lines, the first of which
---- goes on with the line before and the last of which is not finished yet.
+--- Makes a reader. It takes the data of |on_stdout|: a list of lines, where the first continues the
+--- previous line and the last is incomplete.
 ---@param on_message fun(message: table)
----@param on_rubbish fun(line: string) a line that is no JSON object
+---@param on_rubbish fun(line: string) a line that is not a JSON object
 ---@return fun(data: string[])
 function M.new(on_message, on_rubbish)
   local parts = {}

@@ -1,20 +1,20 @@
---- What is being made and fetched, and who waits for it.
+--- Jobs and downloads, and the callbacks that wait for them.
 local config = require("lofi.config")
 local daemon = require("lofi.daemon")
 local events = require("lofi.events")
 local progress = require("lofi.progress")
 
 ---@class lofi.Request
----@field prompt string what it should sound like, 1 to 1000 characters
+---@field prompt string a description, 1 to 1000 characters
 ---@field duration_sec? integer 5 to 240 (musicgen: 120)
 ---@field backend? string "ace_step" or "musicgen"
----@field seed? integer drawn where nil
+---@field seed? integer random if nil
 ---@field priority? string "normal" or "high"
 ---@field inference_steps? integer ace_step: 1 to 200
 ---@field scheduler? string ace_step: "euler", "heun" or "pingpong"
 ---@field guidance_scale? number ace_step: 1 to 30
 
----@class lofi.Track what generation_complete tells
+---@class lofi.Track the fields of generation_complete
 ---@field track_id string
 ---@field path string
 ---@field duration_sec number
@@ -44,27 +44,27 @@ local M = {}
 ---@type lofi.Track?
 M.last_track = nil
 
---- Jobs in the order of their arrival. Beside what a `lofi.Job` has they hold `process`, who makes
---- them, and `waiting`, who wants them.
+--- Jobs in the order of their arrival. Besides the fields of `lofi.Job` they hold `process` and
+--- `waiting`, the callbacks.
 local jobs = {}
 
---- Requests for a track that have not been answered.
-local asked = {}
+--- Requests for a track without a response so far.
+local unanswered = {}
 
---- Tracks that came before the answer to a request for them, by their id.
+--- Tracks that completed before the response to their request, by id.
 local early = {}
 
 --- Downloads by backend: `process`, `percent`, `waiting`.
 local downloads = {}
 
---- Nobody waits: a failure is shown all the same.
-local function complain(err)
+--- The callback of requests without one: shows the error.
+local function show_error(err)
   if err and err.code ~= "GENERATION_CANCELLED" then
     vim.notify("lofi: " .. err.message, vim.log.levels.ERROR)
   end
 end
 
-local function tell(waiting, err, result)
+local function call_all(waiting, err, result)
   for _, done in ipairs(waiting) do
     events.guard("a callback", done, err, vim.deepcopy(result))
   end
@@ -78,7 +78,7 @@ local function job_of(track_id)
   end
 end
 
---- Jobs in the order in which they are made: the running one, high ones, the others.
+--- Jobs in the order they run: the running one, high priority, normal priority.
 local function line()
   local sorted = {}
   for _, wanted in ipairs({ "running", "high", "normal" }) do
@@ -100,7 +100,7 @@ local function show()
   progress.show(queue[1], #queue - 1, fetched)
 end
 
---- Takes a job off the list. The next in line is the one that runs from now on.
+--- Removes a job. The next one counts as running from now on.
 local function close(track_id, err, track)
   local job, index = job_of(track_id)
   if job then
@@ -109,7 +109,7 @@ local function close(track_id, err, track)
     if next_one then
       next_one.status = "generating"
     end
-    tell(job.waiting, err, track)
+    call_all(job.waiting, err, track)
   end
   show()
 end
@@ -135,7 +135,7 @@ end
 
 function notes.generation_complete(p)
   M.last_track = p
-  if #asked > 0 then
+  if #unanswered > 0 then
     early[p.track_id] = p
   end
   close(p.track_id, nil, p)
@@ -164,7 +164,7 @@ local function fetched(p, err, event)
   local download = downloads[p.backend]
   downloads[p.backend] = nil
   if download then
-    tell(download.waiting, err, { backend = p.backend, already_installed = false })
+    call_all(download.waiting, err, { backend = p.backend, already_installed = false })
   end
   show()
   events.emit(event, p)
@@ -189,12 +189,12 @@ daemon.on_lost = function(process)
   for _, job in ipairs(vim.list_slice(jobs)) do
     if job.process == process then
       close(job.track_id, err)
-      local told = { track_id = job.track_id, code = err.code, message = err.message }
+      local params = { track_id = job.track_id, code = err.code, message = err.message }
       if process.stopping then
-        told = { track_id = job.track_id, at_step = job.current_step or 0 }
-        told.total_steps = job.total_steps or 0
+        params = { track_id = job.track_id, at_step = job.current_step or 0 }
+        params.total_steps = job.total_steps or 0
       end
-      events.emit(process.stopping and "generation_cancelled" or "generation_error", told)
+      events.emit(process.stopping and "generation_cancelled" or "generation_error", params)
     end
   end
   for backend, download in pairs(vim.tbl_extend("force", {}, downloads)) do
@@ -204,12 +204,12 @@ daemon.on_lost = function(process)
   end
 end
 
---- Puts an accepted request among the jobs.
-local function accept(ask, answer)
-  local p = ask.params
+--- Adds an accepted request to the jobs.
+local function accept(sent, answer)
+  local p = sent.params
   local job = job_of(answer.track_id)
   if job then
-    table.insert(job.waiting, ask.done)
+    table.insert(job.waiting, sent.done)
     job.priority = p.priority == "high" and "high" or job.priority
   else
     job = {
@@ -221,8 +221,8 @@ local function accept(ask, answer)
       status = answer.status,
       priority = p.priority or "normal",
       percent = 0,
-      process = ask.process,
-      waiting = { ask.done },
+      process = sent.process,
+      waiting = { sent.done },
     }
     table.insert(jobs, job)
   end
@@ -239,17 +239,17 @@ local function accept(ask, answer)
   if track then
     close(track.track_id, nil, track)
   end
-  if ask.cancel then
-    M.cancel(answer.track_id, ask.cancel)
+  if sent.cancel then
+    M.cancel(answer.track_id, sent.cancel)
   end
 end
 
---- Asks for a track. `done` is called once, with what went wrong or with the track.
+--- Requests a track. `done` is called once, with an error or with the track.
 ---@param request string|lofi.Request
 ---@param done? fun(err?: lofi.Error, track?: lofi.Track)
----@return boolean sent whether the daemon was asked
+---@return boolean sent whether a request was sent
 function M.generate(request, done)
-  done = done or complain
+  done = done or show_error
   local params, err = config.params(request)
   if not params then
     vim.schedule(function()
@@ -257,45 +257,45 @@ function M.generate(request, done)
     end)
     return false
   end
-  local ask = { params = params, done = done }
-  table.insert(asked, ask)
-  ask.process = daemon.request("generate", params, function(failed, answer)
+  local sent = { params = params, done = done }
+  table.insert(unanswered, sent)
+  sent.process = daemon.request("generate", params, function(failed, answer)
     if not failed then
-      accept(ask, answer)
+      accept(sent, answer)
     end
-    asked = vim.tbl_filter(function(other)
-      return other ~= ask
-    end, asked)
-    if #asked == 0 then
+    unanswered = vim.tbl_filter(function(other)
+      return other ~= sent
+    end, unanswered)
+    if #unanswered == 0 then
       early = {}
     end
     if failed then
-      tell({ done, ask.cancel }, failed)
+      call_all({ done, sent.cancel }, failed)
     end
   end, function(answer)
-    -- Nobody waits for it any more: the daemon need not make it.
+    -- The caller has been told of a timeout, so the track is not needed any more.
     if not job_of(answer.track_id) then
       daemon.request("cancel", { track_id = answer.track_id }, function() end)
     end
   end)
-  return ask.process ~= nil
+  return sent.process ~= nil
 end
 
---- Cancels a track, or else the one being made.
+--- Cancels a track, by default the running one.
 ---@param track_id? string
 ---@param done? fun(err?: lofi.Error, result?: table)
----@return boolean sent false where nothing is being made
+---@return boolean sent false if there is nothing to cancel
 function M.cancel(track_id, done)
-  done = done or complain
+  done = done or show_error
   local first = line()[1]
-  if not track_id and not first and asked[1] then
-    asked[1].cancel = done
+  if not track_id and not first and unanswered[1] then
+    unanswered[1].cancel = done
     return true
   end
   track_id = track_id or (first and first.track_id)
   if not track_id or not daemon.is_running() then
     vim.schedule(function()
-      done(config.failure("TRACK_NOT_FOUND", "Nothing is being made.", -32000))
+      done(config.failure("TRACK_NOT_FOUND", "There is no track to cancel.", -32000))
     end)
     return false
   end
@@ -303,12 +303,12 @@ function M.cancel(track_id, done)
   return true
 end
 
---- Fetches the files of a backend. `done` is called when they are there, or with what went wrong.
+--- Downloads the model of a backend. `done` is called when it is installed, or with an error.
 ---@param backend string "ace_step" or "musicgen"
 ---@param done? fun(err?: lofi.Error, result?: table)
 ---@return boolean sent
 function M.download(backend, done)
-  done = done or complain
+  done = done or show_error
   local process
   process = daemon.request("download_backend", { backend = backend }, function(err, answer)
     if err then
@@ -324,12 +324,12 @@ function M.download(backend, done)
   return process ~= nil
 end
 
----@return boolean whether anything is being made, waits, or was asked for
+---@return boolean whether any track is being generated, queued or requested
 function M.is_generating()
-  return #jobs > 0 or #asked > 0
+  return #jobs > 0 or #unanswered > 0
 end
 
---- The job that runs, or nil.
+--- The running job, or nil.
 ---@return lofi.Job?
 function M.current()
   local job = line()[1]
@@ -341,7 +341,7 @@ function M.current()
   return copy
 end
 
---- Ids of all tracks that are being made or wait.
+--- Ids of all tracks being generated or queued.
 ---@return string[]
 function M.open_tracks()
   return vim.tbl_map(function(job)
