@@ -62,6 +62,8 @@ class Backends:
         try:
             device = find_device(requested)
         except StudioError as error:
+            if error.code != "device-missing":
+                raise
             self.device_error = error
             device = replace(find_device("cpu"), kind=requested)
         self.device = replace(device, threads=config.threads or device.threads)
@@ -79,7 +81,8 @@ class Backends:
     def max_duration_s(self, backend: str) -> int:
         """The longest track that `backend` can make, in whole seconds."""
         field = next(f for f in BACKENDS[backend].params() if f.name == "duration_s")
-        return int(min(field.high, getattr(self.weights[backend], "longest_s", field.high)))
+        high = field.high or 0
+        return int(min(high, getattr(self.weights[backend], "longest_s", high)))
 
     def installed_folder(self, backend: str) -> Path | None:
         """The folder with the backend's weights; None unless all of them are there."""

@@ -26,8 +26,8 @@ from lofi.track_request import GenerateParams, backend_name, resolve
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
+USAGE, INTERRUPTED = 2, 130
+"""Exit codes after a wrong setting that has no default, and after Ctrl-C."""
 
 
 FINISH_TIMEOUT_S = 0.8
@@ -143,6 +143,9 @@ class Daemon:
         """Body of the thread that finds the models."""
         try:
             service = TrackService(self._settings, self._rpc.notify)
+        except StudioError as error:
+            log.error("%s", error)
+            self._exit(USAGE)
         except Exception:
             log.exception("The daemon cannot start.")
             self._exit(1)

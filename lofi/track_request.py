@@ -22,6 +22,10 @@ and adds fresh noise for the next time step; the noise comes from the job's seed
 MAX_WIRE_SEED = 2**64 - 1
 
 
+SAMPLING_FIELDS = ("inference_steps", "guidance_scale")
+"""Params that only shape ACE-Step tracks, in the order they are checked."""
+
+
 TOKENS_PER_SECOND = 50
 """MusicGen's steps are tokens."""
 
@@ -173,15 +177,13 @@ def _check_ranges(params: GenerateParams, backend: str, max_duration_s: int) -> 
     if len(params.prompt) > max_length:
         problem = f"The prompt has {len(params.prompt)} characters; the limit is {max_length}."
         raise RpcError("INVALID_PROMPT", f"{problem} Shorten it.")
-    steps, guidance = fields["inference_steps"], fields["guidance_scale"]
-    for name, value, low, high, error in (
-        ("duration_sec", params.duration_sec, MIN_DURATION_S, max_duration_s, "DURATION"),
-        ("inference_steps", params.inference_steps, steps.low, steps.high, "INFERENCE_STEPS"),
-        ("guidance_scale", params.guidance_scale, guidance.low, guidance.high, "GUIDANCE_SCALE"),
-    ):
+    ranges = {name: (fields[name].low or 0, fields[name].high or 0) for name in SAMPLING_FIELDS}
+    ranges = {"duration_sec": (MIN_DURATION_S, max_duration_s), **ranges}
+    for name, (low, high) in ranges.items():
+        value = getattr(params, name)
         if value is not None and not low <= value <= high:
             problem = f"{name} must be {low} to {high} with {backend}, not {str(value)[:40]}."
-            raise RpcError(f"INVALID_{error}", problem)
+            raise RpcError(f"INVALID_{name.removesuffix('_sec').upper()}", problem)
     if params.scheduler is not None and params.scheduler.lower() not in SCHEDULERS:
         known = ", ".join(SCHEDULERS)
         problem = f"No scheduler {params.scheduler[:40]!r}. Choose one of: {known}."

@@ -36,6 +36,10 @@ ON_ZERO = spaces.config.Config.zero_gpu
 """Whether this process is a ZeroGPU Space, where GPU work happens in a forked worker."""
 
 
+MAX_THREADS = 256
+"""The largest number of CPU threads that can be set."""
+
+
 @dataclass(frozen=True)
 class Device:
     """A device, chosen once at the start. Picklable.
@@ -70,14 +74,28 @@ def find_device(device: str | None = None) -> Device:
     """The device to use: `device` if given, else the best that this machine has.
 
     Raises:
-        StudioError: `device-missing`.
+        StudioError: `device-missing`; `value-out-of-range` for a wrong ACE_THREADS.
     """
     available = _devices()
     if device and device not in available:
         raise StudioError("device-missing", device=device)
     device = device or available[0]
-    threads = int(os.environ.get("ACE_THREADS") or _physical_cores())
-    return Device(device, _dtype(device), threads)
+    return Device(device, _dtype(device), _threads())
+
+
+def _threads() -> int:
+    """CPU threads: `ACE_THREADS`, else one per physical core."""
+    text = os.environ.get("ACE_THREADS", "").strip()
+    if not text:
+        return _physical_cores()
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_THREADS):
+        raise StudioError(
+            "value-out-of-range",
+            label="ACE_THREADS",
+            problem=f"must be a whole number from 1 to {MAX_THREADS}, not {text[:20]!r}",
+            fix="Set it to such a number, or leave it out for one thread per core",
+        )
+    return int(text)
 
 
 def set_threads(device: Device) -> None:

@@ -1,7 +1,7 @@
-"""The daemon on a studio at the far wall: real wire, queue and tracks, a tone in place of music.
+"""The daemon on a fake studio: real transport, queue and cache, with tones instead of music.
 
-In the style, "slow" takes its time, "fail" fails, "noisy" prints wherever it can, "native" stays in
-code that no Python can interrupt, and "crash" is a bug of ours.
+Words in the prompt choose what happens: "slow" takes long, "fail" fails, "noisy" prints wherever it
+can, "native" blocks in native code, which Python cannot interrupt, and "crash" raises.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 from fake_studio import FakeStudio
 
@@ -19,6 +20,10 @@ from lofi import server
 
 
 class Studio(FakeStudio):
+    """A fake studio that misbehaves on request, with no model loaded."""
+
+    runner = SimpleNamespace(models=SimpleNamespace(holds=lambda _: False))
+
     def run(self, request: Request, visitor: str) -> Iterator[Event]:
         if "noisy" in request.prompt:
             print("printed by a library")

@@ -453,6 +453,13 @@ def test_ping_is_answered_before_the_models_are_looked_for(tmp_path):
         assert {b["status"] for b in editor.ask("get_backends")["backends"]} == {"error"}
 
 
+def test_a_setting_that_has_no_default_ends_it_with_a_sentence(tmp_path):
+    with Editor(tmp_path, REAL, ACE_THREADS="two") as editor:
+        assert editor.process.wait(60) == 2
+        assert editor.logs(b"ACE_THREADS must be a whole number")
+        assert b"Traceback" not in editor.log
+
+
 def seconds_to_the_end(editor) -> float:
     """From the end of the input to that of the process, which ends well."""
     before = time.monotonic()
@@ -566,7 +573,8 @@ def set_up(tmp_path_factory):
     """A daemon with settings of its own, some of them of no use, and no way to the hub."""
     folder = tmp_path_factory.mktemp("settings")
     (folder / "set.toml").write_text(
-        'ace_step_steps = 9\nace_step_scheduler = "heun"\nace_step_guidance = 99.0\ncolour = "red"\n'
+        'ace_step_steps = 9\nace_step_scheduler = "heun"\nace_step_guidance = 99.0\ncolour = "red"\n',
+        encoding="utf-8-sig",  # as some editors on Windows write it
     )
     env = {
         "LOFI_CONFIG": str(folder / "set.toml"),
