@@ -1,4 +1,4 @@
-"""The command line: one command for each request, and `fetch` and `replay`."""
+"""The command line: one command for each request, and `replay`, `fetch` and `daemon`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn, TextIO
 
-import backend  # first: it brings `spaces`
+import platformdirs
+
+import backend  # first: it imports `spaces`
 import tooltips
 from audio import encode, settings
 from audio.tags import Tags
@@ -27,13 +32,20 @@ from runtime.replay import compare, differences, match_adapters, sound_file
 
 COMMANDS: dict[str, type[Request]] = {**SONGS, Lyrics.mode: Lyrics, **EXPORTS}
 
-
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 """Exit codes beside 0."""
 
-
 SUFFIXES = (".wav", ".flac", ".mp3")
+"""Of songs."""
 
+TEXT_SUFFIXES = ("", ".txt", ".md")
+"""Of lyrics: what `--out` may end in."""
+
+BYTES_PER_SECOND = {".wav": 288_000, ".flac": 200_000, ".mp3": 40_000}
+"""Size of a song: 48 kHz, stereo, 24 bits, or at most so much when compressed."""
+
+SWITCH_VALUES = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+"""Values accepted after a switch: `--thinking off` is `--no-thinking`."""
 
 FETCHED: dict[str, Weights] = {
     weights.name: weights
@@ -46,86 +58,92 @@ FETCHED: dict[str, Weights] = {
         catalog.SHARED_PARTS,
     )
 }
-"""All that `fetch` knows by name."""
-
+"""What `fetch` knows by name."""
 
 Ending = Take | Draft | ExportedFiles | Cancelled | Failed
 
 
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of `python app.py`; ends the process with a usage message if they are wrong."""
+    return parser().parse_args(_plain_switches(sys.argv[1:] if argv is None else argv))
+
+
 def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="python app.py",
         description="ACE Music Studio. Without a command: open the studio's page.",
         allow_abbrev=False,
     )
     common = argparse.ArgumentParser(add_help=False)
-    for on in (parser, common):
-        keep = {} if on is parser else {"default": argparse.SUPPRESS}
-        on.add_argument(
+    for target in (parser, common):
+        default = {} if target is parser else {"default": argparse.SUPPRESS}
+        target.add_argument(
             "--model",
             help=f"{', '.join(catalog.MODELS)}, a folder, or a hub id (or ACE_MODEL)",
-            **keep,
+            **default,
         )
-        on.add_argument("--device", choices=("cpu", "cuda", "mps"), **keep)
-        on.add_argument(
-            "--planner", help="0.6B, 1.7B, 4B, a folder, or none (or ACE_PLANNER)", **keep
+        target.add_argument("--device", choices=("cpu", "cuda", "mps"), **default)
+        target.add_argument(
+            "--planner", help="0.6B, 1.7B, 4B, a folder, or none (or ACE_PLANNER)", **default
         )
-    parser.add_argument("--host", help="address to serve on (default: this machine only)")
-    parser.add_argument("--port", type=int, help="port to serve on (default: first free from 7860)")
-    parser.add_argument("--daemon", action="store_true", help="the same as the command daemon")
+    parser.add_argument("--host", help="address to serve on (default: this computer only)")
+    parser.add_argument("--port", help="port to serve on (default: the first free from 7860)")
+    parser.add_argument("--daemon", action="store_true", help="same as the command daemon")
     commands = parser.add_subparsers(dest="command", metavar="command")
     for mode, request in COMMANDS.items():
         command = commands.add_parser(
             mode, help=request.__doc__, parents=[common], allow_abbrev=False
         )
         for param in request.params():
-            _flag(command, mode, param)
+            _add_param(command, mode, param)
         if mode == "generate":
             command.add_argument(
                 "--backend",
                 choices=("ace_step", "ace-step", "musicgen"),
-                help="who plays; musicgen is the command of that name, and leaves out other flags",
+                help="the model; musicgen runs the command musicgen and ignores other flags",
             )
-        _out(command)
-    again = commands.add_parser(
-        "replay", help="make the song of a file anew", parents=[common], allow_abbrev=False
+        _add_output(command)
+    replay = commands.add_parser(
+        "replay", help="make a song again from its file", parents=[common], allow_abbrev=False
     )
-    again.add_argument("file", type=Path, help="a WAV, FLAC, MP3 or JSON that the studio wrote")
+    replay.add_argument("file", type=Path, help="a WAV, FLAC, MP3 or JSON written by the studio")
     for name in AUDIO_FIELDS:
-        again.add_argument(f"--{name}", type=Path, help="the file that went in, if one did")
-    _adapters(again, "an adapter that played; as strongly as then unless STRENGTH is given")
-    again.add_argument(
-        "--without-adapters", action="store_true", help="leave out what adapters played"
+        replay.add_argument(f"--{name}", type=Path, help=f"the {name} file, if the song used one")
+    _add_adapters(replay, "an adapter that the song used; as strong as then without STRENGTH.")
+    replay.add_argument(
+        "--without-adapters", action="store_true", help="leave out the adapters the song used"
     )
-    _out(again)
+    _add_output(replay)
     fetch = commands.add_parser(
-        "fetch", help="bring a model to this computer", parents=[common], allow_abbrev=False
+        "fetch", help="download a model", parents=[common], allow_abbrev=False
     )
-    fetch.add_argument(
-        "name", nargs="?", help=f"{', '.join(FETCHED)}, or a hub id (default: the model to play)"
-    )
+    known = f"{', '.join(FETCHED)}, or a hub id (default: the model in use)"
+    fetch.add_argument("name", nargs="?", help=known)
     commands.add_parser(
-        "daemon", help="answer an editor: JSON-RPC on standard input and output", parents=[common]
+        "daemon", help="serve an editor: JSON-RPC on standard input and output", parents=[common]
     )
     return parser
 
 
-def _out(command: argparse.ArgumentParser) -> None:
+def _add_output(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--out", type=Path, help="where to: .wav, .flac or .mp3 for a song (default: song-SEED.wav)"
+        "--out",
+        type=Path,
+        help="output file: .wav, .flac or .mp3 for a song (default: song-SEED.wav)",
     )
     command.add_argument(
-        "--without-settings", action="store_true", help="keep the settings out of the file"
+        "--without-settings", action="store_true", help="do not embed the settings in the file"
     )
     command.add_argument(
-        "--json", action="store_true", help="print what came of it as JSON on standard output"
+        "--json", action="store_true", help="print the result as JSON on standard output"
     )
 
 
-def _flag(command: argparse.ArgumentParser, mode: str, param: Param) -> None:
-    """One knob as a flag. Values stay text: the request checks them and says what is wrong."""
+def _add_param(command: argparse.ArgumentParser, mode: str, param: Param) -> None:
+    """A request's field as a flag. Values stay text: the request checks them."""
     if param.type is AdapterRef:
-        _adapters(command, tooltips.help_text(mode, param))
+        _add_adapters(command, tooltips.help_text(mode, param))
         return
     name = "--" + param.name.replace("_", "-")
     help_ = tooltips.help_text(mode, param).replace("%", "%%")
@@ -139,34 +157,61 @@ def _flag(command: argparse.ArgumentParser, mode: str, param: Param) -> None:
         )
 
 
-def _adapters(command: argparse.ArgumentParser, told: str) -> None:
+def _add_adapters(command: argparse.ArgumentParser, description: str) -> None:
     command.add_argument(
         "--adapter",
         dest="adapters",
         action="append",
-        help=f"{told} May be given again for each further one.",
+        help=f"{description} May be repeated.",
         metavar="FILE[:STRENGTH]",
     )
+
+
+def _plain_switches(argv: Sequence[str]) -> list[str]:
+    """`argv` with `--thinking off` as `--no-thinking`, and without `--thinking auto`."""
+    mode = next((word for word in argv if word in COMMANDS), None)
+    params = COMMANDS[mode].params() if mode else ()
+    optional = {"--" + p.name.replace("_", "-"): p.optional for p in params if p.type is bool}
+    words, plain = list(argv), []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        following = value if equals else (words[0] if words else "")
+        state = SWITCH_VALUES.get(following.lower())
+        if name in optional and (state is not None or (following == "auto" and optional[name])):
+            if not equals:
+                words.pop(0)
+            plain += [] if state is None else [name if state else f"--no-{name[2:]}"]
+        else:
+            plain.append(word)
+    return plain
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command that `args` name; returns the exit code.
 
     Raises:
-        StudioError: what was asked for cannot be done; nothing was started.
+        StudioError: the request cannot be run. Nothing was started.
     """
     if args.command == "fetch":
-        return _fetch(args.name or args.planner or _chosen(args)[0].name)
-    studio = open_studio(args)
+        return _fetch(args.name or args.planner or _model_and_device(args)[0].name)
     if args.command == "replay":
-        return _replay(studio, args)
+        return _replay(args)
     musicgen = args.command == "generate" and args.backend == "musicgen"
-    return _make(studio, COMMANDS["musicgen" if musicgen else args.command], args)
+    mode = COMMANDS["musicgen" if musicgen else args.command]
+    names = {param.name for param in mode.params()}
+    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
+    kind = _check_suffix(mode.mode, args.out, given.get("format"))
+    if "format" in names and kind:
+        given["format"] = kind
+    request = mode.of(given)
+    _check_place(args.out, request)
+    return _deliver(_run_request(open_studio(args), request), args)
 
 
 def open_studio(args: argparse.Namespace) -> backend.Studio:
-    """The studio on the model and device that `args` or the environment name."""
-    model, place = _chosen(args)
+    """The studio with the model and device that `args` or the environment name."""
+    model, place = _model_and_device(args)
     return backend.Studio(
         model,
         place,
@@ -175,124 +220,226 @@ def open_studio(args: argparse.Namespace) -> backend.Studio:
     )
 
 
-def _chosen(args: argparse.Namespace) -> tuple[catalog.Model, device.Device]:
+def _model_and_device(args: argparse.Namespace) -> tuple[catalog.Model, device.Device]:
     place = device.find_device(args.device)
     name = args.model or os.environ.get("ACE_MODEL") or catalog.default_name(place.kind)
     return catalog.choose(name), place
 
 
-def _make(studio: backend.Studio, mode: type[Request], args: argparse.Namespace) -> int:
-    """Do one thing without a page."""
-    names = {param.name for param in mode.params()}
-    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
-    if "format" in names and (kind := _kind(args.out)):
-        given.setdefault("format", kind)
-    return _done(_to_the_end(studio, mode.of(given), args), args)
+def _check_suffix(mode: str, out: Path | None, requested: str | None = None) -> str:
+    """The format that `--out` names, or "" without it.
+
+    Raises:
+        StudioError: the command cannot write such a file, or `--format` asks for another.
+    """
+    if out is None:
+        return ""
+    suffix = out.suffix.lower()
+    if mode == "stems":
+        if suffix in (*SUFFIXES, ".zip") or out.is_file():
+            raise _bad_out("must be a folder", "Name a folder, such as stems")
+        return ""
+    if mode == Lyrics.mode and suffix not in TEXT_SUFFIXES:
+        raise _bad_out("must end in .txt or .md", "Name the file lyrics.txt")
+    if mode == Lyrics.mode:
+        return ""
+    if suffix not in SUFFIXES:
+        fix = "Name the file song.wav, song.flac or song.mp3"
+        raise _bad_out("must end in .wav, .flac or .mp3", fix)
+    kind = suffix.removeprefix(".")
+    if requested and requested.strip().lower() != kind:
+        problem = f"ends in {suffix}, and --format asks for {requested}"
+        raise _bad_out(problem, "Leave out --format, or change one of the two")
+    return kind
 
 
-def _replay(studio: backend.Studio, args: argparse.Namespace) -> int:
-    """Make the song of a file anew, and say how it compares with the sound in the file."""
-    told = settings.read_settings(args.file)
-    if told is None:
+def _bad_out(problem: str, fix: str) -> StudioError:
+    return StudioError("value-out-of-range", label="--out", problem=problem, fix=fix)
+
+
+def _check_place(out: Path | None, request: Request) -> None:
+    """Check that the result can be written, before it is made.
+
+    Raises:
+        StudioError: `not-writable`, `disk-full`.
+    """
+    if request.mode == Lyrics.mode and out is None:
+        return
+    place = out or Path("song-0000000000.wav")
+    if request.mode == "stems":
+        place = (out if out and out.is_dir() else (out or Path("stems")).parent) / "drums.wav"
+    rate = BYTES_PER_SECOND.get(place.suffix.lower(), 0)
+    files.check_writable(place, int(rate * getattr(request, "duration_s", 0)))
+
+
+def _replay(args: argparse.Namespace) -> int:
+    """Make the song of a file again, and report how it compares with the audio in the file."""
+    kind = _check_suffix("replay", args.out) or "wav"
+    saved = settings.read_settings(args.file)
+    if saved is None:
         raise StudioError("settings-missing", name=args.file.name)
     given = {k: getattr(args, k) for k in AUDIO_FIELDS if getattr(args, k)}
     if args.without_adapters:
         given["adapters"] = ()
     elif args.adapters:
-        given["adapters"] = match_adapters(told, [AdapterRef.of(text) for text in args.adapters])
-    request = settings.request_of(told, **given)
-    ending = _to_the_end(studio, request, args, told["edition"])
-    said = differences(told, ending) if isinstance(ending, Take) else []
-    for left, done in zip(range(len(told["mastered"]) - 1, -1, -1), told["mastered"], strict=True):
+        given["adapters"] = match_adapters(saved, [AdapterRef.of(text) for text in args.adapters])
+    request = settings.request_of(saved, **given)
+    _check_place(args.out, request)
+    studio = open_studio(args)
+    ending = _run_request(studio, request, saved["edition"])
+    remarks = differences(saved, ending) if isinstance(ending, Take) else []
+    for left, master in reversed([*enumerate(reversed(saved["mastered"]))]):
         if isinstance(ending, Take | ExportedFiles):
-            kept = {"format": "wav" if left else _kind(args.out) or "wav"}
-            kept["settings"] = bool(left) or not args.without_settings
-            request = Master.of({**done, **kept, "source": sound_file(ending)})
-            ending = _to_the_end(studio, request, args)
+            output = {
+                "format": "wav" if left else kind,
+                "settings": bool(left) or not args.without_settings,
+            }
+            ending = _run_request(
+                studio, Master.of({**master, **output, "source": sound_file(ending)})
+            )
     if isinstance(ending, Take | ExportedFiles):
-        for line in (*said, compare(args.file, ending)):
+        for line in (*remarks, compare(args.file, ending)):
             print(line, file=sys.stderr)
-    return _done(ending, args)
+    return _deliver(ending, args)
 
 
-def _to_the_end(
-    studio: backend.Studio, request: Request, args: argparse.Namespace, edition: int = EDITION
-) -> Ending:
-    """Run `request` with its progress on standard error; Ctrl-C stops it."""
-    song = request.mode in SONGS
-    if song and args.out and args.out.suffix.lower() not in SUFFIXES:
-        raise StudioError(
-            "value-out-of-range",
-            label="--out",
-            problem="ends in .wav, .flac or .mp3",
-            fix="Name the file song.wav, song.flac or song.mp3",
-        )
-    if args.out and not args.out.resolve().parent.is_dir():
-        files.check_writable(args.out)
+def _run_request(studio: backend.Studio, request: Request, edition: int = EDITION) -> Ending:
+    """Run `request` by the rules of `edition`, with its progress on standard error.
+
+    Ctrl-C cancels it; pressed again, it ends the process.
+    """
+    pressed = 0
+
+    def stop(*_: object) -> None:
+        nonlocal pressed
+        pressed += 1
+        if pressed > 1:
+            exit_now(INTERRUPTED)
+        studio.stop("terminal")
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: studio.stop("terminal"))
-    show = _Line(sys.stderr)
+        signal.signal(number, stop)
+    line = _ProgressLine(sys.stderr)
+    ending: Ending = Cancelled(stage="Waiting", elapsed_s=0)
     for event in studio.run(request, "terminal", edition):
+        if pressed:
+            studio.stop("terminal")  # the first call may have come before the job existed
         if isinstance(event, Progress):
-            show(event)
-    show.end()
-    return event
+            line.show(tooltips.progress_line(event), event.stage)
+        else:
+            ending = event
+    line.end()
+    return ending
 
 
-def _done(ending: Ending, args: argparse.Namespace) -> int:
-    """Hand over what came of it; returns the exit code."""
+def _deliver(ending: Ending, args: argparse.Namespace) -> int:
+    """Write the result to its place and describe it; returns the exit code."""
     if isinstance(ending, Cancelled):
         print("Cancelled.", file=sys.stderr)
         return INTERRUPTED
     if isinstance(ending, Failed):
         print(f"{ending.code}: {ending.message} {ending.action}", file=sys.stderr)
         return FAILED
-    told = ending.model_dump(mode="json")
+    result = ending.model_dump(mode="json")
     if isinstance(ending, Take):
         seed = ending.request["seed"]
         out = args.out or Path(f"song-{seed}.wav")
-        _hand_over(ending, out, not args.without_settings)
-        told = {**ending.for_sharing().model_dump(mode="json"), "path": str(out)}
-        print(f"{out}: {ending.duration_s:g} s, seed {seed}", file=sys.stderr)
+        written = _write_or_keep(
+            Path(ending.path), out, lambda: _write_song(ending, out, not args.without_settings)
+        )
+        result = {**ending.for_sharing().model_dump(mode="json"), "path": str(written)}
+        if written == out:
+            print(f"{out}: {ending.duration_s:g} s, seed {seed}", file=sys.stderr)
+        complete = written == out
     elif isinstance(ending, ExportedFiles):
-        outs = _places(ending, args.out)
-        for path, out in zip(ending.paths, outs, strict=True):
-            files.atomic_write(out, Path(path))
-            print(out, file=sys.stderr)
-        told["paths"] = [str(out) for out in outs]
-    elif isinstance(ending, Draft) and args.out:
-        files.atomic_write(args.out, ending.text + "\n")
-    elif isinstance(ending, Draft) and not args.json:
-        print(ending.text)
+        outs = _destinations(ending, args.out)
+        written = [
+            _write_or_keep(path, out, lambda p=path, o=out: files.atomic_write(o, p))
+            for path, out in zip(map(Path, ending.paths), outs, strict=True)
+        ]
+        for path, out in zip(written, outs, strict=True):
+            if path == out:
+                print(out, file=sys.stderr)
+        result["paths"] = [str(path) for path in written]
+        complete = written == outs
+    else:
+        complete = _write_text(ending, args)
     for note in ending.notes:
         print(note, file=sys.stderr)
     if args.json:
-        print(json.dumps(told))
-    return 0
+        print(json.dumps(result))
+    return 0 if complete else FAILED
 
 
-def _hand_over(take: Take, out: Path, with_settings: bool) -> None:
-    """Put a take's song at `out`, in the format of its name."""
+def _write_text(draft: Draft, args: argparse.Namespace) -> bool:
+    """Write lyrics to `--out` or standard output; whether they are where they were wanted."""
+    if args.out:
+        try:
+            files.atomic_write(args.out, draft.text + "\n")
+            return True
+        except StudioError as error:
+            print(f"{error.code}: {error} Here is the text:", file=sys.stderr)
+            print(draft.text)
+            return False
+    if not args.json:
+        print(draft.text)
+    return True
+
+
+def _write_song(take: Take, out: Path, with_settings: bool) -> None:
+    """Write a take's song to `out`, in the format of its name."""
     kind = out.suffix.lower().lstrip(".")
     if kind == "wav" and with_settings:
         files.atomic_write(out, Path(take.path))
         return
-    told = settings.settings_of(take) if with_settings else None
+    saved = settings.settings_of(take) if with_settings else None
     title = take.request["prompt"] or out.stem
     tags = Tags(title, take.model.name, take.model.licence)
-    for _ in encode.convert(Path(take.path), out, kind, told, tags):
+    for _ in encode.convert(Path(take.path), out, kind, saved, tags):
         pass
 
 
-def _kind(out: Path | None) -> str:
-    """The format that a file's name asks for, if it does."""
-    suffix = out.suffix.lower() if out else ""
-    return suffix.removeprefix(".") if suffix in SUFFIXES else ""
+def _write_or_keep(source: Path, out: Path, write: Callable[[], None]) -> Path:
+    """Write `source` to `out` by calling `write`; if that fails, keep it elsewhere and say where.
+
+    Returns:
+        Where the file is.
+    """
+    try:
+        write()
+        return out
+    except StudioError as error:
+        problem = error
+    except OSError as error:
+        problem = files.write_error(out, error, source.stat().st_size)
+    kept = keep_file(source, f"{out.stem[:40]}{source.suffix}")
+    print(f"{problem.code}: {problem} The finished file is safe: {kept}", file=sys.stderr)
+    return kept
 
 
-def _places(made: ExportedFiles, out: Path | None) -> list[Path]:
-    """Where files made of a take go: one at `out`, several into the folder `out`."""
-    names = [Path(path).name for path in made.paths]
+def keep_file(source: Path, name: str) -> Path:
+    """Move a finished file out of the private folder, which is deleted when the process ends.
+
+    It goes to the user's data folder; if that cannot be written either, it stays on the disk that
+    holds it, under a name of its own.
+
+    Returns:
+        Where it is now.
+    """
+    folder = platformdirs.user_data_path("ace-music-studio", appauthor=False) / "unsaved"
+    target = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.atomic_write(target, source)
+        return target
+    except (OSError, StudioError):
+        # Renaming within one disk needs no room on it.
+        return source.replace(Path(tempfile.mkdtemp(prefix="ace-unsaved-")) / name)
+
+
+def _destinations(exported: ExportedFiles, out: Path | None) -> list[Path]:
+    """Where exported files go: a single one to `out`, several into the folder `out`."""
+    names = [Path(path).name for path in exported.paths]
     if len(names) == 1:
         return [out or Path(names[0])]
     folder = out or Path()
@@ -301,33 +448,40 @@ def _places(made: ExportedFiles, out: Path | None) -> list[Path]:
 
 
 def _fetch(name: str) -> int:
-    """Bring what is called `name` to disk, telling each file and the whole; Ctrl-C stops it."""
+    """Download the weights called `name`. Ctrl-C stops it, and the same command resumes."""
     try:
-        wanted = FETCHED.get(name) or catalog.choose(name)
+        weights = FETCHED.get(name) or catalog.choose(name)
     except StudioError as error:
         raise StudioError("model-unknown", name=name[:80], known=", ".join(FETCHED)) from error
-    show = _Line(sys.stderr)
-    try:
-        for step in hub.fetch(wanted):
-            show.line(str(step), step.component)
-    except KeyboardInterrupt:
-        show.end(f"Stopped. This goes on from here: {wanted.command}")
-        return INTERRUPTED
-    show.end(f"{wanted.title} is here.")
+    message = f"\nStopped. Resume with: {weights.command}\n"
+    signal.signal(signal.SIGINT, lambda *_: exit_now(INTERRUPTED, message))
+    line = _ProgressLine(sys.stderr)
+    for step in hub.fetch(weights):
+        line.show(str(step), step.component)
+    line.end(f"{weights.title} is installed.")
     return 0
 
 
-class _Line:
-    """Progress on a terminal: one line rewritten in place, or one line a stage in a log."""
+def exit_now(code: int, message: str = "") -> NoReturn:
+    """End the process from a signal handler, whatever it is doing.
 
-    def __init__(self, stream) -> None:
+    Unwinding by an exception would end in a traceback wherever one cannot be raised, such as in
+    the middle of an import or a destructor.
+    """
+    os.write(2, message.encode())  # sys.stderr may be in the middle of a write
+    if files.private_folder.cache_info().currsize:
+        shutil.rmtree(files.private_folder(), ignore_errors=True)
+    os._exit(code)
+
+
+class _ProgressLine:
+    """Progress on a terminal: one line that is rewritten, or in a log one line per stage."""
+
+    def __init__(self, stream: TextIO) -> None:
         self._stream, self._live, self._stage, self._next = stream, stream.isatty(), "", 0.0
 
-    def __call__(self, event: Progress) -> None:
-        self.line(tooltips.progress_line(event), event.stage)
-
-    def line(self, text: str, stage: str) -> None:
-        """Show `text`; on a terminal ten times a second at most while the stage is the same."""
+    def show(self, text: str, stage: str) -> None:
+        """Show `text`; on a terminal at most ten times a second while the stage is the same."""
         now, same = time.monotonic(), stage == self._stage
         if self._live and not (same and now < self._next):
             width = shutil.get_terminal_size().columns - 1
@@ -339,6 +493,7 @@ class _Line:
         self._stream.flush()
 
     def end(self, text: str = "") -> None:
+        """Clear the line and write `text`."""
         if self._live and self._stage:
             self._stream.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
         self._stream.write(text + "\n" if text else "")
