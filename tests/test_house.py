@@ -38,7 +38,7 @@ ARROWS = {
     *("lofi -> core", "lofi -> audio", "lofi -> models", "lofi -> runtime", "lofi -> backend"),
     *("cli -> core", "cli -> audio", "cli -> models", "cli -> runtime", "cli -> backend"),
     *("cli -> web", "app -> cli", "app -> lofi", "app -> web"),
-    *("app -> backend", "app -> core", "app -> runtime"),
+    *("app -> core", "app -> runtime"),
 }
 """Who imports whom. The page knows the backend only through the Studio protocol it is handed."""
 
