@@ -207,7 +207,7 @@ def _spectra(sound: np.ndarray, size: int, hop: int) -> np.ndarray:
     frames = sliding_window_view(mono, size)[::hop]
     window = np.hanning(size).astype(np.float32)
     return np.concatenate(
-        [np.abs(rfft(frames[i : i + 256] * window)) for i in range(0, len(frames), 256)]
+        [np.abs(np.asarray(rfft(frames[i : i + 256] * window))) for i in range(0, len(frames), 256)]
     )
 
 
@@ -227,7 +227,7 @@ def key(sound: np.ndarray) -> tuple[str | None, bool]:
         for mode, profile in PROFILES.items()
         for tonic in range(12)
     }
-    best = max(fits, key=fits.get)
+    best = max(fits, key=lambda name: fits[name])
     others = [fit for name, fit in fits.items() if name not in (best, _relative(*best))]
     lead = fits[best] - max(others)
     unequal = classes.std() >= KEY_CONTRAST * classes.mean()
@@ -280,7 +280,8 @@ def compare_tempo(requested: float | None, sound: np.ndarray) -> Tempo:
     elif requested is None:
         verdict = "not asked"
     else:
-        for name, ratio in (("as asked", 1.0), ("double", 2.0), ("half", 0.5)):
+        levels: dict[Verdict, float] = {"as asked": 1.0, "double": 2.0, "half": 0.5}
+        for name, ratio in levels.items():
             if abs(measured / (requested * ratio) - 1) <= TEMPO_TOLERANCE:
                 verdict = name
     return Tempo(asked=requested, measured=measured if reliable else None, verdict=verdict)

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from audio.decode import DISK_FULL, FRAME_SLACK_S, PATIENCE_S, WRITE_FAILED
 from core.errors import StudioError
@@ -211,7 +211,8 @@ def read_metadata(file: BinaryIO) -> tuple[dict[str, Any], bytes]:
 
 
 def _cover(container: InputContainer) -> bytes:
-    import av
+    import av.error
+    import av.stream
 
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:
@@ -225,10 +226,12 @@ def _cover(container: InputContainer) -> bytes:
 
 def _open_container(file: BinaryIO) -> InputContainer:
     """Open `file` from its beginning and make sure that it holds sound of a usable shape."""
-    import av
+    import av.error
 
     # Without this PyAV 18 refuses tags that are not UTF-8; PyAV 19 replaces them by itself.
-    old = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    old: dict[str, Any] = (
+        {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    )
     format = _format_after_id3(file)
     file.seek(0)
     try:
@@ -244,7 +247,7 @@ def _open_container(file: BinaryIO) -> InputContainer:
 
 def _open_without_metadata(file: BinaryIO, options: dict[str, Any]) -> InputContainer | None:
     """Open only the sound of a WAV: FFmpeg refuses the whole file where a LIST chunk is empty."""
-    import av
+    import av.error
 
     file.seek(0)
     head = file.read(12)
@@ -281,7 +284,7 @@ def _format_after_id3(file: BinaryIO) -> str | None:
 
 def _stream(container: InputContainer) -> AudioStream:
     """The audio track that is marked as the default, else the first that can be decoded."""
-    import av
+    import av.stream
 
     tracks = container.streams.audio
     if not tracks:
@@ -292,6 +295,10 @@ def _stream(container: InputContainer) -> AudioStream:
         raise _unreadable("its codec is not known")
     marked = [track for track in known if track.disposition & av.stream.Disposition.default]
     return (marked or known)[0]
+
+
+def _container(stream: AudioStream) -> InputContainer:
+    return cast("InputContainer", stream.container)
 
 
 def _note_other_tracks(container: InputContainer, stream: AudioStream, findings: _Findings) -> None:
@@ -316,11 +323,11 @@ def _unreadable(problem: str) -> StudioError:
 
 def _packets_s(stream: AudioStream, enough_s: float) -> float:
     """Seconds in the packets that are really there, counted without decoding, up to `enough_s`."""
-    import av
+    import av.error
 
     total = 0.0
     with suppress(av.error.FFmpegError):
-        for packet in stream.container.demux(stream):
+        for packet in _container(stream).demux(stream):
             total += float((packet.duration or 0) * (packet.time_base or 0))
             if total > enough_s:
                 break
@@ -329,9 +336,9 @@ def _packets_s(stream: AudioStream, enough_s: float) -> float:
 
 def _frames(stream: AudioStream, findings: _Findings) -> Iterator[Any]:
     """Every frame that can be decoded; packets that cannot are counted."""
-    import av
+    import av.error
 
-    packets = stream.container.demux(stream)
+    packets = _container(stream).demux(stream)
     while True:
         try:
             frames = next(packets).decode()
@@ -357,10 +364,10 @@ def _chunks(stream: AudioStream, findings: _Findings) -> Iterator[np.ndarray]:
     start_s = float((stream.start_time or 0) * (stream.time_base or 0))
     shape, packer = None, None
     for frame in _frames(stream, findings):
-        if packer is None:
+        if not findings.frames:
             _check_shape(frame.layout.nb_channels, frame.sample_rate)
             findings.rate, findings.channels = frame.sample_rate, frame.layout.nb_channels
-        if shape != (frame.format.name, frame.layout.name, frame.sample_rate):
+        if packer is None or shape != (frame.format.name, frame.layout.name, frame.sample_rate):
             shape = (frame.format.name, frame.layout.name, frame.sample_rate)
             layout = "mono" if findings.channels == 1 else "stereo"
             packer = av.AudioResampler(format="flt", layout=layout, rate=findings.rate)
@@ -379,7 +386,7 @@ def _chunks(stream: AudioStream, findings: _Findings) -> Iterator[np.ndarray]:
 def _declared_s(stream: AudioStream) -> float:
     """How long the header says it lasts; 0 if it does not say."""
     declared = float((stream.duration or 0) * (stream.time_base or 0))
-    return declared or (stream.container.duration or 0) / 1e6
+    return declared or (_container(stream).duration or 0) / 1e6
 
 
 def _without_padding(stream: AudioStream, native: int, rate: int, longest_s: float) -> int:

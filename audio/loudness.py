@@ -121,7 +121,7 @@ def _between(wide: int) -> np.ndarray:
     import numpy as np
     from scipy.signal import firwin
 
-    taps = 4 * firwin(4 * 32 + 1, 1 / 4, window=("kaiser", 9.0))
+    taps = 4 * firwin(4 * 32 + 1, 1 / 4, window=("kaiser", 9.0))  # pyright: ignore[reportArgumentType]
     matrix = np.zeros((wide + 31, 3, wide), np.float32)
     for place, column in itertools.product(range(3), range(wide)):
         matrix[column : column + 32, place, column] = taps[125 + place :: -4][:32]
