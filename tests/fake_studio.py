@@ -1,6 +1,6 @@
 """A studio at the far wall: it records what it is asked for and answers by script, without torch.
 
-Run it to look at the page: python tests/fake_studio.py PORT
+Run it to look at the page: python tests/fake_studio.py PORT [ROOT_PATH]
 """
 
 from __future__ import annotations
@@ -349,5 +349,6 @@ if __name__ == "__main__":
         server_port=int(sys.argv[1]),
         quiet=True,
         allowed_paths=[str(studio.folder)],
+        root_path=sys.argv[2] if len(sys.argv) > 2 else None,
         **page.launch_options(),
     )
