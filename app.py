@@ -84,6 +84,7 @@ def serve(args: argparse.Namespace) -> int:
         demo.launch(
             server_name=args.host,
             server_port=port,
+            root_path=args.root_path,
             prevent_thread_lock=True,
             quiet=True,
             **page.launch_options(),

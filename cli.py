@@ -89,6 +89,9 @@ def parser() -> argparse.ArgumentParser:
         )
     parser.add_argument("--host", help="address to serve on (default: this computer only)")
     parser.add_argument("--port", help="port to serve on (default: the first free from 7860)")
+    parser.add_argument(
+        "--root-path", help="path prefix behind a proxy, such as /music (or GRADIO_ROOT_PATH)"
+    )
     parser.add_argument("--daemon", action="store_true", help="same as the command daemon")
     commands = parser.add_subparsers(dest="command", metavar="command")
     for mode, request in COMMANDS.items():

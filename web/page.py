@@ -98,8 +98,12 @@ def _head() -> str:
     return (
         f"<meta name='theme-color' content='{GROUND}'>"
         "<meta name='color-scheme' content='dark'>"
+        # Gradio's address of the manifest, and a browser's own of the icon, ignore a path prefix.
+        "<link rel='icon' href='favicon.ico'>"
         f"<style>html,body{{background:{GROUND};color-scheme:dark}}</style>"
         "<script>document.documentElement.lang='en';"
-        "document.documentElement.classList.add('dark');\n"
+        "document.documentElement.classList.add('dark');"
+        "addEventListener('DOMContentLoaded',"
+        "()=>document.querySelector('link[rel=manifest]')?.remove());\n"
         f"{(ASSETS / 'session.js').read_text('utf-8')}</script>"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -26,7 +27,8 @@ import tooltips
 from core.params import PLANNER, AdapterRef, Param, Request
 from core.requests import EXPORTS, HELPERS, MODES, Generate
 from core.results import Idea
-from web import job_controls
+from web import job_controls, sessions
+from web.api import REQUESTS, unpack_error
 from web.form import REGION
 from web.page import build, launch_options
 from web.widgets import COMPOSING, GUIDANCE, starting_value
@@ -70,9 +72,26 @@ class Page:
         assert changes.keys() <= at_first.keys()
         return {**at_first, **changes}
 
-    def press(self, elem_id: str, *values: Any, by: str = "one", does: str | None = None) -> Any:
-        """Every update that pressing the component makes, by elem_id."""
-        fn = self.event(elem_id, does).fn
+    def event_named(self, does: str) -> Any:
+        """The page's own event of this kind."""
+        (found,) = (f for f in self.demo.fns.values() if any(t[1] == does for t in f.targets))
+        return found
+
+    def press(
+        self,
+        elem_id: str,
+        *values: Any,
+        by: str = "one",
+        does: str | None = None,
+        does_event: str | None = None,
+    ) -> Any:
+        """Every update that pressing the component makes, by elem_id.
+
+        Args:
+            does: the event, where its handler takes only values.
+            does_event: the event, where its handler is told who calls.
+        """
+        fn = self.event(elem_id, does or does_event).fn
         answer = fn(*values) if does else fn(caller(by), *values)
         updates = list(answer) if isinstance(answer, Iterator) else [answer]
         return [
@@ -251,8 +270,8 @@ def test_controls_come_and_go_with_what_they_are_for(
 @pytest.mark.parametrize("mode", LISTENERS)
 def test_a_run_without_a_song_says_to_choose_one(page: Page, mode: str, toasts: list[str]):
     last = page.make(mode)[-1]
-    assert "No file was chosen for Song. Choose a song from your disk." in toasts
-    assert "No file was chosen for Song." in last[f"{mode}-status"]
+    assert "No file was chosen for Source audio. Choose an audio file." in toasts
+    assert "No file was chosen for Source audio." in last[f"{mode}-status"]
     assert last[f"{mode}-run"]["interactive"] is True
     assert not page.studio.asked
 
@@ -466,7 +485,7 @@ def test_an_edit_says_what_it_kept_and_what_was_heard_and_no_path(
         "Seam at 6.7 s||audible",
         tooltips.DETECTED,
         "A bright waltz with a clarinet",
-        "Song||my tune.wav",
+        "Source audio||my tune.wav",
         "From||3.4 s",
     ):
         assert words_ in told
@@ -539,7 +558,7 @@ def test_listening_fills_what_was_left_open(
     assert ("prompt" in filled) is (kind == "repaint")
     assert not filled.keys() & {"bpm", "lyrics"}
     page.press("edit-listen", True, *page.form("edit").values())
-    assert toasts == ["No file was chosen for Song. Choose a song from your disk."]
+    assert toasts == ["No file was chosen for Source audio. Choose an audio file."]
 
 
 def test_a_helper_can_be_stopped_and_can_fail(page: Page, toasts: list[str]):
@@ -587,10 +606,111 @@ def plain(mode: str, update: dict[str, Any]) -> dict[str, Any]:
     values = {}
     for elem_id, new in update.items():
         is_props = isinstance(new, dict) and "__type__" in new
-        if elem_id.startswith(f"{mode}-") and (not is_props or "value" in new):
+        if elem_id and elem_id.startswith(f"{mode}-") and (not is_props or "value" in new):
             name = elem_id.removeprefix(f"{mode}-").replace("source-look", "region")
             values[name] = new["value"] if is_props else new
     return {n: v for n, v in values.items() if not n.endswith("-look")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "choices"),
+    [
+        ({"steps": 27}, {"Draft (16 steps)": 16, "Standard (27 steps)": 27, "Best (50 steps)": 50}),
+        ({"steps": 16}, {"Standard (16 steps)": 16, "Best (50 steps)": 50}),
+        ({"steps": 8, "takes_guidance": False, "guidance": 1.0}, None),
+    ],
+)
+def test_quality_offers_the_step_counts_that_suit_the_model(
+    tmp_path: Path, changes: dict[str, Any], choices: dict[str, int] | None
+):
+    page = Page(FakeStudio(CARD.model_copy(update=changes), tmp_path))
+    for mode in MODES:
+        quality = page.blocks.get(f"{mode}-quality")
+        assert (quality and dict(quality.choices)) == choices
+        assert quality is None or quality.value == changes["steps"]
+        assert "quality" not in page.inputs(mode), "it only sets Steps"
+
+
+def resume(page: Page, load: str, kept: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a page load changes, by elem_id, when the browser has kept `kept`."""
+    (update,) = page.press("doors", {"session": kept or {}}, by=load, does_event="resume")
+    return update
+
+
+def test_a_reloaded_page_gets_its_forms_and_takes_back(
+    page: Page, brought: Callable[..., dict[str, Any]]
+):
+    token = resume(page, "old")["doors"]["token"]
+    page.generate(by="old", prompt="a waltz")
+    page.event_named("unload").fn(caller("old"))
+    assert page.studio.stopped == ["old"]
+    assert not page.studio.left, "the takes are kept for a while"
+
+    song = brought()
+    forms = {
+        "generate": {"lyrics": "my own words", "bpm": "92", "keyscale": "A minor", "idea": "rain"},
+        "edit": {"source": song, "region": [1.5, 4], "kind": "morph"},
+        "lyrics": {"brief": "a train", "draft": "[Verse]\nsteam"},
+    }
+    update = resume(page, "new", {"token": token, "forms": forms})
+    assert update["doors"]["token"] == token
+    assert plain("generate", update)["lyrics"] == "my own words"
+    assert (update["generate-bpm"], update["generate-idea"]) == ("92", "rain")
+    assert update["edit-source-look"]["value"] == [1.5, 4]
+    assert update["edit-n_max"]["visible"] is True
+    assert update["lyrics-draft"] == "[Verse]\nsteam"
+    ((caption, _),) = update["generate-shelf"]["choices"]
+    assert caption.startswith("a waltz")
+    page.press("generate-again", page.studio.takes("old")[0].id, by="new")
+    assert len(page.studio.takes("old")) == 2, "the reloaded page is the same visitor"
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"token": "guessed"},
+        {"token": 7, "forms": []},
+        {"forms": {"generate": {"lyrics": 7, "bpm": [], "infer_method": "magic", "shift": 99}}},
+        {"forms": {"cover": {"source": {"path": "/etc/passwd"}, "strength": True}}},
+        {
+            "forms": {
+                "cover": {"source": {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}}
+            }
+        },
+        {"forms": {"edit": {"region": ["a"], "adapters": [7], "prompt": "x" * 9999}}},
+    ],
+)
+def test_what_a_browser_kept_is_checked(page: Page, kept: dict[str, Any]):
+    page.generate(by="one")
+    update = resume(page, "two", kept)
+    changed = {name for name in update if name != "doors"}
+    assert not changed, "nothing of it is usable, and the takes of others stay hidden"
+
+
+def test_takes_of_closed_pages_are_deleted_in_the_end(page: Page, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sessions, "KEEP_S", 0)
+    resume(page, "gone")
+    page.generate(by="gone")
+    page.event_named("unload").fn(caller("gone"))
+    wait_for(lambda: page.studio.left == ["gone"])
+
+
+def test_only_so_many_closed_pages_keep_their_takes(page: Page, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sessions, "MAX_KEPT", 2)
+    for name in ("a", "b", "c"):
+        resume(page, name)
+        page.generate(by=name)
+        page.event_named("unload").fn(caller(name))
+    assert page.studio.left == ["a"]
+
+
+def test_a_second_page_of_the_same_visitor_keeps_it(page: Page):
+    token = resume(page, "here")["doors"]["token"]
+    page.generate(by="here")
+    resume(page, "there", {"token": token})
+    page.event_named("unload").fn(caller("here"))
+    assert not page.studio.stopped
+    assert not page.studio.left
 
 
 def test_the_form_starts_at_what_suits_the_model(page: Page):
@@ -909,7 +1029,7 @@ def test_the_api_speaks_in_the_requests_own_names_types_and_defaults(client: Cli
         assert tooltips.help_text("generate", param) in parameter["python_type"]["description"]
         if param.choices:
             assert parameter["type"]["enum"] == list(param.choices)
-    assert told["description"].startswith("A song from words")
+    assert told["description"].startswith("A new song from a style and lyrics")
 
 
 def test_an_api_call_returns_the_song_and_its_take(served: Any, client: Client):
@@ -1012,7 +1132,7 @@ def test_a_path_on_the_server_is_never_read(served: Any, given: Any, way: str):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"prompt": ""}, "The style is empty. Write a few words"),
+        ({"prompt": ""}, "The style is empty. Describe the music"),
         ({"duration_s": 4}, "Length must be a number from 5 to 240 s, not 4. Set Length"),
         ({"duration_s": "NaN"}, "Length must be a number from 5 to 240 s"),
         ({"seed": 1.5}, "Seed must be a whole number"),
@@ -1047,7 +1167,54 @@ def test_not_a_number_by_plain_http_is_a_sentence_too(served: Any):
 def test_a_wrong_name_by_plain_http_is_named(served: Any, given: dict[str, Any], code: str):
     called = httpx.post(f"{served[1]}gradio_api/call/v2/generate", json=given)
     assert called.status_code == 422
-    assert called.json()["code"] == code
+    answer = called.json()
+    assert answer["code"] == code
+    assert answer["error"] == f"{answer['message']} {answer['action']}"
+
+
+def test_api_error_carries_code_message_and_action_as_data(served: Any, client: Client):
+    with pytest.raises(AppError) as caught:
+        client.predict(prompt="a waltz", duration_s=4, api_name="/generate")
+    data = json.loads(caught.value.title)
+    assert data["code"] == "value-out-of-range"
+    assert data["message"] == "Length must be a number from 5 to 240 s, not 4."
+    assert data["action"].startswith("Set Length to")
+    assert caught.value.message == f"{data['message']} {data['action']}"
+
+    body = {"prompt": "a waltz", "duration_s": 4}
+    called = httpx.post(f"{served[1]}gradio_api/call/v2/generate", json=body).json()
+    stream = httpx.get(f"{served[1]}gradio_api/call/generate/{called['event_id']}").text
+    event = json.loads(stream.partition("event: error\ndata: ")[2])
+    assert {name: event[name] for name in data} == data
+    assert (event["error"], event["title"]) == (caught.value.message, tooltips.FAILED)
+
+
+@pytest.mark.parametrize("mode", ["generate", "master", "lyrics"])
+def test_api_call_with_too_few_values_says_how_many(
+    served: Any, mode: str, caplog: pytest.LogCaptureFixture
+):
+    called = httpx.post(f"{served[1]}gradio_api/call/{mode}", json={"data": []}).json()
+    stream = httpx.get(f"{served[1]}gradio_api/call/{mode}/{called['event_id']}").text
+    event = json.loads(stream.partition("event: error\ndata: ")[2])
+    needed = len(REQUESTS[mode].params())
+    assert event["message"] == f"/{mode} takes {needed} values, and 0 were sent."
+    assert event["action"].endswith(f"by name to /call/v2/{mode}.")
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        b"",
+        b"event: complete\ndata: [1]\n\n",
+        b"event: error\ndata: null\n\n",
+        b'event: error\ndata: {"error": null}\n\n',
+        b'event: error\ndata: {"error": "x", "title": "Error"}\n\n',
+        b'event: error\ndata: {"error": "x", "title": "[1]"}\n\n',
+    ],
+)
+def test_other_events_pass_unchanged(chunk: bytes):
+    assert unpack_error(chunk) == chunk
 
 
 def test_an_api_call_given_up_is_stopped(served: Any, client: Client):
