@@ -180,7 +180,10 @@ def test_what_cannot_be_played_is_refused_and_not_left_out(tmp_path, key, word):
         ({"lora_A.weight": [], "lora_B.weight": [8, 1]}, "do not fit together"),
         ({"lora_A.weight": [4, 8], "lora_B.weight": [8, 4], "alpha": [2]}, "not one number"),
         ({"lora_A.weight": [4, 8], "lora_down.weight": [4, 8]}, "two tensors for the same part"),
-        ({"lora_A.one.weight": [4, 8], "lora_A.two.weight": [4, 8]}, "two tensors for the same part"),
+        (
+            {"lora_A.one.weight": [4, 8], "lora_A.two.weight": [4, 8]},
+            "two tensors for the same part",
+        ),
         ({"lokr_w1": [2, 2]}, "missing"),
         ({"lokr_w1": [2, 2], "lokr_w2_a": [4, 64], "lokr_w2_b": [64, 4]}, "do not fit together"),
     ],
