@@ -274,8 +274,8 @@ def morph(
         generator = torch.Generator("cpu").manual_seed(filled(song.seed))
         config = sampler.SamplerConfig.of(song)
         steps = sampler.morph(
-            engine.model_under(before),
-            engine.model_under(after),
+            engine.conditioned_model(before),
+            engine.conditioned_model(after),
             clean,
             config,
             generator,

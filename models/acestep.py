@@ -310,9 +310,9 @@ class Engine:
         x = noise.to(self.device)
         if clean is not None:
             x = times[first_step] * x + (1 - times[first_step]) * clean
-        model = self.model_under(conditions)
+        model = self.conditioned_model(conditions)
         if then is not None:
-            before, after, until = model, self.model_under(then), float(times[switch_step])
+            before, after, until = model, self.conditioned_model(then), float(times[switch_step])
 
             def model(x: torch.Tensor, t: float, guided: bool) -> sampler.Velocity:
                 return (before if t > until else after)(x, t, guided)
@@ -325,7 +325,7 @@ class Engine:
             raise StudioError("sound-not-finite", model=self.model.title)
         return latents
 
-    def model_under(self, conditions: Conditions) -> sampler.Model:
+    def conditioned_model(self, conditions: Conditions) -> sampler.Model:
         """The transformer with `conditions` bound, in the form the sampler calls."""
         import torch
 

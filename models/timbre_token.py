@@ -59,7 +59,7 @@ def prepended(encoder: torch.nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-    if not lengths or lengths["read"] != lengths.get("expected"):
+    if not lengths or lengths.get("read") != lengths.get("expected"):
         raise RuntimeError(
             f"the timbre encoder read {lengths.get('read')} frames where "
             f"{lengths.get('expected')} were expected: this version of diffusers handles the "
