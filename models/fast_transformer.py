@@ -73,15 +73,16 @@ class FastTransformer:
     @property
     def implementation(self) -> str:
         """What a take calls this way of computing."""
-        return "fast, compiled" if self.compiled else "fast"
+        compiled = self.compiled and not _has_hooks(self._transformer)
+        return "fast, compiled" if compiled else "fast"
 
     def __call__(self, **arguments: Any) -> tuple[torch.Tensor, ...]:
         """The transformer's forward pass under the song that is bound."""
+        if not self.compiled:
+            return self._transformer(**arguments)
         import torch
         from torch._dynamo.exc import TorchDynamoException
 
-        if not self.compiled:
-            return self._transformer(**arguments)
         # Compiled layers ignore hooks that were added later: with adapters they run uncompiled.
         if _has_hooks(self._transformer):
             with torch.compiler.set_stance("force_eager"):
@@ -112,6 +113,8 @@ class FastTransformer:
         placeholder = cond.new_zeros(1, 1, cond.shape[-1])
         cond, null = dit.condition_embedder(cond), dit.condition_embedder(null[:, :1])
         attention = dit.layers[0].self_attn
+        for processor in (*self._self, *self._cross):
+            processor.grouped = _takes_grouped_heads(cond)
         return SongConstants(
             layers=[_cross_constants(layer.cross_attn, cond, null) for layer in dit.layers],
             band_mask=_band_mask(
@@ -143,6 +146,23 @@ class _Attention:
 
     _parallel_config = None
 
+    grouped = True
+    """Whether the kernels take fewer key heads than query heads; else keys are repeated."""
+
+    def attend(
+        self, attn: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention of every position to all, [rows, heads, length, width]."""
+        from torch.nn.functional import scaled_dot_product_attention
+
+        groups = attn.heads // attn.kv_heads
+        grouped = groups > 1 and self.grouped
+        if not grouped:
+            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        return scaled_dot_product_attention(
+            query, key, value, scale=attn.scaling, enable_gqa=grouped
+        )
+
 
 class _SelfAttention(_Attention):
     """Self-attention, in bands where the layer has a window."""
@@ -167,7 +187,7 @@ class _SelfAttention(_Attention):
             mask = self.band_mask
             mixed = banded(query, key, value, attn.sliding_window, attn.scaling, mask)
         else:
-            mixed = _attend(attn, query, key, value)
+            mixed = self.attend(attn, query, key, value)
         return attn.to_out[0](mixed.transpose(1, 2).flatten(2))
 
 
@@ -188,7 +208,7 @@ class _CrossAttention(_Attention):
         kept = self.constants
         query = attn.to_q(hidden_states[:1]).unflatten(-1, (attn.heads, attn.head_dim))
         query = attn.norm_q(query).transpose(1, 2)
-        mixed = _attend(attn, query, kept.keys, kept.values)
+        mixed = self.attend(attn, query, kept.keys, kept.values)
         out = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
         if hidden_states.shape[0] == 1:
             return out
@@ -283,11 +303,19 @@ def _cross_constants(attn: Any, cond: torch.Tensor, null: torch.Tensor) -> Cross
     )
 
 
-def _attend(attn: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    from torch.nn.functional import scaled_dot_product_attention
+def _takes_grouped_heads(x: torch.Tensor) -> bool:
+    """Whether a fused kernel takes grouped heads, for tensors like `x` and no mask.
 
-    grouped = attn.heads != attn.kv_heads
-    return scaled_dot_product_attention(query, key, value, scale=attn.scaling, enable_gqa=grouped)
+    On CUDA only flash attention does: 16-bit numbers, from Ampere on. AMD's kernels differ by card.
+    Without such a kernel torch would compute the whole matrix of attention weights.
+    """
+    import torch
+
+    if x.device.type != "cuda":
+        return True
+    if torch.version.hip:
+        return False
+    return x.element_size() == 2 and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from tiny_transformer import by_fast, by_stock, inputs
 from torch.nn import functional
 
+from models import fast_transformer
 from models.fast_transformer import FastTransformer
 
 
@@ -82,6 +83,44 @@ def test_no_kernel_is_given_a_mask_with_grouped_heads_or_a_dense_one(fast, monke
     assert len(masks) == len(fast._transformer.layers) / 2
     assert all(mask.shape == (375, 1, 2 * 8, 3 * 8) for mask in masks)
     assert all(mask is None for mask, grouped in calls if grouped)
+
+
+def test_keys_are_repeated_where_no_kernel_takes_grouped_heads(stock, fast, monkeypatch):
+    """As with float32 on CUDA, or on a card before Ampere."""
+    calls = []
+    real = functional.scaled_dot_product_attention
+
+    def record(*tensors, enable_gqa=False, **rest):
+        calls.append(enable_gqa)
+        return real(*tensors, enable_gqa=enable_gqa, **rest)
+
+    monkeypatch.setattr(fast_transformer, "_takes_grouped_heads", lambda _: False)
+    shared, cond, null = inputs(50, 2)
+    with torch.inference_mode():
+        want = by_stock(stock, shared, cond, null)
+        monkeypatch.setattr(functional, "scaled_dot_product_attention", record)
+        got = by_fast(fast, shared, fast.prepare(cond, null, 50))
+    assert torch.allclose(got, want, atol=1e-5)
+    assert calls
+    assert not any(calls)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "takes"),
+    [
+        (torch.bfloat16, (8, 9), True),
+        (torch.float16, (7, 5), False),
+        (torch.float32, (9, 0), False),
+    ],
+)
+def test_grouped_heads_need_flash_attention_on_cuda(monkeypatch, dtype, capability, takes):
+    class OnCuda(torch.Tensor):
+        device = torch.device("cuda")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    x = torch.zeros(1, dtype=dtype)
+    assert fast_transformer._takes_grouped_heads(x)
+    assert fast_transformer._takes_grouped_heads(x.as_subclass(OnCuda)) == takes
 
 
 def test_adapters_reach_every_layer(stock, fast):
