@@ -17,6 +17,7 @@ from core.requests import EDITION
 from core.results import Progress
 from models import plan_format, plan_grammar, qwen3
 from models.code_decoder import code_decoder
+from models.loading import is_finite
 from models.plan_format import FIELDS, Plan
 from models.plan_grammar import PlanConstraint, TokenChoice, Vocabulary
 from models.token_sampling import GREEDY, SamplingParams, sample_token, uniform_draws
@@ -387,8 +388,6 @@ def _check_complete(
     folder: Path, model: Qwen3ForCausalLM, report: Mapping[str, Any], vocabulary: Vocabulary
 ) -> None:
     """Refuse a planner with tensors missing, surplus or not finite, or fewer rows than tokens."""
-    import torch
-
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     if missing := sorted(set(report["missing_keys"]) - tied):
         raise _broken(folder, "model.safetensors", f"lacks the tensor {missing[0]}")
@@ -398,7 +397,7 @@ def _check_complete(
             folder, "model.safetensors", f"holds {surplus[0]}, which does not belong there"
         )
     for name, tensor in model.state_dict().items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise _broken(folder, "model.safetensors", f"has no finite numbers in {name}")
     if vocabulary.size > model.config.vocab_size:
         raise StudioError(
