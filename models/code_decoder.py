@@ -106,7 +106,7 @@ class StaticCodeDecoder(CodeDecoder):
         if self.mask is None:
             with torch.inference_mode():
                 self._allocate()
-            if self.qwen.device.type == "cuda" and len(self.codes) > 1:
+            if self.on_cuda and len(self.codes) > 1:
                 self._reset(hidden, draws)
                 self._replay = self._capture()
         self._reset(hidden, draws)  # again: capturing ran a few steps
@@ -123,6 +123,11 @@ class StaticCodeDecoder(CodeDecoder):
             self._limit_queue()
             self._replay()
         self.done += 1
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the step can be captured."""
+        return self.qwen.device.type == "cuda"
 
     def _allocate(self) -> None:
         """What a step reads and writes beside the cache."""
@@ -164,8 +169,8 @@ class StaticCodeDecoder(CodeDecoder):
         self.token.copy_(code.view(1) + self.first_code)
         self.index.add_(1)
 
-    def _capture(self) -> Callable[[], None]:
-        """One step as a CUDA graph, or as it is where it cannot be captured.
+    def _capture(self) -> Callable[[], None] | None:
+        """What replays one step as a CUDA graph, or None where it cannot be captured.
 
         Warmed up on a stream of its own first, as capturing demands: libraries allocate their
         workspaces there. What the warm-up writes into the cache is overwritten before it is read.
@@ -188,14 +193,8 @@ class StaticCodeDecoder(CodeDecoder):
             raise
         except RuntimeError as error:
             log.warning("The planner's step is not captured as a CUDA graph: %s", error)
-            return self._uncaptured
+            return None
         return graph.replay
-
-    def _uncaptured(self) -> None:
-        import torch
-
-        with torch.inference_mode():
-            self._step()
 
     def _limit_queue(self) -> None:
         """Wait until the device is at most `STEPS_AHEAD` steps behind."""
