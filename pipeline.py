@@ -118,14 +118,18 @@ def extend(
     padded = np.pad(source, ((0, 0), (before, after)))
     total = padded.shape[1]
     regions = [(0, before), (total - after, total)]
-    return repaint(
+    audio = yield from repaint(
         engine,
         song,
         padded,
         [(a, b) for a, b in regions if b > a],
         RepaintSettings.of("conservative", 0.0),
         edition=edition,
+        ceiling=levels.CEILING if edition >= 2 else 1.0,
     )
+    if note := levels.note_above_ceiling(source):
+        audio.notes.append(note)
+    return audio
 
 
 def repaint(
@@ -136,10 +140,14 @@ def repaint(
     settings: RepaintSettings,
     clean: torch.Tensor | None = None,
     edition: int = EDITION,
+    ceiling: float = 1.0,
 ) -> Generator[Progress, None, RenderedAudio]:
     """Regenerate what lies inside `regions`, given as start and end in samples.
 
     Outside of them and of the crossfades, which lie outside as well, not one sample changes.
+
+    Args:
+        ceiling: the highest sample of what is new, as a share of full scale.
 
     Raises:
         StudioError: as `text_to_music`.
@@ -177,7 +185,7 @@ def repaint(
         rendered = levels.resample(wave.numpy(), engine.rate, SAMPLE_RATE, source.shape[1])
         sound, fade = source, round(settings.fade_s * SAMPLE_RATE)
         for start, end in regions:
-            sound = splice.splice(sound, rendered, start, end, fade)
+            sound = splice.splice(sound, rendered, start, end, fade, ceiling=ceiling)
         peak = float(abs(sound).max(initial=0.0))
         return RenderedAudio(
             sound=sound,

@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 import shutil
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from audio import loudness
+from audio.tags import Tags, add_tags_to_wav
 from core.files import staging, write_error
 from core.requests import SAMPLE_RATE
 from core.results import Progress
@@ -156,14 +157,16 @@ class StemFiles:
     zip: Path
 
 
-def save_stems(stems: dict[str, np.ndarray], folder: Path, name: str) -> Iterator[Progress]:
+def save_stems(
+    stems: dict[str, np.ndarray], folder: Path, name: str, tags: Tags | None = None
+) -> Generator[Progress, None, StemFiles]:
     """Write the stems into `folder` as "`name`-vocals.wav" and so on, and "`name`-stems.zip".
 
     WAVs hold 32-bit floats: a stem may rise above full scale where the mix does not. Files appear
     all together or not at all, whatever stops the writing. The same stems make the same bytes.
 
-    Returns:
-        StemFiles.
+    Args:
+        tags: of the song; each stem's title names the stem as well.
 
     Raises:
         StudioError: `disk-full` or `not-writable`.
@@ -181,6 +184,8 @@ def save_stems(stems: dict[str, np.ndarray], folder: Path, name: str) -> Iterato
                     yield Progress(stage="Writing the stems", step=2 * step, steps=steps)
                     # Not by libsndfile, which writes the time of day into a WAV of floats.
                     wavfile.write(path, SAMPLE_RATE, np.ascontiguousarray(stems[stem].T))
+                    if tags:
+                        add_tags_to_wav(path, replace(tags, title=f"{tags.title} ({stem})"))
                     yield Progress(stage="Writing the stems", step=2 * step + 1, steps=steps)
                     inside = zipfile.ZipInfo(path.name)
                     inside.external_attr, inside.file_size = 0o644 << 16, path.stat().st_size

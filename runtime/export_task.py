@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import Any
 
 import post_process
-from audio import encode, settings
+from audio import encode, metadata, settings
 from audio.tags import Tags
 from core.requests import Master
 from core.results import ExportedFiles, Progress
@@ -16,7 +15,6 @@ from models.weights import Weights
 from runtime.job import Job, JobFolder, Setup
 from runtime.model_cache import ModelCache
 from runtime.stage_timer import StageTimer
-from runtime.takes import title_of
 from runtime.uploads import Uploads
 
 STAGES = {"export": "Writing", "master": "Setting the loudness", "stems": "Splitting into stems"}
@@ -58,7 +56,8 @@ class ExportTask:
         """See `Task.run`."""
         request = job.request
         sound, name, facts = job.sound("source"), request.source.stem[:80], {}
-        stored = settings.read_settings(request.source) if request.settings else None
+        stored, tags, notes = _settings_and_tags(job)
+        stored = stored if request.settings else None
         if isinstance(request, Master):
             sound, loudness = yield from post_process.master(
                 sound, request.target_lufs, request.ceiling_dbtp
@@ -66,9 +65,8 @@ class ExportTask:
             name, facts = f"{name}-master", loudness.model_dump(mode="json")
             stored = settings.with_mastering(stored, request) if stored else None
         path = job.folder.path / f"{name}.{request.format}"
-        tags = _tags(request.source, request.ai_generated)
         yield from encode.save(sound, path, request.format, stored, tags)
-        return ExportedFiles(mode=request.mode, paths=(str(path),), facts=facts, notes=job.notes)
+        return ExportedFiles(mode=request.mode, paths=(str(path),), facts=facts, notes=notes)
 
 
 class StemsTask(ExportTask):
@@ -84,19 +82,25 @@ class StemsTask(ExportTask):
         separator = yield from models.separator(job)
         stems = yield from demucs.separate(separator, job.sound("source"))
         name = request.source.stem[:80]
-        files = yield from post_process.save_stems(stems, job.folder.path, name)
+        _, tags, notes = _settings_and_tags(job)
+        files = yield from post_process.save_stems(stems, job.folder.path, name, tags)
         return ExportedFiles(
             mode=request.mode,
             paths=tuple(map(str, (files.zip, *files.wavs.values()))),
             facts={},
-            notes=(*job.notes, demucs.LICENCE_NOTE),
+            notes=(*notes, demucs.LICENCE_NOTE),
         )
 
 
-def _tags(source: Path, ai_generated: bool) -> Tags:
-    """What players show of a file made from `source`, by the settings that it holds."""
-    stored = settings.read_settings(source) or {}
-    model = stored.get("model", {})
-    title = title_of(stored.get("request", {}).get("prompt") or source.stem)
-    licence = model.get("licence", "unknown")
-    return Tags(title, model.get("name", "unknown"), licence, ai_generated)
+def _settings_and_tags(job: Job) -> tuple[dict[str, Any] | None, Tags, tuple[str, ...]]:
+    """The settings inside the job's source, the tags of files made from it, and the job's notes.
+
+    Neither settings nor tags that cannot be read stop the work; a note says so.
+    """
+    request = job.request
+    stored, about_settings = settings.usable_settings(request.source)
+    asked = getattr(request, "ai_generated", None)
+    if "ai_generated" not in request.model_fields_set:
+        asked = None
+    tags, about_tags = metadata.tags_for(request.source, stored, job.folder.path, asked)
+    return stored, tags, (*job.notes, *about_settings, *about_tags)

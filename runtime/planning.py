@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from audio import analysis
+from audio import analysis, levels
 from core.errors import StudioError
 from core.params import Request, filled
 from core.requests import EDITION, Edit, Generate, SongRequest, effective_lyrics
@@ -128,6 +128,9 @@ def listen(
     import pipeline
 
     name = "source" if "source" in job.sounds else "reference"
+    sound = job.sound(name)
+    if levels.is_silent(sound):
+        return plan_format.Plan(caption="silence"), ""
     engine = yield from models.engine(job)
     latents = yield from models.encoded(job, engine, name, pipeline.encode)
     codes = pipeline.extract_codes(engine, filled(latents))
@@ -141,7 +144,7 @@ def listen(
         fields=requested_fields(job.request, job.edition),
         edition=job.edition,
     )
-    tempo = corrected_tempo(plan.bpm, *analysis.tempo(job.sound(name)))
+    tempo = corrected_tempo(plan.bpm, *analysis.tempo(sound))
     return replace(plan, bpm=tempo), lyrics
 
 

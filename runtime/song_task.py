@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import pipeline
+from audio import decode
 from core.errors import StudioError
 from core.requests import AUDIO_FIELDS, Edit, Extend, Generate, SongRequest
 from core.results import Progress, Take
@@ -106,7 +107,7 @@ class SongTask:
             StudioError: `source-too-long`.
         """
         limit = setup.model.longest_s
-        if files.seconds.get("source", 0.0) > limit:
+        if files.seconds.get("source", 0.0) > limit + decode.FRAME_SLACK_S:
             raise StudioError("source-too-long", name=files.paths["source"].name, limit=limit)
 
     def duration_s(self, request: Any, files: JobFiles) -> float:

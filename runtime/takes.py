@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from audio import analysis, encode, settings, splice
+from audio.metadata import title_of
 from audio.tags import Tags
 from core.files import atomic_write
 from core.params import filled
@@ -21,9 +22,6 @@ from runtime.stage_timer import StageTimer
 
 if TYPE_CHECKING:
     from models.acestep import RenderedAudio
-
-TITLE_LENGTH = 60
-"""Characters of the style that make a song's title."""
 
 
 def save_take(
@@ -73,14 +71,6 @@ def save_take(
     yield from encode.save(song.sound, job.song_path, "wav", stored, tags)
     atomic_write(job.song_path.with_suffix(".json"), json.dumps(stored, indent=2) + "\n")
     return take.model_copy(update={"timings_s": timer.seconds()})
-
-
-def title_of(style: str) -> str:
-    """The first words of a style, as a title."""
-    words = " ".join(style.split())
-    if len(words) <= TITLE_LENGTH:
-        return words
-    return words[:TITLE_LENGTH].rpartition(" ")[0] or words[:TITLE_LENGTH]
 
 
 def studio_version() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import secrets
 import shutil
@@ -134,11 +135,10 @@ def _decode(path: Path, stopped: Callable[[], bool]) -> Upload:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     kept = files.private_folder() / f"sound-{secrets.token_hex(8)}.npy"
-    try:
-        np.save(kept, decoded.sound)
-    except OSError as error:
-        kept.unlink(missing_ok=True)
-        raise files.write_error(kept, error, decoded.sound.nbytes) from error
+    # Not by np.save, whose short writes have no errno: a full disk would not be called full.
+    header, sound = io.BytesIO(), np.ascontiguousarray(decoded.sound)
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(sound))
+    files.atomic_write(kept, (header.getvalue(), memoryview(sound).cast("B")))
     info = AudioInfo(
         name=files.safe_name(path.name),
         seconds=decoded.sound.shape[1] / SAMPLE_RATE,

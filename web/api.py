@@ -126,6 +126,8 @@ def _request_from(request: type[Request], values: dict[Param, Any]) -> Request:
         for param in values
         if param.type is Path and param.required and given[param.name] is None
     }
+    # Gradio fills in the default of a switch that was not sent. For this one it matters who set it.
+    missing |= {name for name in ("ai_generated",) if given.get(name) is True}
     return request.of({name: value for name, value in given.items() if name not in missing})
 
 
