@@ -6,7 +6,6 @@ import base64
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -14,139 +13,16 @@ import numpy as np
 import pytest
 from browsing import bring, fits, fits_all, state
 from conftest import heard
-from fake_studio import CARD, CHECK, LOUDER, FakeStudio
+from fake_studio import CARD, LOUDER, FakeStudio
 from gradio_client import Client, handle_file
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import tooltips
-from audio import analysis, loudness
-from core.errors import StudioError
-from core.requests import MODES, Generate
-from core.results import ExportedFiles
-from web import restore, summaries
+from audio import loudness
+from core.requests import MODES
 from web.page import build
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
-
-
-# ---- words ----
-
-
-def test_a_check_tells_asked_and_measured_and_where_nobody_is_sure():
-    told = {what: (asked, found) for what, asked, found in summaries.measurements(CHECK)}
-    assert told["Tempo"] == ("92 bpm", "46 bpm, half")
-    assert told["Key"] == ("left open", "not sure")
-    assert told["Loudness"] == ("", "−18.4 LUFS")
-    assert told["True peak"] == ("", "−3.1 dBTP")
-    assert told["Silence within"] == ("", "1.2 s at 0:07")
-    assert told["Clipping"] == ("", "12 samples")
-    sine = np.zeros((2, 48_000), np.float32)
-    silent = analysis.check(sine, Generate.of({"prompt": "x"})).model_dump(mode="json")
-    told = dict(row[::2] for row in summaries.measurements(silent))
-    assert (told["Loudness"], told["Clipping"], told["Key"]) == ("silence", "none", "not sure")
-    assert summaries.measurements({}) == ()
-
-
-def test_a_master_says_before_after_gain_peak_and_a_target_it_missed():
-    said = summaries.export_summary(ExportedFiles(mode="master", paths=("a.wav",), facts=LOUDER))
-    for part in ("−18.4 LUFS before", "−14.9 LUFS after", "gain +4.1 dB", "true peak −1.0 dBTP"):
-        assert part in said
-    assert "short of −14.0 LUFS" in said
-    silent = {**LOUDER, "before_lufs": None, "after_lufs": None, "true_peak_dbtp": None}
-    silent = ExportedFiles(mode="master", paths=("a.wav",), facts=silent)
-    assert summaries.export_summary(silent) == tooltips.NOT_MASTERED
-
-
-def test_the_louder_take_is_turned_down_and_none_is_turned_up():
-    assert loudness.matching_gains([-14.2, -17.0]) == pytest.approx([-2.8, 0.0])
-    assert loudness.matching_gains([None, -17.0]) == [0.0, 0.0]
-
-
-# ---- links ----
-
-
-def _take(request: Any) -> Any:
-    return SimpleNamespace(mode=request.mode, again=lambda: request)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_a_link_brings_back_every_value_and_no_path(data: st.DataObject):
-    mode = data.draw(st.sampled_from([*MODES]))
-    asked: dict[str, Any] = {"prompt": data.draw(st.text(min_size=1, max_size=40)) + "x"}
-    asked |= {"lyrics": data.draw(st.text(max_size=200))}
-    for param in MODES[mode].params():
-        if param.choices:
-            asked[param.name] = data.draw(st.sampled_from(param.choices))
-        elif param.type is bool:
-            asked[param.name] = data.draw(st.booleans())
-        elif param.type in (int, float) and param.name not in (
-            "cfg_interval_end",
-            "end_s",
-            "start_s",
-        ):
-            whole = st.integers(int(np.ceil(param.low)), int(param.high))
-            fine = st.floats(param.low, param.high, allow_nan=False)
-            asked[param.name] = data.draw(whole if param.type is int else fine)
-    asked |= {"cfg_interval_start": 0.0, "n_min": 0.0, "after_s": 3.5}
-    if mode != "generate":
-        asked["source"] = "/home/somebody/secret name.wav"
-    asked = {k: v for k, v in asked.items() if k in MODES[mode].model_fields}
-    request = MODES[mode].of(asked)
-    link = restore.link_to(_take(request))
-    assert "secret" not in link
-    assert "#" not in link.partition("#")[0]
-    found = restore.read_link(link)
-    assert found is not None
-    back, values, files = found
-    told = request.model_dump(mode="json")
-    assert back == mode
-    assert values == {name: told[name] for name in values}
-    assert {*told} - {*values} <= {"source", "reference", "adapters"}
-    assert files == (("source",) if mode != "generate" else ())
-
-
-def test_the_longest_lyrics_fit_into_a_link():
-    request = Generate.of({"prompt": "x", "lyrics": "歌" * 4096})
-    link = restore.link_to(_take(request))
-    assert restore.read_link(link)[1]["lyrics"] == "歌" * 4096
-    assert len(link.partition("#")[0]) < 20, "the rest never travels to a server"
-
-
-@pytest.mark.parametrize("link", ["", "?tab=edit", "?tab=lyrics", "#studio", "?__theme=dark#"])
-def test_a_link_without_settings_changes_nothing(link: str):
-    assert restore.read_link(link) is None
-
-
-HOSTILE = {
-    "?tab=extend#source=/etc/passwd": "it names a file",
-    "?tab=cover#files=/etc/passwd": "it names a file",
-    "#adapters=/etc/passwd": "it names a file",
-    "#prompt=a&prompt=b": "it sets a parameter twice",
-    "#prompt=a&tempo=3": "'tempo' is not a setting of generate",
-    "#prompt=a&duration_s=999": "Length must be a number from 5 to 240 s, not '999'",
-    "#prompt=": "The style is empty",
-    "?tab=root&prompt=a": "there are no settings for 'root'",
-    "?tab=lyrics&brief=a": "there are no settings for 'lyrics'",
-    "#prompt=a&bpm=%ff": "it is damaged",
-    "#prompt=a&&&bpm": "it is damaged",
-    "#" + "&".join(f"a{i}=1" for i in range(200)): "it is damaged",
-    "#prompt=" + "a" * 200_000: "it is too long",
-    "#prompt=a&mode=edit": "'mode' is not a setting of generate",
-}
-
-
-@pytest.mark.parametrize(("link", "told"), HOSTILE.items(), ids=range(len(HOSTILE)))
-def test_a_link_that_is_wrong_is_refused_in_words(link: str, told: str):
-    with pytest.raises(StudioError, match="settings in the link cannot be used") as caught:
-        restore.read_link(link)
-    assert told in caught.value.message
-    assert "/etc" not in caught.value.message
-
-
-# ---- the page without a browser ----
 
 
 def test_where_the_weights_for_stems_are_missing_the_button_says_which_and_how(tmp_path: Path):
