@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
-sys.path[:0] = [str(ROOT), str(TESTS), str(TESTS / "browser")]
+sys.path[:0] = [str(ROOT), str(TESTS)]
 
 from runtime import device  # noqa: E402
 

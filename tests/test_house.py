@@ -172,3 +172,8 @@ def test_importing_the_page_brings_no_torch():
 
 def test_mini_is_not_imported_by_the_app():
     assert not any("mini" in map(group, imports(path)) for path in FILES)
+
+
+def test_no_test_imports_another_test_file():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        assert not {name for name in imports(path) if name.startswith("test_")}, path.name

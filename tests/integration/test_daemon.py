@@ -26,7 +26,7 @@ from conftest import drain, song
 from editor import REAL, Editor, told
 from fake_hub import FakeHub, repository
 from fake_studio import CARD
-from test_web import Page
+from page_handlers import Page
 
 import app
 import cli
