@@ -16,7 +16,7 @@ from web import restore
 
 
 def _take(request: Any) -> Any:
-    return SimpleNamespace(mode=request.mode, again=lambda: request)
+    return SimpleNamespace(mode=request.mode, to_request=lambda: request)
 
 
 @settings(max_examples=60, deadline=None)
