@@ -191,6 +191,7 @@ def repaint(
             sound=sound,
             peak_dbfs=20 * math.log10(peak) if peak else None,
             seed=filled(song.seed),
+            implementation=engine.implementation,
             notes=notes,
             crossfades=_crossfades(regions, source.shape[1], fade),
             changed_outside=_changed_outside(source, sound, regions, fade),

@@ -29,7 +29,11 @@ class ModelUsed(BaseModel):
 
 
 class DeviceUsed(BaseModel):
-    """The device a take was made on. Equal values and an equal request give equal samples."""
+    """The device a take was made on. Equal values and an equal request give equal samples.
+
+    `implementation` is the code that computed ACE-Step's transformer: "reference" for diffusers'
+    own, or as `models/fast_transformer` names it.
+    """
 
     model_config = ConfigDict(frozen=True)
     kind: str
@@ -37,6 +41,7 @@ class DeviceUsed(BaseModel):
     dtype: str
     threads: int
     torch: str
+    implementation: str = "reference"
 
 
 class ModelInfo(BaseModel):

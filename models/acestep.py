@@ -63,12 +63,13 @@ class RenderedAudio:
 
     Where part of a source was kept, `crossfades` has the middle and half the width of each
     crossfade in samples, and `changed_outside` counts the samples that differ from the source
-    outside the regions and their crossfades.
+    outside the regions and their crossfades. `implementation` is the engine's.
     """
 
     sound: np.ndarray
     peak_dbfs: float | None
     seed: int
+    implementation: str = "reference"
     notes: list[str] = field(default_factory=list)
     crossfades: list[tuple[int, int]] = field(default_factory=list)
     changed_outside: int | None = None
@@ -360,7 +361,9 @@ class Engine:
         """Resample to 48 kHz, cut to `samples` and set the level."""
         sound = levels.resample(wave.numpy(), self.rate, SAMPLE_RATE, samples)
         sound, peak = levels.normalize_peak(sound)
-        piece = RenderedAudio(sound=sound, peak_dbfs=peak, seed=seed)
+        piece = RenderedAudio(
+            sound=sound, peak_dbfs=peak, seed=seed, implementation=self.implementation
+        )
         if peak is None or peak < levels.SILENCE_DBFS:
             piece.notes.append("This take is almost silent; try another seed.")
         return piece

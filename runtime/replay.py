@@ -64,6 +64,11 @@ def differences(settings: Mapping[str, Any], take: Take) -> list[str]:
         for name in ("kind", "dtype", "threads", "torch")
         if then[name] != now[name]
     ]
+    if (code := then.get("implementation", "reference")) != now["implementation"]:
+        found.append(
+            f"The file was made with the transformer's {code} implementation; here it is the"
+            f" {now['implementation']} one."
+        )
     if settings["edition"] != take.edition:
         found.append(
             f"The file follows edition {settings['edition']} of the rules, and this song edition"

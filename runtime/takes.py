@@ -48,7 +48,7 @@ def save_take(
         request=job.request.model_dump(mode="json"),
         model=models.used(weights),
         planner=models.used(job.planner) if job.planner else None,
-        device=job.device.used(),
+        device=job.device.used().model_copy(update={"implementation": song.implementation}),
         sample_rate=SAMPLE_RATE,
         samples=song.sound.shape[1],
         peak_dbfs=song.peak_dbfs,

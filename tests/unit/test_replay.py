@@ -72,6 +72,10 @@ def test_settings_alone_have_no_sound_to_compare(tmp_path):
         ({"device": DEVICE.model_copy(update={"kind": "cuda"})}, "with kind cpu; here it is cuda"),
         ({"device": DEVICE.model_copy(update={"threads": 4})}, "with threads 2; here it is 4"),
         ({"device": DEVICE.model_copy(update={"name": "B"})}, None),
+        (
+            {"device": DEVICE.model_copy(update={"implementation": "fast"})},
+            "with the transformer's reference implementation; here it is the fast one",
+        ),
         ({"edition": 2}, "follows edition 1 of the rules"),
         ({"files": {"source": "d"}}, "The source is not the file that was used then."),
     ],
