@@ -1,4 +1,8 @@
-"""TODO"""
+"""HTDemucs: splits a song into vocals, drums, bass and other.
+
+The loop over windows is ours, since a generator that reports progress and can be closed cannot run
+inside of demucs' `apply_model`; without random shifts the two are equal bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +21,7 @@ from core.requests import SAMPLE_RATE
 from core.results import Progress
 from models import checkpoints
 from models.catalog import HTDEMUCS, StemsModel
+from models.loading import out_of_memory_as
 from models.weights import broken
 
 if TYPE_CHECKING:
@@ -25,21 +30,21 @@ if TYPE_CHECKING:
 
 
 STEMS = ("vocals", "drums", "bass", "other")
-"""In the order they are shown and zipped. The model's own order is another."""
+"""In the order they are shown and zipped; the model's own order differs."""
 
 
 SUM_ERROR_DBFS = -120.0
-"""How far the sum of the stems may be from the mix: the rounding of 32-bit samples."""
+"""Largest difference between the sum of the stems and the mix: the rounding of 32-bit floats."""
 
 
 OVERLAP = 0.25
-"""Share of a window that the next one hears too: the model's authors' choice."""
+"""Share of a window that overlaps with the next, as its authors chose."""
 
 
 LICENCE_NOTE = (
     "Stems: HTDemucs weights, for research use; their author keeps them outside its licence."
 )
-"""What a badge says where stems are offered."""
+"""Shown where stems are offered."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,11 @@ class Separator:
 
 
 def find(weights: StemsModel = HTDEMUCS) -> Path:
-    """The folder of a separator's weights. Raises `stems-missing`, with the command to get them."""
+    """The folder of a separator's weights.
+
+    Raises:
+        StudioError: `stems-missing`, with the command that downloads them.
+    """
     folder = checkpoints.locate(weights)
     if folder is None or weights.missing(folder):
         raise StudioError(
@@ -60,11 +69,13 @@ def find(weights: StemsModel = HTDEMUCS) -> Path:
     return folder
 
 
-def load(weights: StemsModel = HTDEMUCS, device: str = "cpu") -> Iterator[Progress]:
-    """Load a separator (returned) from its file, of which nothing is run.
+def load(
+    weights: StemsModel = HTDEMUCS, device: str = "cpu"
+) -> Generator[Progress, None, Separator]:
+    """Load a separator (returned). Nothing in its file is executed.
 
-    The file's bytes must be the ones of the table; it names a class, which is only compared, and
-    that class's settings.
+    The file must have the size and sha256 of the table. It names a class, which is only compared,
+    and the arguments of that class.
 
     Raises:
         StudioError: `stems-missing`, or `model-broken`, naming the file.
@@ -83,14 +94,14 @@ def load(weights: StemsModel = HTDEMUCS, device: str = "cpu") -> Iterator[Progre
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        said = file.metadata() or {}
+        metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if said.get("klass") != f"{HTDemucs.__module__}.{HTDemucs.__qualname__}":
+    if metadata.get("klass") != f"{HTDemucs.__module__}.{HTDemucs.__qualname__}":
         raise broken(weights, path.name, "holds another kind of model")
-    known = inspect.signature(HTDemucs).parameters
-    settings = dict(zip(known, json.loads(said.get("args", "[]")), strict=False))
-    settings |= json.loads(said["kwargs"], object_hook=_fraction)
-    model = HTDemucs(**{name: value for name, value in settings.items() if name in known})
+    accepted = inspect.signature(HTDemucs).parameters
+    settings = dict(zip(accepted, json.loads(metadata.get("args", "[]")), strict=False))
+    settings |= json.loads(metadata["kwargs"], object_hook=_fraction)
+    model = HTDemucs(**{name: value for name, value in settings.items() if name in accepted})
     try:
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
@@ -101,7 +112,7 @@ def load(weights: StemsModel = HTDEMUCS, device: str = "cpu") -> Iterator[Progre
 
 
 def _fraction(value: dict[str, Any]) -> Any:
-    """JSON for numbers such as 39/5, which the length of the model's window is."""
+    """Decode fractions, such as the length of the model's window, 39/5 s."""
     from fractions import Fraction
 
     if value.get("_type") == "fraction":
@@ -109,12 +120,14 @@ def _fraction(value: dict[str, Any]) -> Any:
     return value
 
 
-def separate(separator: Separator, sound: np.ndarray) -> Iterator[Progress]:
-    """Split `sound` into its stems, one window of the model at a time; closing stops there.
+def separate(
+    separator: Separator, sound: np.ndarray
+) -> Generator[Progress, None, dict[str, np.ndarray]]:
+    """Split `sound` into its stems, one window at a time; closing the generator cancels.
 
-    What the model gives to no stem (the air above 22 kHz, small errors) goes to "other", so that
-    the stems sum to the mix: within `SUM_ERROR_DBFS` as long as none rises above 16. The same sound
-    gives the same bits on the same device: nothing is shifted at random.
+    What the model assigns to no stem (content above 22 kHz, small errors) goes to "other", so that
+    the stems sum to the mix within `SUM_ERROR_DBFS`, as long as none peaks above 16. The same sound
+    gives the same bits on the same device.
 
     Returns:
         float32 [2, samples] at 48 kHz for each of `STEMS`, as long as `sound`.
@@ -128,14 +141,14 @@ def separate(separator: Separator, sound: np.ndarray) -> Iterator[Progress]:
     samples, rate = sound.shape[1], separator.model.samplerate
     if not np.any(sound):
         return {name: np.zeros_like(sound) for name in STEMS}
-    heard = levels.resample(sound, SAMPLE_RATE, rate, math.ceil(samples * rate / SAMPLE_RATE))
-    # As the model was trained: by the mean and the deviation of the mono sum.
-    mono = heard.mean(0, dtype=np.float64)
-    middle, spread = np.float32(mono.mean()), np.float32(mono.std() + 1e-8)
-    parts = yield from _windows(separator, torch.from_numpy((heard - middle) / spread))
+    resampled = levels.resample(sound, SAMPLE_RATE, rate, math.ceil(samples * rate / SAMPLE_RATE))
+    # Normalised as in training: by the mean and standard deviation of the mono mix.
+    mono = resampled.mean(0, dtype=np.float64)
+    mean, deviation = np.float32(mono.mean()), np.float32(mono.std() + 1e-8)
+    parts = yield from _windows(separator, torch.from_numpy((resampled - mean) / deviation))
     stems = {}
     for name in STEMS[:-1]:
-        part = parts[separator.model.sources.index(name)].numpy() * spread + middle
+        part = parts[separator.model.sources.index(name)].numpy() * deviation + mean
         stems[name] = levels.resample(part, rate, SAMPLE_RATE, samples)
     rest = sound.astype(np.float64)
     for part in stems.values():
@@ -143,10 +156,11 @@ def separate(separator: Separator, sound: np.ndarray) -> Iterator[Progress]:
     return {**stems, STEMS[-1]: rest.astype(np.float32)}
 
 
-def _windows(separator: Separator, mix: torch.Tensor) -> Iterator[Progress]:
-    """Run the model over `mix` [2, n] in windows that fade into each other like triangles.
+def _windows(separator: Separator, mix: torch.Tensor) -> Generator[Progress, None, torch.Tensor]:
+    """Run the model over `mix` [2, n] in overlapping windows with triangular weights.
 
-    A short last window hears what is before it and silence after, as the model's authors do it.
+    A short last window is padded with what precedes it and with silence after it, as its authors
+    do it.
     Returns float32 [stems, 2, n] on the CPU, the stems in the model's order.
     """
     import torch
@@ -155,8 +169,8 @@ def _windows(separator: Separator, mix: torch.Tensor) -> Iterator[Progress]:
     model, length = separator.model, mix.shape[1]
     window = int(model.samplerate * model.segment)
     starts = range(0, length, int((1 - OVERLAP) * window))
-    rising = torch.arange(1, window // 2 + 1)
-    weight = torch.cat([rising, torch.arange(window - window // 2, 0, -1)])
+    ramp = torch.arange(1, window // 2 + 1)
+    weight = torch.cat([ramp, torch.arange(window - window // 2, 0, -1)])
     weight = weight / weight.max()
     total = torch.zeros(len(model.sources), mix.shape[0], length)
     weights = torch.zeros(length)
@@ -168,22 +182,20 @@ def _windows(separator: Separator, mix: torch.Tensor) -> Iterator[Progress]:
         part = pad(
             mix[:, max(0, first) : min(last, length)], (max(0, -first), max(0, last - length))
         )
-        found = _heard(separator, part)[..., early : early + end - start]
-        total[..., start:end] += weight[: end - start] * found
+        stems = _run_model(separator, part)[..., early : early + end - start]
+        total[..., start:end] += weight[: end - start] * stems
         weights[start:end] += weight[: end - start]
     yield Progress(stage="Splitting into stems", step=len(starts), steps=len(starts))
     return total / weights
 
 
-def _heard(separator: Separator, part: torch.Tensor) -> torch.Tensor:
+def _run_model(separator: Separator, part: torch.Tensor) -> torch.Tensor:
     """One window [2, n] through the model: [stems, 2, n] on the CPU."""
     import torch
 
-    try:
-        with (
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(benchmark=False, deterministic=True),
-        ):
-            return separator.model(part[None].to(separator.device))[0].cpu()
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise StudioError("stems-memory", device=separator.device) from error
+    with (
+        out_of_memory_as(StudioError("stems-memory", device=separator.device)),
+        torch.inference_mode(),
+        torch.backends.cudnn.flags(benchmark=False, deterministic=True),
+    ):
+        return separator.model(part[None].to(separator.device))[0].cpu()

@@ -6,14 +6,16 @@ The only module that imports mlx.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from core.errors import StudioError
 from models import checkpoints, weights
+from models.loading import load_errors, load_transformers, out_of_memory_as
 from models.weights import Weights
 
 if TYPE_CHECKING:
@@ -51,35 +53,17 @@ class TransformersModel:
 
     def __init__(self, writer: Weights, folder: Path, config: dict[str, Any], device: str) -> None:
         import torch
-        from safetensors import SafetensorError
         from transformers import Qwen2ForCausalLM
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()
         self.context_length, self.device = config["max_position_embeddings"], device
-        try:
-            self.model, report = Qwen2ForCausalLM.from_pretrained(
-                folder,
-                dtype=torch.bfloat16 if device == "cuda" else torch.float32,
-                device_map={"": device},
-                local_files_only=True,
-                use_safetensors=True,
-                attn_implementation="sdpa",
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            if _is_out_of_memory(error):
-                raise
-            raise _unloadable(writer, error) from error
-        tied = {"lm_head.weight"} if self.model.config.tie_word_embeddings else set()
-        wrong = sorted(map(str, [*report["mismatched_keys"], *report["unexpected_keys"]]))
-        if missing := sorted(set(report["missing_keys"]) - tied):
-            raise weights.broken(writer, "model.safetensors", f"lacks the tensor {missing[0]}")
-        if wrong:
-            raise weights.broken(
-                writer, "model.safetensors", f"holds {wrong[0]}, which does not belong"
-            )
-        self.model.eval().requires_grad_(False)
+        self.model = load_transformers(
+            Qwen2ForCausalLM,
+            folder,
+            partial(weights.broken, writer),
+            dtype=torch.bfloat16 if device == "cuda" else torch.float32,
+            device_map={"": device},
+            attn_implementation="sdpa",
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -128,13 +112,9 @@ class MlxModel:
         from mlx_lm.utils import load_model
 
         self._stream = mx.new_stream(mx.default_device())
-        with mx.stream(self._stream):
-            try:
-                self.model, _ = load_model(folder)
-            except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-                if _is_out_of_memory(error):
-                    raise
-                raise _unloadable(writer, error) from error
+        fail = partial(weights.broken, writer)
+        with mx.stream(self._stream), load_errors(fail, "model.safetensors"):
+            self.model, _ = load_model(folder)
 
     def reset(self) -> None:
         self._in_thread(self._reset)
@@ -202,30 +182,12 @@ def check_files(writer: Weights, folder: Path) -> tuple[dict[str, Any], Tokenize
     return config, tokenizer
 
 
-def _unloadable(writer: Weights, error: Exception) -> StudioError:
-    """Without the library's own message, which holds paths."""
-    problem = f"does not load ({type(error).__name__})"
-    return weights.broken(writer, "model.safetensors", problem)
-
-
-@contextmanager
-def memory_errors(writer: Weights, device: str) -> Iterator[None]:
+def memory_errors(writer: Weights, device: str) -> AbstractContextManager[None]:
     """Raise running out of memory as a `StudioError`.
 
     Raises:
         StudioError: `writer-memory`.
     """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise StudioError(
-            "writer-memory", model=writer.title, size=writer.size, device=device
-        ) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """CUDA says "out of memory"; torch on a CPU and MLX name what they could not allocate."""
-    message = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in message or "alloc" in message
+    return out_of_memory_as(
+        StudioError("writer-memory", model=writer.title, size=writer.size, device=device)
+    )

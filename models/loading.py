@@ -6,8 +6,9 @@ import errno
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,7 @@ def load_pipeline(
     """
     from diffusers import AceStepPipeline
 
-    with load_errors(model, folder.name):
+    with load_errors(partial(weights.broken, model), folder.name):
         warnings.filterwarnings("ignore", ".*weight_norm.* is deprecated", FutureWarning)
         if authors_layout.matches(folder):
             return _load_authors_layout(model, folder, transformer_dtype, dtype)
@@ -127,18 +128,30 @@ def _load_authors_layout(
             model.weights_file,
         ),
         vae=AutoencoderOobleck.from_pretrained(parts["vae"], torch_dtype=dtype, **options),
-        text_encoder=load_transformers(Qwen3Model, model, parts["text_encoder"], dtype=dtype),
+        text_encoder=load_transformers(
+            Qwen3Model,
+            parts["text_encoder"],
+            partial(weights.broken, model),
+            surplus_allowed=True,
+            dtype=dtype,
+        ),
         tokenizer=AutoTokenizer.from_pretrained(parts["tokenizer"], local_files_only=True),
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
     )
 
 
+Fail = Callable[[str, str], StudioError]
+"""Makes the error for a file and its problem, such as `weights.broken` of a model."""
+
+
 def load_transformers(
     kind: Any,
-    model: weights.Weights,
     folder: Path,
+    fail: Fail,
     *,
     unused: tuple[str, ...] = (),
+    surplus_allowed: bool = False,
+    check_finite: bool = False,
     **options: Any,
 ) -> Any:
     """Load a model of transformers from safetensors, with every tensor accounted for.
@@ -146,6 +159,8 @@ def load_transformers(
     Args:
         kind: the class to load, such as `Qwen3Model`.
         unused: ends of the names of tensors that may be missing.
+        surplus_allowed: ignore tensors that the model does not use.
+        check_finite: also refuse weights that hold NaN or infinity.
         options: for `from_pretrained`.
 
     Returns:
@@ -159,29 +174,31 @@ def load_transformers(
 
     logging.disable_progress_bar()
     file = "model.safetensors"
-    with load_errors(model, file):
+    with load_errors(fail, file):
         loaded, report = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
         )
     optional = unused
     if getattr(loaded.config, "tie_word_embeddings", False):
         optional = (*optional, "lm_head.weight")
-    missing = [key for key in report["missing_keys"] if not key.endswith(optional or ("\0",))]
+    missing = [key for key in report["missing_keys"] if not key.endswith(optional)]
     if missing:
-        raise weights.broken(model, file, f"lacks the tensor {min(missing)}")
+        raise fail(file, f"lacks the tensor {min(missing)}")
     if changed := sorted(map(str, report["mismatched_keys"])):
-        raise weights.broken(model, file, f"holds {changed[0]} in another shape")
-    surplus = [
-        key for key in map(str, report["unexpected_keys"]) if not key.endswith(unused or ("\0",))
-    ]
-    if surplus:
-        raise weights.broken(model, file, f"holds {min(surplus)}, which does not belong there")
+        raise fail(file, f"holds {changed[0]} in another shape")
+    surplus = [key for key in map(str, report["unexpected_keys"]) if not key.endswith(unused)]
+    if surplus and not surplus_allowed:
+        raise fail(file, f"holds {min(surplus)}, which does not belong there")
+    if check_finite:
+        for name, tensor in loaded.state_dict().items():
+            if tensor.is_floating_point() and not is_finite(tensor):
+                raise fail(file, f"has no finite numbers in {name}")
     return loaded.eval().requires_grad_(False)
 
 
 @contextmanager
-def load_errors(model: weights.Weights, file: str) -> Iterator[None]:
-    """Raise what a library raises for an unusable file as `model-broken`.
+def load_errors(fail: Fail, file: str) -> Iterator[None]:
+    """Raise what a library raises for an unusable file as `fail` names it.
 
     Running out of memory passes through unchanged. The library's own text is left out: it holds
     paths of this computer.
@@ -196,7 +213,7 @@ def load_errors(model: weights.Weights, file: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
-        raise weights.broken(model, file, f"does not load ({type(error).__name__})") from error
+        raise fail(file, f"does not load ({type(error).__name__})") from error
 
 
 OUT_OF_MEMORY = re.compile(

@@ -1,7 +1,7 @@
-"""MusicGen beside ACE-Step: a piece without words, composed token by token.
+"""MusicGen: instrumental music from a style, generated token by token.
 
-The model is transformers' own, the loop over its decoder is ours: progress, stop and draws are in
-one place, and the same draws give the tokens that `generate` would give.
+The model is transformers' own; the loop over its decoder is ours, for progress, cancellation and
+seeded sampling. The same random draws give the same tokens as transformers' `generate`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import gc
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from models.catalog import MUSICGEN, MusicgenModel
 from models.weights import broken, mismatch
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from tokenizers import Tokenizer
     from transformers import MusicgenForConditionalGeneration
@@ -34,33 +36,33 @@ LOADING, COMPOSING, RENDERING = "Loading MusicGen", "Composing", "Decoding the t
 
 
 WINDOW_S, STRIDE_S = 30, 18
-"""Seconds the model was trained to oversee, and how far they move on in a longer piece: the last
-12 s are read again, and what follows them is new. Source: audiocraft's defaults."""
+"""The context window the model was trained with, in seconds, and how far it moves in longer
+pieces: the last 12 s are kept as context. Source: audiocraft's defaults."""
 
 
 TILE_S, OVERLAP_S = 10.0, 0.2
-"""Seconds decoded at a time, and those on either side of them that are decoded and thrown away.
-What the codec computes above its frame rate sees 3 frames to either side, 0.06 s."""
+"""Seconds decoded at a time, and the overlap on either side that is discarded. Above its frame
+rate the codec's receptive field is 3 frames to either side, 0.06 s."""
 
 
 PULSE_S = 0.05
-"""Seconds between two signs of life, at least: between any two of them the work can be stopped."""
+"""Minimum interval in seconds between two yields; work can be cancelled at each."""
 
 
 UNUSED = (".inited", ".cluster_size", ".embed_avg")
-"""Ends of the names of tensors that only training a codec needs."""
+"""Suffixes of tensors that are needed only to train the codec."""
 
 
 def choose(folder: str | Path = "") -> MusicgenModel:
-    """MusicGen from the hub, or the copy of it in `folder` if one is named."""
+    """MusicGen from the hub, or the copy in `folder` if one is given."""
     return replace(MUSICGEN, folder=Path(folder).expanduser().resolve()) if folder else MUSICGEN
 
 
 class MusicgenEngine:
     """One loaded MusicGen, in float32. Not thread-safe: one piece at a time, from any thread.
 
-    On a GPU the time goes into starting its many small steps, not into their width, so that a
-    narrower number format would cost precision and gain little.
+    On a GPU its many small steps are bound by launches, so that a narrower number format would
+    cost precision and gain little.
     """
 
     def __init__(
@@ -78,36 +80,38 @@ class MusicgenEngine:
         self.hop: int = math.prod(model.config.audio_encoder.upsampling_ratios)
 
     @classmethod
-    def load(cls, weights: MusicgenModel, folder: Path, device: str) -> Iterator[Progress]:
-        """Load the MusicGen in `folder`, and prove that it is whole.
+    def load(
+        cls, weights: MusicgenModel, folder: Path, device: str
+    ) -> Generator[Progress, None, MusicgenEngine]:
+        """Load the MusicGen in `folder` and check that it is complete.
 
         Args:
             device: "cpu", "cuda" or "mps".
 
         Returns:
-            The composer (as the generator's return value).
+            The engine (as the generator's return value).
 
         Raises:
             StudioError: `model-broken`, `model-mismatch`, `out-of-memory`.
         """
         yield Progress(stage=LOADING, step=0, steps=2)
-        tokenizer = _judged(weights, folder)
+        tokenizer = _load_tokenizer(weights, folder)
         yield Progress(stage=LOADING, step=1, steps=2)
         with loading.memory_errors(device, weights, 0.0):
-            model = _model(weights, folder).to(device)
+            model = _load_model(weights, folder).to(device)
         yield Progress(stage=LOADING, step=2, steps=2)
         return cls(weights, tokenizer, model, device)
 
-    def generate(self, request: Musicgen) -> Iterator[Progress]:
-        """Make a piece. Progress counts tokens, 50 for a second; closing stops before the next.
+    def generate(self, request: Musicgen) -> Generator[Progress, None, acestep.RenderedAudio]:
+        """Generate a piece. Progress counts frames of tokens, 50 a second; closing cancels.
 
         Args:
-            request: with its seed resolved. The same request makes the same samples on the same
-                device with the same number of threads, whatever else draws random numbers.
+            request: with its seed resolved. The same request gives the same samples on the same
+                device with the same number of threads, whatever else uses random numbers.
 
         Returns:
             `acestep.RenderedAudio` (as the generator's return value): two equal channels, since the
-            model is mono, of just the length asked for.
+            model is mono, of exactly the requested length.
 
         Raises:
             StudioError: `sound-not-finite`, `out-of-memory`.
@@ -125,35 +129,35 @@ class MusicgenEngine:
         sound, peak = levels.normalize_peak(np.repeat(mono, 2, axis=0))
         return acestep.RenderedAudio(sound=sound, peak_dbfs=peak, seed=request.seed)
 
-    def tokens(self, request: Musicgen, frames: int) -> Iterator[Progress]:
-        """Compose `frames` frames: int64 [codebooks, frames], on the device (returned).
+    def tokens(self, request: Musicgen, frames: int) -> Generator[Progress, None, torch.Tensor]:
+        """Generate `frames` frames: int64 [codebooks, frames], on the device (returned).
 
-        A piece longer than the model oversees is composed in windows that overlap; what is written
-        stays as it is, so that tokens know no seam, and neither does the sound made of them.
+        A piece longer than the context window is generated in overlapping windows. Tokens once
+        written stay, so that there is no seam, in the tokens or in the sound.
         """
         import torch
 
         if request.seed is None:
-            raise ValueError("the seed is to be resolved before anything is composed")
+            raise ValueError("the seed has to be resolved first")
         window, stride = (s * self.rate // self.hop for s in (WINDOW_S, STRIDE_S))
         yield Progress(stage=COMPOSING, step=0, steps=frames)
-        words = self._read(request)
+        condition = self._encode_style(request)
         random = torch.Generator().manual_seed(request.seed)
-        made = torch.empty(self.books, 0, dtype=torch.long, device=self.device)
+        done = torch.empty(self.books, 0, dtype=torch.long, device=self.device)
         start = 0
-        while made.shape[1] < frames:
-            grid = self._grid(made[:, start:], min(window, frames - start))
-            for done in self._fill(grid, words, random, request):
-                yield Progress(stage=COMPOSING, step=start + done, steps=frames)
-            made = torch.cat([made[:, :start], self._straight(grid)], 1)
+        while done.shape[1] < frames:
+            grid = self._delayed(done[:, start:], min(window, frames - start))
+            for step in self._fill(grid, condition, random, request):
+                yield Progress(stage=COMPOSING, step=start + step, steps=frames)
+            done = torch.cat([done[:, :start], self._undelayed(grid)], 1)
             start += stride
-        return made
+        return done
 
-    def decode(self, tokens: torch.Tensor) -> Iterator[Progress]:
-        """Tokens [codebooks, frames] to sound: float32 numpy [1, frames * hop] (returned).
+    def decode(self, tokens: torch.Tensor) -> Generator[Progress, None, np.ndarray]:
+        """Decode tokens [codebooks, frames] to audio: float32 numpy [1, frames * hop] (returned).
 
-        Up to its recurrent layer, which remembers all that came before, the codec computes the
-        whole; above, where memory goes, it works in overlapping tiles, equal to rounding.
+        Up to its recurrent layer the codec runs on the whole piece; the layers after it, which
+        take the memory, run in overlapping tiles, equal up to rounding.
         """
         import torch
 
@@ -164,13 +168,13 @@ class MusicgenEngine:
         wave, starts = torch.empty(1, frames * self.hop), range(0, frames, tile)
         yield Progress(stage=RENDERING, step=0, steps=len(starts))
         with torch.inference_mode():
-            outline = self.model.audio_encoder.quantizer.decode(tokens[:, None])
+            hidden = self.model.audio_encoder.quantizer.decode(tokens[:, None])
             for layer in layers[:cut]:
-                outline = layer(outline)
+                hidden = layer(hidden)
         for i, start in enumerate(starts):
             end, left = min(start + tile, frames), min(start, overlap)
             with torch.inference_mode():
-                part = outline[:, :, start - left : end + overlap]
+                part = hidden[:, :, start - left : end + overlap]
                 for layer in layers[cut:]:
                     part = layer(part)
                 keep = part[0, :, left * self.hop : (left + end - start) * self.hop]
@@ -178,20 +182,20 @@ class MusicgenEngine:
             yield Progress(stage=RENDERING, step=i + 1, steps=len(starts))
         return wave.numpy()
 
-    def _read(self, request: Musicgen) -> torch.Tensor:
-        """The style as the decoder sees it, [1, words, width]; below it nothing at all, where the
-        difference between the two is to guide."""
+    def _encode_style(self, request: Musicgen) -> torch.Tensor:
+        """The encoded style, [1, tokens, width]; [2, …] with zeros as the unconditional half if
+        there is guidance."""
         import torch
 
         ids = self.tokenizer.encode(request.prompt).ids
         with torch.inference_mode():
-            words = self.model.text_encoder(torch.tensor([ids], device=self.device))[0]
+            style = self.model.text_encoder(torch.tensor([ids], device=self.device))[0]
             if hasattr(self.model, "enc_to_dec_proj"):
-                words = self.model.enc_to_dec_proj(words)
-            return torch.cat([words, 0 * words]) if request.guidance_scale > 1 else words
+                style = self.model.enc_to_dec_proj(style)
+            return torch.cat([style, 0 * style]) if request.guidance_scale > 1 else style
 
-    def _grid(self, known: torch.Tensor, frames: int) -> torch.Tensor:
-        """What the decoder reads, [codebooks, frames + codebooks], -1 where nothing is known yet.
+    def _delayed(self, known: torch.Tensor, frames: int) -> torch.Tensor:
+        """The decoder's input, [codebooks, frames + codebooks], -1 where a token is to be chosen.
 
         Each codebook begins one column after the one above it: the delay pattern of the paper
         (Copet et al. 2023, Simple and Controllable Music Generation).
@@ -204,78 +208,82 @@ class MusicgenEngine:
             grid[k, k + 1 : k + 1 + known.shape[1]] = known[k]
         return grid
 
-    def _straight(self, grid: torch.Tensor) -> torch.Tensor:
-        """The frames of a full grid, [codebooks, frames]."""
+    def _undelayed(self, grid: torch.Tensor) -> torch.Tensor:
+        """The frames of a complete grid, [codebooks, frames]."""
         import torch
 
         frames = grid.shape[1] - self.books
         return torch.stack([grid[k, k + 1 : k + 1 + frames] for k in range(self.books)])
 
     def _fill(
-        self, grid: torch.Tensor, words: torch.Tensor, random: torch.Generator, request: Musicgen
+        self,
+        grid: torch.Tensor,
+        condition: torch.Tensor,
+        random: torch.Generator,
+        request: Musicgen,
     ) -> Iterator[int]:
-        """Fill a grid column by column; yields how many frames are there, now and then."""
+        """Choose the tokens of a grid column by column; yields now and then how many frames exist."""
         import torch
 
-        columns, told = grid.shape[1], time.monotonic()
+        columns, reported = grid.shape[1], time.monotonic()
         first = int((grid[0] == -1).nonzero()[0])
-        cache, sound = _cache(self.model, columns), torch.ones((), dtype=bool, device=self.device)
-        read = grid[:, :first]
+        cache, finite = _cache(self.model, columns), torch.ones((), dtype=bool, device=self.device)
+        new = grid[:, :first]
         for column in range(first, columns):
             with torch.inference_mode():
-                logits = self._logits(read, words, cache, request.guidance_scale)
-                sound &= logits.isfinite().all()
+                logits = self._logits(new, condition, cache, request.guidance_scale)
+                finite &= logits.isfinite().all()
                 noise = gumbel(random, logits.shape).to(self.device)
-                said = pick(logits, noise, request.temperature, request.top_k)
+                chosen = pick(logits, noise, request.temperature, request.top_k)
                 free = grid[:, column] == -1
-                grid[:, column] = torch.where(free, said, grid[:, column])
-            read = grid[:, column : column + 1]
+                grid[:, column] = torch.where(free, chosen, grid[:, column])
+            new = grid[:, column : column + 1]
             last = column == columns - 1
-            if last or time.monotonic() - told > PULSE_S:
-                if not sound:
+            if last or time.monotonic() - reported > PULSE_S:
+                if not finite:
                     raise StudioError("sound-not-finite", model=self.weights.title)
                 yield min(column, columns - self.books)
-                told = time.monotonic()
+                reported = time.monotonic()
 
     def _logits(
-        self, read: torch.Tensor, words: torch.Tensor, cache: Cache, guidance: float
+        self, new: torch.Tensor, condition: torch.Tensor, cache: Cache, guidance: float
     ) -> torch.Tensor:
-        """What may follow the columns `read`: float32 [codebooks, words of each]."""
-        told = self.model.decoder(
-            input_ids=read.repeat(len(words), 1),
-            encoder_hidden_states=words,
+        """The guided logits after the columns `new`: float32 [codebooks, tokens of each]."""
+        logits = self.model.decoder(
+            input_ids=new.repeat(len(condition), 1),
+            encoder_hidden_states=condition,
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
-        if len(words) == 1:
-            return told
-        guided, free = told.chunk(2)
-        return free + guidance * (guided - free)
+        if len(condition) == 1:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
 
 
 def pick(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_k: int) -> torch.Tensor:
-    """One token a row of `logits` [rows, words], drawn from the `top_k` likeliest.
+    """Sample one token for each row of `logits` [rows, tokens] from the `top_k` likeliest.
 
-    The largest of logits plus Gumbel noise is a draw from their softmax (Gumbel 1954), and the
-    noise can be drawn anywhere beforehand.
+    The argmax of logits plus Gumbel noise is a sample of their softmax (Gumbel 1954), and the
+    noise can be drawn on any device beforehand.
     """
-    raised = logits / temperature
-    least = raised.topk(min(top_k, raised.shape[-1])).values[:, -1:]
-    return raised.masked_fill(raised < least, -math.inf).add(noise).argmax(-1)
+    scaled = logits / temperature
+    least = scaled.topk(min(top_k, scaled.shape[-1])).values[:, -1:]
+    return scaled.masked_fill(scaled < least, -math.inf).add(noise).argmax(-1)
 
 
 def gumbel(random: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard Gumbel noise, float32 on the CPU: drawn in float64, where no draw is too coarse."""
+    """Standard Gumbel noise, float32 on the CPU, drawn in float64 for its finer tail."""
     import torch
 
     return -torch.rand(shape, generator=random, dtype=torch.float64).log().neg().log().float()
 
 
 def _cache(model: MusicgenForConditionalGeneration, columns: int) -> Cache:
-    """Keys and values of a window in room that is taken once.
+    """A key/value cache that is allocated once for a window of `columns` columns.
 
-    transformers' own grows by a column at a time, and copies 600 MB for each of the last tokens
-    of a window in doing so.
+    transformers' own grows by one column at a time, and copies 600 MB for each of the last tokens
+    of a window.
     """
     from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
@@ -283,23 +291,23 @@ def _cache(model: MusicgenForConditionalGeneration, columns: int) -> Cache:
         def update(self, keys, values, *_, **__):
             if not self.is_initialized:
                 self.lazy_initialization(keys, values)
-                self.room = keys.new_empty(2, *keys.shape[:2], columns, keys.shape[3])
-            seen = self.get_seq_length()
-            end = seen + keys.shape[2]
-            self.room[0, :, :, seen:end], self.room[1, :, :, seen:end] = keys, values
-            self.keys, self.values = self.room[:, :, :, :end]
+                self.buffer = keys.new_empty(2, *keys.shape[:2], columns, keys.shape[3])
+            start = self.get_seq_length()
+            end = start + keys.shape[2]
+            self.buffer[0, :, :, start:end], self.buffer[1, :, :, start:end] = keys, values
+            self.keys, self.values = self.buffer[:, :, :, :end]
             return self.keys, self.values
 
     layers = [Layer() for _ in range(model.config.decoder.num_hidden_layers)]
     return EncoderDecoderCache(Cache(layers=layers), DynamicCache())
 
 
-def _judged(weights: MusicgenModel, folder: Path) -> Tokenizer:
-    """Its tokenizer, once the files are those of a whole MusicGen that plays in mono."""
+def _load_tokenizer(weights: MusicgenModel, folder: Path) -> Tokenizer:
+    """The tokenizer, after checking that the files are those of a complete mono MusicGen."""
     from tokenizers import Tokenizer
 
-    if lacking := weights.missing(folder):
-        raise broken(weights, lacking, "is missing")
+    if missing := weights.missing(folder):
+        raise broken(weights, missing, "is missing")
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         musicgen = config["model_type"] == "musicgen"
@@ -320,41 +328,28 @@ def _judged(weights: MusicgenModel, folder: Path) -> Tokenizer:
         raise mismatch(weights, problem)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # a mark in somebody's style is only text
+    tokenizer.encode_special_tokens = True  # special tokens in a style are plain text
     return tokenizer
 
 
-def _model(weights: MusicgenModel, folder: Path) -> MusicgenForConditionalGeneration:
-    """The model in `folder`, with every tensor that playing needs."""
+def _load_model(weights: MusicgenModel, folder: Path) -> MusicgenForConditionalGeneration:
+    """The model in `folder`, with every tensor that inference needs."""
     import torch
-    from safetensors import SafetensorError
     from transformers import MusicgenForConditionalGeneration
-    from transformers.utils import logging
 
-    gc.freeze()  # as in `pipeline`
-    logging.disable_progress_bar()
-    file = "model.safetensors"
-    try:
-        model, said = MusicgenForConditionalGeneration.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
-            raise
-        raise broken(weights, file, f"does not load ({type(error).__name__})") from error
-    lacking = sorted(key for key in said["missing_keys"] if not key.endswith(UNUSED))
-    if lacking:
-        raise broken(weights, file, f"lacks the tensor {lacking[0]}")
-    if wrong := sorted(map(str, said["mismatched_keys"])):
-        raise broken(weights, file, f"holds {wrong[0]} in another shape")
+    gc.freeze()  # as in `acestep`
+    model = loading.load_transformers(
+        MusicgenForConditionalGeneration,
+        folder,
+        partial(broken, weights),
+        unused=UNUSED,
+        surplus_allowed=True,
+        dtype=torch.float32,
+    )
     decoder, quantizer = model.decoder.config, model.audio_encoder.quantizer
     books, size = decoder.num_codebooks, decoder.vocab_size
     if books > len(quantizer.layers) or size != quantizer.codebook_size:
         raise mismatch(
             weights, f"the decoder writes {books} codebooks of {size} words, which the codec lacks"
         )
-    return model.eval().requires_grad_(False)
+    return model

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Generator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from core.requests import EDITION
 from core.results import Progress
 from models import plan_format, plan_grammar, qwen3
 from models.code_decoder import code_decoder
-from models.loading import is_finite
+from models.loading import load_errors, load_transformers
 from models.plan_format import FIELDS, Plan
 from models.plan_grammar import PlanConstraint, TokenChoice, Vocabulary
 from models.token_sampling import GREEDY, SamplingParams, sample_token, uniform_draws
@@ -80,12 +81,10 @@ class Planner:
             StudioError: `model-broken`, `model-mismatch`.
         """
         import torch
-        from safetensors import SafetensorError
         from tokenizers import Tokenizer
         from transformers import AutoConfig, AutoModelForCausalLM
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        fail = partial(_broken, folder)
         yield Progress(stage="Loading the planner", step=0, steps=2)
         for file in ("config.json", "tokenizer.json"):
             if not (folder / file).is_file():
@@ -99,27 +98,28 @@ class Planner:
         except ValueError as error:
             raise _broken(folder, "tokenizer.json", str(error)) from error
         yield Progress(stage="Loading the planner", step=1, steps=2)
-        try:
+        with load_errors(fail, "config.json"):
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            if config.model_type != "qwen3" or not qwen3.supports(config):
-                raise _broken(folder, "config.json", "is not that of a planner")
-            fields = frozenset(getattr(config, "plan_fields", FIELDS))
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=getattr(torch, dtype),
-                local_files_only=True,
-                use_safetensors=True,
-                attn_implementation="sdpa",
-                output_loading_info=True,
+        if config.model_type != "qwen3" or not qwen3.supports(config):
+            raise fail("config.json", "is not that of a planner")
+        fields = frozenset(getattr(config, "plan_fields", FIELDS))
+        model = load_transformers(
+            AutoModelForCausalLM,
+            folder,
+            fail,
+            check_finite=True,
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+        )
+        if vocabulary.size > config.vocab_size:
+            raise StudioError(
+                "model-mismatch",
+                model=folder.name,
+                problem=f"{vocabulary.size} words for {config.vocab_size} embeddings",
+                fix=f"Put a whole copy of the planner into {folder.name}",
             )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            problem = f"does not load ({type(error).__name__})"
-            raise _broken(folder, "model.safetensors", problem) from error
-        _check_complete(folder, model, report, vocabulary)
-        model.eval().requires_grad_(False).to(device)
+        model.to(device)
         yield Progress(stage="Loading the planner", step=2, steps=2)
         return cls(model, vocabulary, device, fields)
 
@@ -382,30 +382,6 @@ def _plan_tokens(constraint: PlanConstraint) -> int:
     """Room in the context for a plan, ample for its longest form."""
     genres = "genres" in constraint.fields
     return 2 * (plan_grammar.CAPTION_TOKENS + genres * plan_grammar.GENRE_TOKENS)
-
-
-def _check_complete(
-    folder: Path, model: Qwen3ForCausalLM, report: Mapping[str, Any], vocabulary: Vocabulary
-) -> None:
-    """Refuse a planner with tensors missing, surplus or not finite, or fewer rows than tokens."""
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    if missing := sorted(set(report["missing_keys"]) - tied):
-        raise _broken(folder, "model.safetensors", f"lacks the tensor {missing[0]}")
-    surplus = sorted(map(str, [*report["mismatched_keys"], *report["unexpected_keys"]]))
-    if surplus:
-        raise _broken(
-            folder, "model.safetensors", f"holds {surplus[0]}, which does not belong there"
-        )
-    for name, tensor in model.state_dict().items():
-        if not is_finite(tensor):
-            raise _broken(folder, "model.safetensors", f"has no finite numbers in {name}")
-    if vocabulary.size > model.config.vocab_size:
-        raise StudioError(
-            "model-mismatch",
-            model=folder.name,
-            problem=f"{vocabulary.size} words for {model.config.vocab_size} embeddings",
-            fix=f"Put a whole copy of the planner into {folder.name}",
-        )
 
 
 def _broken(folder: Path, file: str, problem: str) -> StudioError:

@@ -153,7 +153,7 @@ def test_a_file_asks_for_its_adapters_and_makes_the_same_samples_with_them(
     said = differences(told, without)
     assert len(said) == 2
     assert any("warm.safetensors was applied at 0.7 then" in line for line in said)
-    with pytest.raises(StudioError, match=r"warm.safetensors played in this song"):
+    with pytest.raises(StudioError, match=r"This song used warm.safetensors"):
         match_adapters(told, given[:1])
     louder = match_adapters(told, [AdapterRef.of(f"{warm}:1.5"), AdapterRef.of(str(cold))])
     other = list(played.run(settings.request_of(told, adapters=louder), "v"))[-1]
@@ -325,7 +325,7 @@ def test_the_command_line_plays_and_replays_with_adapters(command, warm, tmp_pat
     assert json.loads(made.stdout)["adapters"][0]["strength"] == 0.6
     bare = command("replay", str(song), *alone)
     assert bare.returncode == 2
-    assert "settings-need-adapter: warm.safetensors" in bare.stderr
+    assert "settings-need-adapter: This song used warm.safetensors" in bare.stderr
     out = ("--out", str(tmp_path / "again.wav"))
     again = command("replay", str(song), "--adapter", str(warm), *alone, *out)
     assert "The samples are the same, every one." in again.stderr

@@ -431,7 +431,7 @@ HURTS = {
     "is not that of a MusicGen in mono": lambda f: reconfigure(
         f, lambda c: c["decoder"].update(audio_channels=2)
     ),
-    "bytes long": lambda f: (f / "model.safetensors").write_bytes(
+    "cut off": lambda f: (f / "model.safetensors").write_bytes(
         (f / "model.safetensors").read_bytes()[:-9]
     ),
     "lacks the tensor decoder.lm_heads.0.weight": lambda f: rewrite(

@@ -119,7 +119,7 @@ def forget_marks(folder):
     ("spoil", "code", "told"),
     [
         (drop_config, "model-broken", "config.json is missing"),
-        (cut_weights, "model-broken", "model.safetensors is 5000 bytes"),
+        (cut_weights, "model-broken", "model.safetensors is cut off"),
         (lambda f: another_kind(f, model_type="llama"), "model-broken", "not that of a Qwen 2.5"),
         (lambda f: another_kind(f, model_file="x.py"), "model-broken", "not that of a Qwen 2.5"),
         (lambda f: another_kind(f, max_position_embeddings="x"), "model-broken", "config.json"),
