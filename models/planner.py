@@ -36,6 +36,10 @@ PROMPT_CHUNK = 256
 """Tokens of a prompt read at a time: on a CPU a large planner takes a minute for all of them."""
 
 
+OTHER_FIELD_TOKENS = 512
+"""Room for the names of all fields, and for all values but the caption and the genres."""
+
+
 FEW_TOKENS = 4096
 """Up to this many legal tokens, only their logits are computed."""
 
@@ -381,7 +385,7 @@ class Planner:
 def _plan_tokens(constraint: PlanConstraint) -> int:
     """Room in the context for a plan, ample for its longest form."""
     genres = "genres" in constraint.fields
-    return 2 * (plan_grammar.CAPTION_TOKENS + genres * plan_grammar.GENRE_TOKENS)
+    return plan_grammar.CAPTION_TOKENS + genres * plan_grammar.GENRE_TOKENS + OTHER_FIELD_TOKENS
 
 
 def _broken(folder: Path, file: str, problem: str) -> StudioError:
