@@ -36,6 +36,9 @@ PROGRESS_INTERVAL_S = 0.25
 OUTPUT_VERSION = 1
 """Raise it whenever our own code changes the samples of an unchanged request."""
 
+TIMBRE_TOKEN_VERSION = 2
+"""That of checkpoints with a timbre token, which version 1 left out."""
+
 
 class Backends:
     """Both backends on one device, behind one studio.
@@ -111,7 +114,9 @@ class Backends:
             text = "".join(f"{name} {s.st_size} {s.st_mtime_ns}\n" for name, s in stats)
             revision = hashlib.sha256(text.encode()).hexdigest()[:8]
         name = re.sub(r"[^a-z0-9.]+", "-", weights.title.lower()).strip("-")
-        return f"{name}-{revision}-{self._dtype(backend)}-v{OUTPUT_VERSION}"
+        has_token = checkpoints.has_timbre_token(folder)
+        version = TIMBRE_TOKEN_VERSION if has_token else OUTPUT_VERSION
+        return f"{name}-{revision}-{self._dtype(backend)}-v{version}"
 
     def describe(self, loading: str = "") -> list[dict[str, Any]]:
         """Both backends as `get_backends` lists them, from the current state of disk and jobs.

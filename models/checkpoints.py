@@ -124,6 +124,17 @@ def codebook(folder: Path) -> int:
         return 0
 
 
+def has_timbre_token(folder: Path) -> bool:
+    """Whether the checkpoint in `folder` is conditioned with a timbre token; see `timbre_token`."""
+    try:
+        part = "" if authors_layout.matches(folder) else "transformer"
+        config = json.loads((folder / part / "config.json").read_text("utf-8"))
+        width = config.get("encoder_hidden_size")
+        return width is not None and width != config["hidden_size"]
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
 def fingerprint(folder: Path) -> str:
     """A sha256 that identifies the weights in `folder`: over the hashes of all weight files.
 

@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary
 from core.errors import StudioError
 from core.params import filled
 from core.results import AdapterUsed, ModelUsed, Progress
-from models import checkpoints, loading
+from models import catalog, checkpoints, loading
 from models.adapter_layers import AdapterStack
-from models.catalog import HTDEMUCS, MusicgenModel
+from models.catalog import MusicgenModel
 from models.musicgen import LOADING as LOADING_MUSICGEN
 from models.weights import Weights
 from runtime import device
@@ -153,9 +153,13 @@ class ModelCache:
         from models import demucs
 
         def load() -> Generator[Progress, None, Separator]:
-            return (yield from demucs.load(HTDEMUCS, job.device.kind))
+            return (yield from demucs.load(catalog.HTDEMUCS, job.device.kind))
 
-        return (yield from self._get(job, HTDEMUCS, Path(), f"Loading {HTDEMUCS.title}", load))
+        return (
+            yield from self._get(
+                job, catalog.HTDEMUCS, Path(), f"Loading {catalog.HTDEMUCS.title}", load
+            )
+        )
 
     def apply_adapters(
         self, job: Job, engine: Engine
