@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from audio import levels
 from core.errors import StudioError
@@ -288,7 +288,7 @@ def _cache(model: MusicgenForConditionalGeneration, columns: int) -> Cache:
     from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
     class Layer(DynamicLayer):
-        def update(self, keys, values, *_, **__):
+        def update(self, keys: Any, values: Any, *_: Any, **__: Any):
             if not self.is_initialized:
                 self.lazy_initialization(keys, values)
                 self.buffer = keys.new_empty(2, *keys.shape[:2], columns, keys.shape[3])

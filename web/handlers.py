@@ -46,7 +46,7 @@ class Studio(Protocol):
         """Read an uploaded audio file: its length and waveform. Takes a second or two."""
         ...
 
-    def fit(self, worn: AdapterRef) -> AdapterInfo:
+    def fit(self, adapter: AdapterRef) -> AdapterInfo:
         """Check an adapter by its header, and that it fits the loaded model."""
         ...
 
