@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,7 +117,9 @@ class Studio:
         """
         return job_adapters.info(job_adapters.judge(adapter, self.setup.model))
 
-    def run(self, request: Request, visitor: str, edition: int = EDITION) -> Iterator[Event]:
+    def run(
+        self, request: Request, visitor: str, edition: int = EDITION
+    ) -> Generator[Event, None, None]:
         """Run `request`. Yields `Progress` at least once a second, then exactly one ending.
 
         Closing the iterator stops the work at its next step. Every failure is yielded, never

@@ -138,7 +138,7 @@ def _decode(path: Path, stopped: Callable[[], bool]) -> Upload:
     # Not by np.save, whose short writes have no errno: a full disk would not be called full.
     header, sound = io.BytesIO(), np.ascontiguousarray(decoded.sound)
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(sound))
-    files.atomic_write(kept, (header.getvalue(), memoryview(sound).cast("B")))
+    files.atomic_write(kept, (header.getvalue(), sound.data.cast("B")))
     info = AudioInfo(
         name=files.safe_name(path.name),
         seconds=decoded.sound.shape[1] / SAMPLE_RATE,

@@ -5,7 +5,7 @@ Nothing here draws anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ class Studio(Protocol):
         """The loaded model, its device and its defaults."""
         ...
 
-    def run(self, request: Request, visitor: str) -> Iterator[Event]:
+    def run(self, request: Request, visitor: str) -> Generator[Event, None, None]:
         """Run a request: progress at least once a second, then one result. Closing it cancels."""
         ...
 

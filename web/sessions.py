@@ -46,7 +46,7 @@ class Sessions:
         Returns:
             The token for the browser to keep.
         """
-        page = caller.session_hash
+        page = caller.session_hash or ""
         with self._lock:
             known = {token: visitor for visitor, token in self._tokens.items()}
             visitor = known.get(token, page) if isinstance(token, str) else page

@@ -87,7 +87,9 @@ def widget(param: Param, mode: str, info: ModelInfo) -> gr.components.Component:
             elem_classes="digits",
             **common,
         )
-    high = min(param.high, info.longest_s) if param.name == "duration_s" else param.high
+    high = param.high
+    if high is not None and param.name == "duration_s":
+        high = min(high, info.longest_s)
     return gr.Slider(param.low, high, value=start, step=param.step, **common)
 
 
@@ -123,9 +125,9 @@ def valid_value(param: Param, value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
     if isinstance(value, str):  # parameters that are automatic when empty hold digits as text
         return len(value) <= (param.max_length or 40)
-    if isinstance(value, bool) or not isinstance(value, int | float) or param.low is None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return param.low <= value <= param.high
+    return param.low is not None and param.high is not None and param.low <= value <= param.high
 
 
 def quality_choices(info: ModelInfo) -> list[tuple[str, int]]:
