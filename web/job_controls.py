@@ -106,7 +106,7 @@ class JobControls:
         return gr.update(interactive=False, value=tooltips.STOPPING)
 
     def _progress(self, event: Progress) -> Update:
-        update = {self.status: markup.progress(event)}
+        update: Update = {self.status: markup.progress(event)}
         if self.live_text and event.text:
             update[self.live_text] = event.text
         return update

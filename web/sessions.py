@@ -63,7 +63,7 @@ class Sessions:
 
         The takes are kept for `KEEP_S`.
         """
-        page = caller.session_hash
+        page = caller.session_hash or ""
         with self._lock:
             visitor = self._visitors.pop(page, page)
             if visitor in self._visitors.values():

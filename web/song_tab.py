@@ -135,7 +135,7 @@ class SongTab:
         own = {"inspire": {"idea": self.idea}, "listen": {"transcribe": self.transcribe}}
         return {name: field for name, field in own.get(helper, {}).items() if field is not None}
 
-    def _wire_upload(self, box: gr.File, preview: UploadPreview) -> None:
+    def _wire_upload(self, box: Any, preview: UploadPreview) -> None:
         def read(value: Any, region: Any = None) -> Iterator[Update]:
             name = value.get("orig_name") if isinstance(value, dict) else None
             yield {preview.box: preview.reading(name or tooltips.A_FILE)}

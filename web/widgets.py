@@ -87,9 +87,9 @@ def widget(param: Param, mode: str, info: ModelInfo) -> gr.components.Component:
             elem_classes="digits",
             **common,
         )
-    high = param.high
-    if high is not None and param.name == "duration_s":
-        high = min(high, info.longest_s)
+    assert param.low is not None
+    assert param.high is not None
+    high = min(param.high, info.longest_s) if param.name == "duration_s" else param.high
     return gr.Slider(param.low, high, value=start, step=param.step, **common)
 
 
