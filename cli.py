@@ -26,7 +26,6 @@ from core.params import AdapterRef, Param, Request
 from core.requests import AUDIO_FIELDS, EDITION, EXPORTS, SONGS, Lyrics, Master
 from core.results import Cancelled, Draft, ExportedFiles, Failed, Progress, Take
 from models import catalog, hub
-from models.weights import Weights
 from runtime import device
 from runtime.replay import compare, differences, match_adapters, sound_file
 
@@ -46,19 +45,6 @@ BYTES_PER_SECOND = {".wav": 288_000, ".flac": 200_000, ".mp3": 40_000}
 
 SWITCH_VALUES = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 """Values accepted after a switch: `--thinking off` is `--no-thinking`."""
-
-FETCHED: dict[str, Weights] = {
-    weights.name: weights
-    for weights in (
-        *catalog.PLANNERS,
-        *catalog.SONGWRITERS.values(),
-        catalog.HTDEMUCS,
-        catalog.MUSICGEN,
-        *catalog.MODELS.values(),
-        catalog.SHARED_PARTS,
-    )
-}
-"""What `fetch` knows by name."""
 
 Ending = Take | Draft | ExportedFiles | Cancelled | Failed
 
@@ -121,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser(
         "fetch", help="download a model", parents=[common], allow_abbrev=False
     )
-    known = f"{', '.join(FETCHED)}, or a hub id (default: the model in use)"
+    known = f"{', '.join(catalog.BY_NAME)}, or a hub id (default: the model in use)"
     fetch.add_argument("name", nargs="?", help=known)
     commands.add_parser(
         "daemon", help="serve an editor: JSON-RPC on standard input and output", parents=[common]
@@ -453,9 +439,11 @@ def _destinations(exported: ExportedFiles, out: Path | None) -> list[Path]:
 def _fetch(name: str) -> int:
     """Download the weights called `name`. Ctrl-C stops it, and the same command resumes."""
     try:
-        weights = FETCHED.get(name) or catalog.choose(name)
+        weights = catalog.BY_NAME.get(name) or catalog.choose(name)
     except StudioError as error:
-        raise StudioError("model-unknown", name=name[:80], known=", ".join(FETCHED)) from error
+        raise StudioError(
+            "model-unknown", name=name[:80], known=", ".join(catalog.BY_NAME)
+        ) from error
     message = f"\nStopped. Resume with: {weights.command}\n"
     signal.signal(signal.SIGINT, lambda *_: exit_now(INTERRUPTED, message))
     line = _ProgressLine(sys.stderr)

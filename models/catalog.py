@@ -384,3 +384,16 @@ HTDEMUCS = StemsModel(
 )
 """Its hub page says MIT; its author says that the weights are not covered by that licence and are
 meant for research (facebookresearch/demucs, issues 327 and 508)."""
+
+BY_NAME: dict[str, weights.Weights] = {
+    each.name: each
+    for each in (
+        *PLANNERS,
+        *SONGWRITERS.values(),
+        HTDEMUCS,
+        MUSICGEN,
+        *MODELS.values(),
+        SHARED_PARTS,
+    )
+}
+"""Everything that can be downloaded by name."""

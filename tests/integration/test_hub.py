@@ -26,7 +26,7 @@ from huggingface_hub import close_session, constants, scan_cache_dir, snapshot_d
 import app
 import cli
 from core.errors import StudioError
-from models import checkpoints, http_download
+from models import catalog, checkpoints, http_download
 from models import hub as downloads
 from models.http_download import RemoteFile
 from models.hub import DownloadProgress, fetch, find
@@ -529,7 +529,7 @@ def test_the_studio_is_told_in_megabytes_and_can_stop(hub, cache):
     assert cache.is_whole()
 
 
-@pytest.mark.parametrize("weights", cli.FETCHED.values(), ids=lambda weights: weights.name)
+@pytest.mark.parametrize("weights", catalog.BY_NAME.values(), ids=lambda weights: weights.name)
 def test_every_command_that_is_told_fetches_what_it_says(weights, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(downloads, "fetch", lambda wanted: iter(asked.append(wanted) or ()))
