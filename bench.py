@@ -58,7 +58,7 @@ def engine_against_stock(seconds: float, times: int) -> list[tuple[str, str]]:
     device.set_threads(place)
     model = catalog.choose("mini")
     engine = drain(acestep.Engine.load(model, model.folder, "cpu", "float32"))
-    swift = drain(acestep.Engine.load(model, model.folder, "cpu", place.dtype))
+    fast = drain(acestep.Engine.load(model, model.folder, "cpu", place.dtype))
     stock = AceStepPipeline.from_pretrained(model.folder, dtype=torch.float32)
     stock.set_progress_bar_config(disable=True)
     song = Generate.of(
@@ -85,42 +85,42 @@ def engine_against_stock(seconds: float, times: int) -> list[tuple[str, str]]:
     }
     with torch.inference_mode():
         conditions, _ = engine.conditions(song)
-        quick, _ = swift.conditions(song)
+        fast_conditions, _ = fast.conditions(song)
         latents = drain(engine.denoise(conditions, song))
         ours = {
-            "words": median_s(lambda: engine.conditions(song), times),
+            "conditions": median_s(lambda: engine.conditions(song), times),
             "denoise": median_s(lambda: drain(engine.denoise(conditions, song)), times),
             "decode": median_s(lambda: drain(vae.decode(engine.pipe.vae, latents)), times),
         }
-        swift_s = median_s(lambda: drain(swift.denoise(quick, song)), times)
+        fast_s = median_s(lambda: drain(fast.denoise(fast_conditions, song)), times)
         whole = median_s(lambda: stock(**given, output_type="latent"), times)
         theirs_decode = median_s(lambda: stock.vae.decode(latents.transpose(1, 2)), times)
     total = sum(ours.values())
     rows = [(f"{name} of {seconds:g} s", f"{taken:.2f} s") for name, taken in ours.items()]
-    denoise = ours["words"] + ours["denoise"]
+    denoise = ours["conditions"] + ours["denoise"]
     return [
         *rows,
-        ("words and denoising, ours / stock", f"{denoise / whole:.2f}"),
+        ("conditions and denoising, ours / stock", f"{denoise / whole:.2f}"),
         ("decoding, ours / stock", f"{ours['decode'] / theirs_decode:.2f}"),
         ("all, ours / stock", f"{total / (whole + theirs_decode):.2f}"),
-        (f"denoising in {place.dtype} / float32", f"{swift_s / ours['denoise']:.2f}"),
+        (f"denoising in {place.dtype} / float32", f"{fast_s / ours['denoise']:.2f}"),
         ("seconds of sound a second", f"{seconds / total:.1f}"),
     ]
 
 
 def imports() -> list[tuple[str, str]]:
-    """How long each front room takes to import in a fresh process, and whether torch came in."""
+    """How long each entry takes to import in a new process, and whether it imports torch."""
     rows = []
     code = (
         "import time, sys; t = time.perf_counter(); import {0}; "
         "print(round(time.perf_counter() - t, 2), 'torch' in sys.modules)"
     )
-    for room in ("backend", "web.page", "app", "torch"):
-        said = subprocess.run(
-            [sys.executable, "-c", code.format(room)], cwd=ROOT, capture_output=True, text=True
+    for module in ("backend", "web.page", "app", "torch"):
+        output = subprocess.run(
+            [sys.executable, "-c", code.format(module)], cwd=ROOT, capture_output=True, text=True
         ).stdout.split()
         rows.append(
-            (f"import {room}", f"{said[0]} s, torch {'in' if said[1] == 'True' else 'out'}")
+            (f"import {module}", f"{output[0]} s, torch {'in' if output[1] == 'True' else 'out'}")
         )
     return rows
 
@@ -151,7 +151,7 @@ def start() -> list[tuple[str, str]]:
         page.wait()
     out = files.private_folder() / "bench.wav"
     began = time.perf_counter()
-    said = subprocess.run(
+    output = subprocess.run(
         [
             sys.executable,
             "app.py",
@@ -172,11 +172,11 @@ def start() -> list[tuple[str, str]]:
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     whole = time.perf_counter() - began
-    stages = json.loads(said.stdout)["timings_s"]
-    told = ", ".join(f"{re.sub(' .*', '', k).lower()} {v:.1f}" for k, v in stages.items())
+    stages = json.loads(output.stdout)["timings_s"]
+    stages_text = ", ".join(f"{re.sub(' .*', '', k).lower()} {v:.1f}" for k, v in stages.items())
     return [
         ("process start to page", f"{served:.1f} s"),
-        ("process start to a 30 s song on disk", f"{whole:.1f} s ({told})"),
+        ("process start to a 30 s song on disk", f"{whole:.1f} s ({stages_text})"),
     ]
 
 
@@ -231,9 +231,9 @@ def daemon(seconds: float) -> list[tuple[str, str]]:
         pings = song(2)
         ended = notes[-1][0]
         off = max(
-            abs(at + said["eta_sec"] - ended) / (ended - started)
-            for at, _, said in notes
-            if said.get("percent", 0) >= 10
+            abs(at + params["eta_sec"] - ended) / (ended - started)
+            for at, _, params in notes
+            if params.get("percent", 0) >= 10
         )
         track = ask("generate", prompt="long", duration_sec=round(seconds), inference_steps=200)
         while read().get("method") != "generation_progress":
@@ -255,7 +255,7 @@ def daemon(seconds: float) -> list[tuple[str, str]]:
     return [
         ("process start to the first answer", f"{answered:.1f} s"),
         ("ping while a song is made", f"{middle:.1f} ms, {most:.0f} ms at most"),
-        ("time left, off by at most after a tenth", f"{100 * off:.0f} % of the whole"),
+        ("largest error of the time left, after a tenth", f"{100 * off:.0f} % of the whole"),
         ("cancel to its notification", f"{1000 * cancelled:.0f} ms"),
         ("end of the input to end of the process", f"{1000 * gone:.0f} ms"),
     ]
@@ -276,7 +276,7 @@ def planner_against_generate(times: int) -> list[tuple[str, str]]:
     prompt = ours.vocabulary.encode(plan_format.codes_prompt("warm lofi piano", INSTRUMENTAL, plan))
     away = torch.tensor([ours.vocabulary.encode(plan_format.unconditional_prompt(""))])
 
-    def mine() -> None:
+    def ours_once() -> None:
         drain(
             ours.compose(
                 "warm lofi piano",
@@ -289,7 +289,7 @@ def planner_against_generate(times: int) -> list[tuple[str, str]]:
             )
         )
 
-    def theirs() -> None:
+    def theirs_once() -> None:
         torch.manual_seed(1)
         ours.model.generate(
             torch.tensor([prompt]),
@@ -304,7 +304,7 @@ def planner_against_generate(times: int) -> list[tuple[str, str]]:
         )
 
     spent = {}
-    for name, work in (("ours", mine), ("theirs", theirs)):
+    for name, work in (("ours", ours_once), ("theirs", theirs_once)):
         seconds = []
         for _ in range(times):
             began = time.process_time()
@@ -320,7 +320,7 @@ def planner_against_generate(times: int) -> list[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the song")
-    parser.add_argument("--times", type=int, default=3, help="runs of which the median is told")
+    parser.add_argument("--times", type=int, default=3, help="runs of which the median is shown")
     args = parser.parse_args()
     for title, rows in (
         ("imports", imports()),

@@ -1,4 +1,4 @@
-"""The ground the house stands on: packaging, the Space's configuration, licences, no torchaudio."""
+"""Packaging, the Space's configuration, licences, no torchaudio."""
 
 from __future__ import annotations
 
@@ -58,6 +58,13 @@ def test_every_dependency_has_the_exact_version_that_was_tested():
     assert str(TESTED["torch"].specifier) == "==2.13.0"
 
 
+def test_every_range_has_a_lower_and_an_upper_end():
+    extras = [r for rows in PROJECT["optional-dependencies"].values() for r in rows]
+    for name, requirement in {**OURS, **requirements(extras), **SPACE}.items():
+        if name != "spaces":
+            assert {part.operator for part in requirement.specifier} == {">=", "<"}, name
+
+
 def test_spaces_is_never_pinned_by_us():
     assert str(OURS["spaces"].specifier) == ""
 
@@ -75,7 +82,7 @@ def test_torchaudio_never_comes_in():
         assert not [n for n in needs if n.startswith("torchaudio") and "extra" not in n], name
 
 
-def test_every_room_is_installed():
+def test_every_package_is_installed():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     modules = {p.stem for p in ROOT.glob("*.py")} - {"bench"}
     packages = {p.parent.name for p in ROOT.glob("*/__init__.py")} - {"mini"}
