@@ -1,6 +1,6 @@
-"""What is done to a finished take: its loudness set under a true-peak ceiling, its stems split off.
+"""Post-processing of a finished take: mastering to a loudness, and writing stem files.
 
-Sound is float32 [2, samples] at 48 kHz, full scale at 1.0, finite. Long work is a generator.
+Audio is float32 [2, samples] at 48 kHz, full scale at 1.0, finite. Long work is a generator.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 import zipfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,30 +26,30 @@ if TYPE_CHECKING:
 
 
 TARGET_LUFS, CEILING_DBTP = -14.0, -1.0
-"""What streaming services play, and the room that lossy coding needs."""
+"""Streaming services' loudness, and the headroom that lossy coding needs."""
 
 
 LARGEST_GAIN_DB = 20.0
-"""More would raise the noise of a sketch, not its music."""
+"""Largest gain: more would raise noise rather than music."""
 
 
 DEEPEST_DB = 6.0
-"""The limiter takes at most this off the highest peak: a quieter master, not a pumping one."""
+"""Largest gain reduction of the limiter: a quieter master rather than audible pumping."""
 
 
 CLOSE_LU = 0.05
-"""The gain is sought until the loudness is this close."""
+"""The gain search stops this close to the target."""
 
 
 LOOK_S, RELEASE_DB_S = 0.005, 30.0
-"""How far the limiter looks ahead, and how fast it lets go."""
+"""Look-ahead of the limiter, and its release."""
 
 
 class Loudness(BaseModel):
-    """What mastering did. The loudnesses are None for silence, which stays as it is.
+    """Result of mastering. The loudnesses are None for silence, which stays unchanged.
 
-    `gain_db` is what the whole sound was raised by, `reduction_db` the most that the limiter took
-    off a peak (0 or below). `reached` tells whether the target was met within 0.2 LU.
+    `gain_db` is the gain applied to the whole sound, `reduction_db` the largest reduction by the
+    limiter (0 or below), `reached` whether the target was met within 0.2 LU.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,15 +64,15 @@ class Loudness(BaseModel):
 
 def master(
     sound: np.ndarray, target_lufs: float = TARGET_LUFS, ceiling_dbtp: float = CEILING_DBTP
-) -> Iterator[Progress]:
-    """Bring `sound` to a loudness without any true peak above the ceiling.
+) -> Generator[Progress, None, tuple[np.ndarray, Loudness]]:
+    """Raise or lower `sound` to a loudness, with no true peak above the ceiling.
 
-    Gain is bounded by `LARGEST_GAIN_DB`, and so that no peak is reduced by more than `DEEPEST_DB`.
-    Silence (nothing above -70 LUFS) comes back as it is.
+    The gain is at most `LARGEST_GAIN_DB`, and such that no peak is reduced by more than
+    `DEEPEST_DB`. Silence (nothing above -70 LUFS) is returned unchanged.
 
     Args:
-        target_lufs: integrated, BS.1770-4.
-        ceiling_dbtp: true peak, at four times the rate.
+        target_lufs: integrated loudness by BS.1770-4.
+        ceiling_dbtp: true peak, measured at four times the sample rate.
 
     Returns:
         (sound, Loudness), the sound in a new array.
@@ -86,10 +86,10 @@ def master(
     highest = float(envelope.max(initial=0.0))
     if before is None:
         peak = 20 * math.log10(highest) if highest else None
-        told = Loudness(
+        unchanged = Loudness(
             target_lufs=target_lufs, before_lufs=None, after_lufs=None, true_peak_dbtp=peak
         )
-        return sound.copy(), told
+        return sound.copy(), unchanged
 
     ceiling = 10 ** (ceiling_dbtp / 20)
     most = min(LARGEST_GAIN_DB, 20 * math.log10(ceiling / highest) + DEEPEST_DB)
@@ -103,14 +103,14 @@ def master(
         tried.append((gain_db, after))
         if abs(off) <= CLOSE_LU or (off > 0 and gain_db >= most):
             break
-        # A limited sound gains less than it is raised by: go by the slope seen, within reason.
+        # Limiting makes loudness rise less than the gain: use the measured slope, bounded.
         slope = 1.0
         if len(tried) > 1:
             (g0, l0), (g1, l1) = tried[-2:]
             slope = min(1.0, max(0.2, (l1 - l0) / (g1 - g0)))
         gain_db = min(gain_db + off / slope, most)
     yield Progress(stage=stage, step=6, steps=6)
-    # Between samples whose gains differ the wave passes the ceiling by some 1e-5 dB.
+    # Between samples with different gains the wave exceeds the ceiling by some 1e-5 dB.
     done *= np.float32(min(1.0, ceiling / float(loudness.peak_envelope(done).max()) * (1 - 1e-6)))
     after = loudness.loudness(done)
     return done, Loudness(
@@ -127,9 +127,9 @@ def master(
 def _limiter(envelope: np.ndarray, ceiling: float) -> np.ndarray:
     """The gain, 0 to 1 for each sample, that keeps an envelope [samples] under `ceiling`.
 
-    It is down before a peak comes, stays while it passes, rises by at most `RELEASE_DB_S` after it,
-    and bends smoothly: a running minimum over the look-ahead to both sides, then two running means
-    that together are no wider. A mean of values that are low enough is low enough.
+    It falls before a peak, holds through it, rises by at most `RELEASE_DB_S` after it, and is
+    smooth: a running minimum over the look-ahead on both sides, then two running means that are
+    together no wider, so that a mean of sufficient reductions is sufficient.
     """
     import numpy as np
     from scipy.ndimage import minimum_filter1d, uniform_filter1d
@@ -137,7 +137,7 @@ def _limiter(envelope: np.ndarray, ceiling: float) -> np.ndarray:
     if envelope.max(initial=0.0) <= ceiling:
         return np.ones_like(envelope)
     look = round(LOOK_S * SAMPLE_RATE)
-    # A point between two samples is moved by both their gains.
+    # A point between two samples is scaled by both of their gains.
     either = np.maximum(envelope, np.pad(envelope[:-1], (1, 0)))
     needed_db = 20 * np.log10(np.minimum(1.0, ceiling / np.maximum(either, 1e-9)))
     held_db = minimum_filter1d(needed_db, 2 * look + 1, mode="nearest")
@@ -151,7 +151,7 @@ def _limiter(envelope: np.ndarray, ceiling: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StemFiles:
-    """Where the stems are: a WAV for each name of `STEMS`, and one zip of them all."""
+    """Paths of the stems: a WAV for each name of `STEMS`, and one zip of them all."""
 
     wavs: dict[str, Path]
     zip: Path
@@ -162,8 +162,9 @@ def save_stems(
 ) -> Generator[Progress, None, StemFiles]:
     """Write the stems into `folder` as "`name`-vocals.wav" and so on, and "`name`-stems.zip".
 
-    WAVs hold 32-bit floats: a stem may rise above full scale where the mix does not. Files appear
-    all together or not at all, whatever stops the writing. The same stems make the same bytes.
+    WAVs hold 32-bit floats, since a stem may exceed full scale where the mix does not. The files
+    appear all together or not at all, whatever interrupts the writing. The same stems give the
+    same bytes.
 
     Args:
         tags: of the song; each stem's title names the stem as well.
@@ -182,7 +183,7 @@ def save_stems(
             with zipfile.ZipFile(staged / archive.name, "w") as together:
                 for step, (stem, path) in enumerate(wavs.items()):
                     yield Progress(stage="Writing the stems", step=2 * step, steps=steps)
-                    # Not by libsndfile, which writes the time of day into a WAV of floats.
+                    # libsndfile would write the time of day into float WAVs.
                     wavfile.write(path, SAMPLE_RATE, np.ascontiguousarray(stems[stem].T))
                     if tags:
                         add_tags_to_wav(path, replace(tags, title=f"{tags.title} ({stem})"))

@@ -32,7 +32,7 @@ from core.results import Cancelled, Progress
 from models import catalog, demucs
 from models.catalog import HTDEMUCS
 from models.demucs import LICENCE_NOTE, STEMS
-from runtime import device
+from runtime import device, model_cache
 
 
 def mastered(sound, **asked):
@@ -318,7 +318,7 @@ def test_the_same_sound_gives_the_same_bits(separator, split, mix):
 
 
 def test_a_take_is_split_by_the_studio_which_makes_room_first(row, own_cache, monkeypatch):
-    monkeypatch.setattr(catalog, "HTDEMUCS", row)
+    monkeypatch.setattr(model_cache, "HTDEMUCS", row)
     made = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
     asked = Generate.of({"prompt": "x", "duration_s": 5, "inference_steps": 1, "seed": 1})
 
