@@ -96,16 +96,17 @@ class StaticCodeDecoder(CodeDecoder):
     under a mask: the codes are those of `CodeDecoder` up to rounding.
     """
 
-    mask: torch.Tensor | None = None
+    _allocated = False
     _replay: Callable[[], None] | None = None
 
     def start(self, hidden: torch.Tensor, draws: torch.Tensor) -> None:
         """As `CodeDecoder.start`; on CUDA the first call captures the step."""
         import torch
 
-        if self.mask is None:
+        if not self._allocated:
             with torch.inference_mode():
                 self._allocate()
+            self._allocated = True
             if self.on_cuda and len(self.codes) > 1:
                 self._reset(hidden, draws)
                 self._replay = self._capture()

@@ -83,7 +83,8 @@ class Vocabulary:
                 raise ValueError(f"lacks the audio code {code}, or has it out of order")
         self.first_code = first
         self.stop = self._single(IM_END)
-        self._single(THINK_START), self._single(THINK_END)
+        for token in (THINK_START, THINK_END):
+            self._single(token)
         self.newline = self._single("\n")
         self._classify()
         self._tries: dict[tuple[str, int, int], dict] = {}
