@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from core.errors import StudioError
 from core.requests import Lyrics
 from core.results import Progress
+from core.text import describe_length
 from models import checkpoints, llm, lyric_format, weights
 from models.catalog import SONGWRITERS, SongwriterModel
 from models.llm import END, EOS, TURN
@@ -148,10 +149,10 @@ class Songwriter:
         context_length = self.model.context_length
         room = context_length - len(ids)
         if room < len(requested) * TAG_TOKENS:
-            words = sum(len(text.split()) for _, text in messages)
-            words *= 0.8 * context_length / len(ids)
+            text = "\n".join(text for _, text in messages)
+            length = describe_length(text, 0.8 * context_length / len(ids))
             raise StudioError(
-                "lyrics-too-long", tokens=len(ids), limit=context_length, words=int(words)
+                "lyrics-too-long", tokens=len(ids), limit=context_length, length=length
             )
         draft = _Draft(self.tokenizer, prefix)
         with llm.memory_errors(self.writer, self.model.device):

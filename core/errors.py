@@ -27,7 +27,7 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "lyrics-too-long": ErrorText(
         "The lyrics take {tokens} tokens, and the model reads {limit}.",
-        "Shorten them to about {words} words.",
+        "Shorten them to about {length}.",
     ),
     "song-too-long": ErrorText(
         "{model} makes songs of up to {limit:g} s, not {asked:g} s.",

@@ -13,6 +13,12 @@ BYTE_ORDER_MARK = "\ufeff"
 JOINERS = "\u200c\u200d"
 """Zero-width non-joiner and joiner: spelling in Persian and Devanagari, glue in emoji."""
 
+SPACELESS = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Burmese, Khmer
+    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+"""Characters of scripts that have no spaces between words. Korean has them."""
+
 
 def normalize(text: str) -> str:
     """`text` with one spelling for what looks the same.
@@ -49,6 +55,22 @@ def printable(text: str, max_chars: int = 80) -> str:
     # A cut may not leave a vowel sign or an accent without its letter.
     first = next((i for i, c in enumerate(shown) if not is_mark(c) and c not in JOINERS), 0)
     return shown[first:]
+
+
+def describe_length(text: str, fraction: float = 1.0) -> str:
+    """The length of a part of `text`, such as "120 words", or "300 characters" where most of its
+    letters belong to a script without spaces between words (Chinese, Japanese, Thai, …).
+
+    Args:
+        fraction: 0 to 1, how large the part is.
+    """
+    spaceless = len(SPACELESS.findall(text))
+    letters = sum(char.isalpha() or is_mark(char) for char in text)
+    if 2 * spaceless > letters:
+        count, unit = int(spaceless * fraction), "character"
+    else:
+        count, unit = int(len(text.split()) * fraction), "word"
+    return f"{count:,} {unit}" + ("" if count == 1 else "s")
 
 
 def is_mark(char: str) -> bool:

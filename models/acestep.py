@@ -19,6 +19,7 @@ from audio import levels
 from core.errors import StudioError
 from core.requests import EDITION, SAMPLE_RATE, Generate, effective_lyrics, lyrics_note
 from core.results import Progress
+from core.text import describe_length
 from models import catalog, checkpoints, sampler, timbre_token
 from models.fast_transformer import FastTransformer
 from models.loading import check_pipeline, is_finite, load_pipeline, memory_errors
@@ -237,7 +238,7 @@ class Engine:
         caption, cut = self._fit_caption(song, instruction)
         if cut:
             notes.append(
-                f"The style was cut to its first {len(caption.split())} words: more would have "
+                f"The style was cut to its first {describe_length(caption)}: more would have "
                 "pushed tempo, key and length out of what the model reads."
             )
         if note := lyrics_note(song, edition):
@@ -250,7 +251,7 @@ class Engine:
                 "lyrics-too-long",
                 tokens=lyric_ids.shape[1],
                 limit=LYRIC_TOKENS,
-                words=int(len(lyrics.split()) * 0.95 * LYRIC_TOKENS / lyric_ids.shape[1]),
+                length=describe_length(lyrics, 0.95 * LYRIC_TOKENS / lyric_ids.shape[1]),
             )
         encoder = pipe.condition_encoder
         if context is None:

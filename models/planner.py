@@ -16,6 +16,7 @@ from core.errors import StudioError
 from core.music import INSTRUMENTAL
 from core.requests import EDITION
 from core.results import Progress
+from core.text import describe_length
 from models import plan_format, plan_grammar, qwen3
 from models.code_decoder import code_decoder
 from models.loading import load_errors, load_transformers
@@ -367,8 +368,8 @@ class Planner:
         limit, longest = self.context_length, max(map(len, prompts))
         tokens = longest + capacity
         if tokens > limit:
-            words = 0.8 * len(lyrics.split()) * max(0, limit - capacity) / longest
-            raise StudioError("lyrics-too-long", tokens=tokens, limit=limit, words=int(words))
+            length = describe_length(lyrics, 0.8 * max(0, limit - capacity) / longest)
+            raise StudioError("lyrics-too-long", tokens=tokens, limit=limit, length=length)
         return qwen3.KeyValueCache(self.qwen, prompts, capacity)
 
     def _read_prompts(

@@ -114,3 +114,22 @@ def test_truncating_keeps_visible_characters_whole(unit):
 )
 def test_printable_text_disturbs_no_terminal(name, shown):
     assert text.printable(name) == shown
+
+
+@pytest.mark.parametrize(
+    ("lyrics", "fraction", "length"),
+    [
+        ("one two three four", 0.5, "2 words"),
+        ("streetlight", 1, "1 word"),
+        ("", 1, "0 words"),
+        ("夜の電車で帰る" * 10, 0.5, "35 characters"),
+        ("ฉันรักเพลงนี้" * 10, 1, "130 characters"),
+        ("我想你\n你想我", 1, "6 characters"),
+        ("나는 너를 사랑해", 1, "3 words"),
+        ("my 夜 song of the long night", 1, "7 words"),
+    ],
+)
+def test_length_is_in_characters_where_a_script_has_no_spaces(
+    lyrics: str, fraction: float, length: str
+):
+    assert text.describe_length(lyrics, fraction) == length
