@@ -327,7 +327,7 @@ def test_a_link_opens_the_page_with_the_settings_in_their_tab(
     other.locator(".restore[data-state=ready]").wait_for()
     assert other.get_by_role("tab", name="Edit").get_attribute("aria-selected") == "true"
     asked = other.locator("#edit-source-look [data-state=refused]")
-    assert "Choose it as Song." in asked.inner_text()
+    assert "Choose it as Source audio." in asked.inner_text()
     prompt = other.locator("#edit-prompt textarea")
     assert prompt.input_value() == "brass & snow, 20% more = better"
     bring(other, "edit-source", tune)

@@ -270,7 +270,7 @@ def test_a_piece_goes_through_all_tabs(drop_in: Callable[..., Page], tune: Path)
     page = drop_in("cover", 390)
     page.locator("#cover-run").click()
     state(page, "failed", "cover").wait_for()
-    assert "No file was chosen for Song." in page.locator("#cover-status").inner_text()
+    assert "No file was chosen for Source audio." in page.locator("#cover-status").inner_text()
     assert page.locator("#cover-strength").is_hidden()
 
     seen = bring(page, "cover-source", tune)
@@ -410,7 +410,7 @@ def test_files_come_by_keyboard_and_by_drop_and_leave_politely(
     page.on("filechooser", lambda chooser: choosers.append(chooser))
 
     def asks() -> bool:  # on a busy machine the button may not listen to the first press yet
-        page.get_by_role("button", name="Song: choose a file, or drop it here").focus()
+        page.get_by_role("button", name="Source audio: choose a file, or drop it here").focus()
         page.keyboard.press("Enter")
         page.wait_for_timeout(400)
         return bool(choosers)
@@ -418,7 +418,7 @@ def test_files_come_by_keyboard_and_by_drop_and_leave_politely(
     wait(asks, 60)
     choosers[0].set_files(tune)
     page.locator("#cover-source-look [data-state=ready]").wait_for()
-    page.get_by_role("button", name="Song: remove the file").focus()
+    page.get_by_role("button", name="Source audio: remove the file").focus()
     page.keyboard.press("Enter")
     page.locator("#cover-source-look [data-state=empty]").wait_for()
     page.locator("#cover-strength").wait_for(state="hidden")
@@ -436,7 +436,7 @@ def test_files_come_by_keyboard_and_by_drop_and_leave_politely(
     target.wait_for()
     page.locator("#cover-run").click()
     state(page, "failed", "cover").wait_for()
-    assert "Choose a song" in page.locator("#cover-status").inner_text()
+    assert "Choose an audio file" in page.locator("#cover-status").inner_text()
 
 
 def test_a_surprise_fills_the_form_and_can_be_stopped(drop_in: Callable[..., Page]):
