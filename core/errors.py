@@ -35,7 +35,7 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "model-unknown": ErrorText(
         "There is no model called {name!r}.",
-        "Choose one of {known}, or give a folder or hub repository in the diffusers layout.",
+        "Choose one of {known}, or give a folder, a hub repository or a safetensors file.",
     ),
     "model-missing": ErrorText(
         "{model} ({size}) is not on this computer, and the model hub cannot be reached.",

@@ -91,13 +91,13 @@ def weights(folder, part):
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "condition_encoder"])
-def test_a_byte_cut_off_is_noticed_before_anything_is_loaded(copy, part):
+def test_truncated_weights_are_refused_before_loading(copy, part):
     path = weights(copy, part)
     path.write_bytes(path.read_bytes()[:-1])
     assert f"{part}/{path.name}" in refused(copy, "model-broken")
 
 
-def test_other_damage_is_named_by_file(copy):
+def test_other_damage_names_the_file(copy):
     path = weights(copy, "transformer")
     whole = path.read_bytes()
     for damage in (b"", whole[:5], struct.pack("<Q", 2**60) + whole[8:], b"\x08" + b"\0" * 99):
@@ -124,7 +124,7 @@ def change(folder, part, edit):
         save_file(tensors, path, metadata={"format": "pt"})
 
 
-def test_a_missing_tensor_is_not_made_up(copy):
+def test_a_missing_tensor_is_refused(copy):
     change(copy, "transformer", lambda t: t.pop("proj_out_conv.bias", None))
     assert "proj_out_conv.bias" in refused(copy, "model-broken")
 
@@ -221,7 +221,7 @@ def test_offline_the_model_its_size_and_the_command_are_named(tmp_path):
     assert "Traceback" not in failed.stderr
 
 
-def test_an_unreachable_hub_and_an_unknown_repository_are_told_apart(hub, tmp_path):
+def test_unreachable_hub_and_unknown_repository_are_distinguished(hub, tmp_path):
     wrong = run_app("fetch", "founders/nothing", **online(hub, tmp_path))
     assert wrong.returncode == 2
     assert "hub-unknown" in wrong.stderr

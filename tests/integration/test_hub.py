@@ -180,7 +180,7 @@ def process(hub, tmp_path):
 # --- what is promised when all goes well
 
 
-def test_a_model_comes_whole_and_the_hubs_own_functions_find_it(hub, cache):
+def test_a_complete_model_is_found_by_the_hubs_own_functions(hub, cache):
     steps = list(fetch(MODEL))
     folder = find(MODEL)
     assert cache.is_whole()
@@ -208,7 +208,7 @@ def test_a_model_comes_whole_and_the_hubs_own_functions_find_it(hub, cache):
     assert not scan_cache_dir(cache.home.parent).warnings
 
 
-def test_what_another_commit_shares_is_not_sent_again(hub, cache):
+def test_files_shared_with_another_commit_are_not_downloaded_again(hub, cache):
     drain(fetch(MODEL))
     folder = hub.root / MODEL.repo
     (folder / "config.json").write_bytes(b'{"new": 1}')
@@ -224,7 +224,7 @@ def test_what_another_commit_shares_is_not_sent_again(hub, cache):
 # --- what is promised when it is broken off
 
 
-def test_a_download_killed_twice_sends_only_the_rest(hub, cache, process):
+def test_a_download_killed_twice_resumes(hub, cache, process):
     hub.faults.rate = 1_500_000
     kept = []
     for mark in (SIZE // 4, SIZE // 2):
@@ -248,7 +248,7 @@ def test_a_download_killed_twice_sends_only_the_rest(hub, cache, process):
 
 
 @pytest.mark.parametrize("drops", [1, 4])
-def test_a_dropped_connection_is_gone_on_with_in_place(hub, cache, drops):
+def test_a_dropped_connection_resumes_where_it_was(hub, cache, drops):
     hub.faults.drop_after, hub.faults.drops = 500_000, drops
     drain(fetch(MODEL))
     assert cache.is_whole()
@@ -256,7 +256,7 @@ def test_a_dropped_connection_is_gone_on_with_in_place(hub, cache, drops):
     assert sum(r.sent for r in bodies(hub)) <= SIZE + BLOCK
 
 
-def test_a_server_that_always_drops_at_the_same_place_is_given_up(hub, cache):
+def test_a_server_that_always_drops_at_the_same_byte_fails(hub, cache):
     hub.faults.drop_after, hub.faults.drops, hub.faults.no_range = 500_000, -1, True
     error = refused()
     assert error.code == "download-failed"
@@ -265,14 +265,14 @@ def test_a_server_that_always_drops_at_the_same_place_is_given_up(hub, cache):
     assert len(bodies(hub)) == http_download.RETRIES + 1
 
 
-def test_a_server_without_ranges_sends_it_anew(hub, cache):
+def test_a_server_without_ranges_restarts_the_file(hub, cache):
     hub.faults.drop_after, hub.faults.no_range = 500_000, True
     drain(fetch(MODEL))
     assert cache.is_whole()
     assert [r.status for r in bodies(hub)] == [200, 200]
 
 
-def test_the_server_is_asked_by_the_name_that_it_gave(hub, cache):
+def test_if_range_sends_the_etag_of_the_server(hub, cache):
     """Real content servers have ETags of their own, not the hash of the hub's listing."""
     hub.faults.etag, hub.faults.drop_after = "parts-7", 500_000
     drain(fetch(MODEL))
@@ -281,28 +281,28 @@ def test_the_server_is_asked_by_the_name_that_it_gave(hub, cache):
     assert cache.is_whole()
 
 
-def test_a_file_that_changed_since_is_begun_anew(hub, cache):
+def test_a_changed_file_is_restarted(hub, cache):
     cache.begin(b"something else" * 1000, tag='"what it was called then"')
     drain(fetch(MODEL))
     assert [(r.status, r.sent) for r in bodies(hub)] == [(200, SIZE)]
     assert cache.is_whole()
 
 
-def test_a_part_that_is_damaged_is_found_out_and_begun_anew_once(hub, cache):
+def test_a_damaged_partial_file_is_restarted_once(hub, cache):
     cache.begin(b"\0" * 1_000_000)
     drain(fetch(MODEL))
     assert [r.sent for r in bodies(hub)] == [SIZE - 1_000_000, SIZE]
     assert cache.is_whole()
 
 
-def test_a_part_that_is_all_there_needs_no_answer(hub, cache):
+def test_a_complete_partial_file_needs_no_request(hub, cache):
     cache.begin(cache.source())
     drain(fetch(MODEL))
     assert not bodies(hub)
     assert cache.is_whole()
 
 
-def test_closing_stops_within_a_block_and_the_next_goes_on(hub, cache):
+def test_closing_stops_within_a_block_and_the_next_call_resumes(hub, cache):
     hub.faults.rate = 1_000_000
     fetching = fetch(MODEL)
     step = next(s for s in fetching if s.component == BIG and s.component_done > 300_000)
@@ -341,7 +341,7 @@ def test_a_truncated_file_never_becomes_a_model(hub, cache, chunked):
     assert not cache.blob.exists()
 
 
-def test_a_busy_server_is_waited_for_as_long_as_it_asks(hub, cache):
+def test_retry_after_is_obeyed(hub, cache):
     hub.faults.status, hub.faults.status_times, hub.faults.retry_after = 503, 1, "1"
     hub.faults.status_for = BIG
     steps, began = [], time.monotonic()
@@ -352,7 +352,7 @@ def test_a_busy_server_is_waited_for_as_long_as_it_asks(hub, cache):
 
 
 @pytest.mark.parametrize(("asked", "attempts"), [("", http_download.RETRIES + 1), ("3600", 1)])
-def test_a_server_that_stays_busy_is_given_up(hub, cache, asked, attempts):
+def test_a_server_that_stays_busy_fails(hub, cache, asked, attempts):
     hub.faults.status, hub.faults.retry_after, hub.faults.status_for = 503, asked, BIG
     error = refused()
     assert error.code == "download-failed"
@@ -360,14 +360,14 @@ def test_a_server_that_stays_busy_is_given_up(hub, cache, asked, attempts):
     assert len([r for r in hub.log if r.status == 503]) == attempts
 
 
-def test_a_busy_listing_is_waited_for_too(hub, cache):
+def test_a_busy_listing_is_retried(hub, cache):
     hub.faults.status, hub.faults.status_times = 503, 2
     hub.faults.status_for = "/api/models"
     drain(fetch(MODEL))
     assert cache.is_whole()
 
 
-def test_waits_may_be_told_as_dates():
+def test_retry_after_may_be_a_date():
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
 
     def asks(said: str) -> float | None:
@@ -391,7 +391,7 @@ def test_the_token_stays_with_the_hub(hub, cache, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_gated_models_are_told_as_such(hub, cache, status):
+def test_gated_models_raise_model_gated(hub, cache, status):
     hub.faults.gated = status
     error = refused()
     assert error.code == "model-gated"
@@ -400,13 +400,13 @@ def test_gated_models_are_told_as_such(hub, cache, status):
 
 
 @pytest.mark.parametrize("other", [{"repo": "founders/none"}, {"revision": "v9"}, {"repo": "a/-b"}])
-def test_what_the_hub_has_not_is_told_as_such(hub, other):
+def test_unknown_repositories_and_revisions_raise_hub_unknown(hub, other):
     with pytest.raises(StudioError) as caught:
         drain(fetch(replace(MODEL, **other)))
     assert caught.value.code == "hub-unknown"
 
 
-def test_offline_nothing_is_asked(hub, monkeypatch):
+def test_offline_sends_no_request(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert refused().code == "model-missing"
     assert not hub.log
@@ -422,7 +422,7 @@ def test_offline_nothing_is_asked(hub, monkeypatch):
         *(("C:x.json", "0" * 40), ("x.json", "../../x"), ("x.json", "0" * 39)),
     ],
 )
-def test_a_listing_cannot_name_a_place_outside(path, hash_):
+def test_a_listing_cannot_name_a_path_outside(path, hash_):
     assert RemoteFile("a/x.json", 1, "0" * 64).is_safe()
     assert not RemoteFile(path, 1, hash_).is_safe()
 
@@ -430,7 +430,7 @@ def test_a_listing_cannot_name_a_place_outside(path, hash_):
 # --- what is promised of the disk
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(hub, cache, monkeypatch):
+def test_a_disk_that_is_too_small_fails_before_the_download(hub, cache, monkeypatch):
     cache.begin(cache.source()[:1_000_000])
     free = SimpleNamespace(free=WHOLE - 2 - 1_000_000 - 700_000)
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: free)
@@ -444,7 +444,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(hub, cache,
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full disk")
-def test_a_disk_that_fills_up_meanwhile_is_said(hub, cache, monkeypatch):
+def test_a_disk_that_fills_up_meanwhile_raises_disk_full(hub, cache, monkeypatch):
     real, partial = Path.open, cache.partial
 
     def full(path, *args, **kwargs):
@@ -456,7 +456,7 @@ def test_a_disk_that_fills_up_meanwhile_is_said(hub, cache, monkeypatch):
     assert "3 MB" in error.action
 
 
-def test_a_cache_that_takes_no_files_is_said(hub, cache):
+def test_a_read_only_cache_raises_cache_read_only(hub, cache):
     cache.home.parent.parent.mkdir()
     cache.home.parent.write_text("a file where the folder should be")
     error = refused()
@@ -464,7 +464,7 @@ def test_a_cache_that_takes_no_files_is_said(hub, cache):
     assert "HF_HOME" in error.action
 
 
-def test_parts_of_what_is_gone_are_swept_unless_somebody_is_at_them(hub, cache):
+def test_stale_partial_files_are_removed_unless_locked(hub, cache):
     stale, busy = "1" * 64, "2" * 64
     cache.begin(b"")
     for name in (stale, f"{stale}.etag", busy):
@@ -489,7 +489,7 @@ def test_two_processes_share_one_download(hub, cache, process):
     assert all(len(set(lines)) > 3 for lines in told), "who waits tells how far the other is"
 
 
-def test_who_waits_goes_on_when_the_other_is_killed(hub, cache, process):
+def test_a_waiting_process_resumes_when_the_other_is_killed(hub, cache, process):
     hub.faults.rate = 300_000
     first, _ = process()
     until(lambda: cache.partial.exists() and cache.partial.stat().st_size > 300_000)
@@ -505,7 +505,7 @@ def test_who_waits_goes_on_when_the_other_is_killed(hub, cache, process):
     assert bodies(hub)[1].status == 206
 
 
-def test_a_wait_for_another_can_be_closed(hub, cache):
+def test_waiting_for_another_process_can_be_cancelled(hub, cache):
     cache.lock.parent.mkdir(parents=True)
     with FileLock(cache.lock):
         fetching = fetch(MODEL)
@@ -518,7 +518,7 @@ def test_a_wait_for_another_can_be_closed(hub, cache):
 # --- the faces
 
 
-def test_the_studio_is_told_in_megabytes_and_can_stop(hub, cache):
+def test_progress_is_in_megabytes_and_can_be_cancelled(hub, cache):
     fetching = checkpoints.fetch(MODEL)
     events = [next(fetching) for _ in range(3)]
     assert events[0].stage == "Fetching The model"
@@ -530,7 +530,7 @@ def test_the_studio_is_told_in_megabytes_and_can_stop(hub, cache):
 
 
 @pytest.mark.parametrize("weights", catalog.BY_NAME.values(), ids=lambda weights: weights.name)
-def test_every_command_that_is_told_fetches_what_it_says(weights, monkeypatch, capsys):
+def test_every_shown_command_fetches_its_model(weights, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(downloads, "fetch", lambda wanted: iter(asked.append(wanted) or ()))
     python, program, *arguments = shlex.split(weights.command)
@@ -540,13 +540,13 @@ def test_every_command_that_is_told_fetches_what_it_says(weights, monkeypatch, c
     assert f"{weights.title} is here." in capsys.readouterr().err
 
 
-def test_an_unknown_name_is_told_the_known_ones(capsys):
+def test_an_unknown_name_lists_the_known_ones(capsys):
     assert app.main(["fetch", "nobody", "--device", "cpu"]) == cli.USAGE
     told = capsys.readouterr().err
     assert all(name in told for name in ("xl-sft", "4B", "qwen", "htdemucs"))
 
 
-def test_ctrl_c_leaves_what_the_same_command_goes_on_with(hub, cache, tmp_path):
+def test_ctrl_c_leaves_a_download_that_resumes(hub, cache, tmp_path):
     folder = hub.root / MODEL.repo
     (folder / "model_index.json").write_text(json.dumps({}))
     env = {

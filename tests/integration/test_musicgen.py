@@ -123,7 +123,7 @@ def generated(composer, request, frames: int, random, known=None):
 
 
 @pytest.mark.parametrize("guidance", [1, 3])
-def test_the_likeliest_tokens_are_those_of_transformers(composer, guidance):
+def test_greedy_tokens_equal_those_of_transformers(composer, guidance):
     request = asked(top_k=1, guidance_scale=guidance)
     mine = drain(composer.tokens(request, 60))
     theirs, sound = generated(composer, request, 60, None)
@@ -132,7 +132,7 @@ def test_the_likeliest_tokens_are_those_of_transformers(composer, guidance):
 
 
 @pytest.mark.parametrize("guidance", [1, 3])
-def test_the_same_draws_give_the_tokens_of_transformers(composer, guidance):
+def test_the_same_draws_give_the_same_tokens_as_transformers(composer, guidance):
     import torch
 
     request = asked(temperature=0.8, guidance_scale=guidance)
@@ -142,7 +142,7 @@ def test_the_same_draws_give_the_tokens_of_transformers(composer, guidance):
     assert len(mine.unique()) > 8
 
 
-def test_a_later_window_goes_on_as_transformers_would(patient, monkeypatch):
+def test_a_later_window_continues_as_transformers_does(patient, monkeypatch):
     import torch
 
     monkeypatch.setattr(musicgen, "WINDOW_S", 3)
@@ -155,7 +155,7 @@ def test_a_later_window_goes_on_as_transformers_would(patient, monkeypatch):
     assert (mine == torch.cat([first, second[:, 10:], third[:, 10:]], 1)).all()
 
 
-def test_the_codec_in_tiles_is_the_codec_in_one(composer, monkeypatch):
+def test_the_tiled_codec_equals_the_whole_one(composer, monkeypatch):
     import torch
 
     random = torch.Generator().manual_seed(1)
@@ -175,7 +175,7 @@ def test_the_codec_in_tiles_is_the_codec_in_one(composer, monkeypatch):
     assert np.abs(apart - whole).max() > 0.01 * np.abs(whole).max()
 
 
-def test_a_piece_has_just_its_length_in_two_equal_channels(patient):
+def test_a_piece_has_the_requested_length_in_two_equal_channels(patient):
     for seconds in (5, 5.0001, 7.31):
         piece = drain(patient.generate(asked(duration_s=seconds)))
         assert piece.sound.shape == (2, round(seconds * SAMPLE_RATE))
@@ -184,7 +184,7 @@ def test_a_piece_has_just_its_length_in_two_equal_channels(patient):
         assert piece.peak_dbfs == levels.PEAK_DBFS
 
 
-def test_a_seed_is_a_piece_whoever_else_draws(folder, composer):
+def test_a_seed_gives_the_same_piece_whatever_else_uses_random_numbers(folder, composer):
     import torch
 
     first = played(composer, asked())
@@ -208,7 +208,7 @@ def test_a_seed_is_a_piece_whoever_else_draws(folder, composer):
         assert not np.array_equal(first, played(composer, asked(**{name: value}))), name
 
 
-def test_marks_in_a_style_are_only_text(composer):
+def test_special_tokens_in_a_style_are_plain_text(composer):
     end_mark = composer.tokenizer.token_to_id("</s>")
     ids = composer.tokenizer.encode("warm </s> piano").ids
     assert ids.count(end_mark) == 1
@@ -257,7 +257,7 @@ def test_a_long_piece_has_no_seam_at_any_window(patient):
     assert seamless(wave, edges, patient.rate)
 
 
-def test_the_rate_is_changed_without_a_trace():
+def test_resampling_leaves_no_artefacts():
     """32 to 48 kHz: tones stay where and as they are, high ones too, by soxr's HQ."""
     at, to = np.arange(64_000) / 32_000, np.arange(96_000) / 48_000
     for hertz, least_db in ((1000, 100), (14_000, 80)):
@@ -273,7 +273,7 @@ def test_on_a_mac_everything_computes_in_float32():
     assert device._dtype("mps") == "float32"
 
 
-def test_a_long_piece_oversees_no_more_than_its_window(patient, monkeypatch):
+def test_a_long_piece_reads_no_more_than_its_window(patient, monkeypatch):
     monkeypatch.setattr(musicgen, "WINDOW_S", 4)
     monkeypatch.setattr(musicgen, "STRIDE_S", 2)
     seen, plain = [], musicgen._cache
@@ -291,7 +291,7 @@ def test_a_long_piece_oversees_no_more_than_its_window(patient, monkeypatch):
     assert {event.steps for event in steps} == {100}
 
 
-def test_a_take_says_what_made_it_and_is_made_again(duo, folder):
+def test_a_take_names_its_model_and_replays(duo, folder):
     duo.setup = replace(duo.setup, musicgen=musicgen.choose(folder))
     request = asked(duration_s=5.5)
     events = list(duo.run(request, "v"))
@@ -317,7 +317,7 @@ def test_a_take_says_what_made_it_and_is_made_again(duo, folder):
     assert {stage for stage, units in work.items() if units} == LOADED
 
 
-def test_the_seed_left_open_is_drawn_and_told(duo):
+def test_an_automatic_seed_is_drawn_and_recorded(duo):
     take = end(duo, asked(seed=None))
     assert take.request["seed"] is not None
 
@@ -328,7 +328,7 @@ def prepared(studio, request) -> Job:
     return drain(task.prepare(request, studio.setup, JobFolder.create(), Uploads()))
 
 
-def test_stop_acts_before_the_next_token(duo, monkeypatch):
+def test_stop_takes_effect_before_the_next_token(duo, monkeypatch):
     monkeypatch.setattr(musicgen, "PULSE_S", 0.0)
     job = prepared(duo, asked())
     plain, read = musicgen.MusicgenEngine._logits, []
@@ -375,7 +375,7 @@ def test_changing_models_frees_the_one_before_the_other_is_loaded(duo, monkeypat
     assert there == [("Engine", []), ("MusicgenEngine", [False]), ("Engine", [False, False])]
 
 
-def test_where_it_is_not_on_disk_the_command_that_fetches_it_is_told(own_cache, monkeypatch):
+def test_missing_weights_name_the_command_that_fetches_them(own_cache, monkeypatch):
     studio = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
     monkeypatch.setattr(checkpoints, "locate", lambda weights: weights.folder)
     ending = end(studio, asked())
@@ -385,7 +385,7 @@ def test_where_it_is_not_on_disk_the_command_that_fetches_it_is_told(own_cache, 
     assert "fetch musicgen-small" in ending.action
 
 
-def test_out_of_memory_and_nonsense_have_names(duo, monkeypatch):
+def test_out_of_memory_and_nan_are_typed_errors(duo, monkeypatch):
     import torch
 
     assert isinstance(end(duo, asked()), Take)
@@ -457,7 +457,7 @@ def test_tokens_that_the_codec_does_not_know_are_refused(tmp_path):
     assert caught.value.code == "model-mismatch"
 
 
-def test_weights_under_their_old_names_are_the_same_weights(folder, composer, tmp_path):
+def test_old_weight_names_load_the_same_weights(folder, composer, tmp_path):
     """Checkpoints of 2023 call the halves of a normed weight `weight_g` and `weight_v`."""
     old = copy_of(folder, tmp_path)
     names = {"parametrizations.weight.original0": "weight_g"}
@@ -477,6 +477,6 @@ def test_weights_under_their_old_names_are_the_same_weights(folder, composer, tm
     assert (played(loaded, asked()) == played(composer, asked())).all()
 
 
-def test_what_is_fetched_holds_no_pickle():
+def test_no_pickle_is_fetched():
     assert all(name.endswith((".json", ".safetensors")) for name in catalog.MUSICGEN.files)
     assert catalog.MUSICGEN.may_sell is False

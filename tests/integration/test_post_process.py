@@ -56,7 +56,7 @@ PIECES = {
 
 
 @pytest.mark.parametrize("name", PIECES)
-def test_the_loudness_is_the_one_asked_for_and_no_peak_passes_the_ceiling(name, tmp_path):
+def test_the_requested_loudness_is_reached_under_the_ceiling(name, tmp_path):
     sound = PIECES[name]()
     before = sound.copy()
     done, told = mastered(sound)
@@ -91,7 +91,7 @@ HARD = {
 
 @pytest.mark.parametrize("name", HARD)
 @pytest.mark.parametrize("target", [-14, -6])
-def test_the_ceiling_holds_whatever_comes(name, target):
+def test_the_ceiling_holds_for_any_input(name, target):
     done, told = mastered(HARD[name](), target_lufs=target)
     assert loudness.true_peak(done) <= -1.0
     assert told.true_peak_dbtp <= -1.0
@@ -116,7 +116,7 @@ def test_silence_stays_silence_to_the_bit():
         assert (told.gain_db, told.reduction_db, told.reached) == (0.0, 0.0, False)
 
 
-def test_gain_is_bounded_and_a_miss_is_told():
+def test_gain_is_bounded_and_a_miss_is_reported():
     done, told = mastered(band(6) * np.float32(0.01))
     assert told.gain_db == post_process.LARGEST_GAIN_DB
     assert not told.reached
@@ -135,7 +135,7 @@ def test_the_search_for_the_gain_stays_in_its_bounds():
     assert not told.reached
 
 
-def test_where_nothing_is_loud_only_the_volume_changes():
+def test_without_loud_peaks_only_the_volume_changes():
     sound = np.concatenate([noise(3, 0.05), noise(0.02, 0.5), noise(3, 0.05)], 1)
     done, told = mastered(sound)
     assert told.reduction_db < -1
@@ -149,7 +149,7 @@ def test_where_nothing_is_loud_only_the_volume_changes():
     assert 0.1 < in_10_ms.max() < 1.1 * post_process.RELEASE_DB_S / 100, "and it lets go slowly"
 
 
-def test_both_channels_move_together():
+def test_both_channels_get_the_same_gain():
     sound = band(6) * np.float32([[1.0], [0.3]])
     done, _ = mastered(sound, target_lufs=-12)
     heard = np.abs(sound[1]) > 1e-3
@@ -157,7 +157,7 @@ def test_both_channels_move_together():
     assert np.allclose(ratio, 1, atol=1e-4)
 
 
-def test_mastering_tells_how_far_it_is_and_can_be_closed():
+def test_mastering_reports_progress_and_can_be_cancelled():
     steps = list(post_process.master(band(4)))
     assert steps[0].stage == "Setting the loudness"
     assert steps[-1].step == steps[-1].steps
@@ -282,7 +282,7 @@ def test_any_length_is_kept(separator, samples):
         assert stem.shape == (2, samples)
 
 
-def test_windows_are_joined_as_the_authors_join_them(separator, mix):
+def test_windows_are_joined_as_in_demucs(separator, mix):
     from demucs.apply import apply_model
 
     heard = torch.from_numpy(mix)
@@ -291,7 +291,7 @@ def test_windows_are_joined_as_the_authors_join_them(separator, mix):
     assert torch.equal(ours, theirs)
 
 
-def test_each_stem_is_what_the_model_said_in_its_own_place(separator, split, mix):
+def test_each_stem_is_the_models_output_in_its_place(separator, split, mix):
     """By hand: down to 44.1 kHz, to unit deviation, through the model, back again."""
     from demucs.apply import apply_model
 
@@ -317,7 +317,7 @@ def test_the_same_sound_gives_the_same_bits(separator, split, mix):
     assert all(np.array_equal(again[name], split[name]) for name in STEMS)
 
 
-def test_a_take_is_split_by_the_studio_which_makes_room_first(row, own_cache, monkeypatch):
+def test_the_studio_splits_a_take_and_frees_memory_first(row, own_cache, monkeypatch):
     monkeypatch.setattr(model_cache, "HTDEMUCS", row)
     made = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
     asked = Generate.of({"prompt": "x", "duration_s": 5, "inference_steps": 1, "seed": 1})
@@ -379,7 +379,7 @@ def test_progress_counts_windows_and_closing_stops_at_the_next(separator, mix):
         hook.remove()
 
 
-def test_too_little_memory_is_a_sentence(separator, mix, monkeypatch):
+def test_out_of_memory_raises_stems_memory(separator, mix, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError
 
@@ -412,7 +412,7 @@ def test_damaged_weights_are_refused_by_name(row, tmp_path):
         assert problem in error.message
 
 
-def test_nothing_that_a_file_names_is_run(tensors, tmp_path):
+def test_nothing_that_a_file_names_is_executed(tensors, tmp_path):
     marker = tmp_path / "run"
     evil = {"klass": "subprocess.Popen", "kwargs": json.dumps({"args": ["touch", str(marker)]})}
     error = refused(published(tmp_path / "evil", tensors, **evil))
@@ -428,7 +428,7 @@ def test_a_file_that_does_not_fit_is_refused(tensors, tmp_path):
     assert "other stems" in refused(published(tmp_path / "kazoo", tensors, others)).message
 
 
-def test_missing_weights_are_told_with_size_and_command(tmp_path):
+def test_missing_weights_are_reported_with_size_and_command(tmp_path):
     error = refused(replace(HTDEMUCS, folder=tmp_path))
     assert error.code == "stems-missing"
     assert "HTDemucs (84 MB)" in error.message
@@ -446,7 +446,7 @@ print(checkpoints.locate(row) / row.marker)
 """
 
 
-def test_weights_are_fetched_by_the_room(row, tmp_path):
+def test_weights_are_fetched_by_the_hub_module(row, tmp_path):
     place = tmp_path / "hub" / "adefossez" / "HTDemucs"
     place.mkdir(parents=True)
     (place / row.marker).write_bytes((row.folder / row.marker).read_bytes())
@@ -470,7 +470,7 @@ def test_weights_are_fetched_by_the_room(row, tmp_path):
         assert not [asked for asked in hub.log if asked.path.endswith(".yaml")]
 
 
-def test_stems_are_written_as_they_are_beside_one_zip(split, tmp_path):
+def test_stems_are_written_unchanged_beside_one_zip(split, tmp_path):
     split = {**split, "bass": split["bass"] * np.float32(100)}
     files = drain(post_process.save_stems(split, tmp_path, "my song"))
     names = [f"my song-{stem}.wav" for stem in STEMS]
@@ -512,7 +512,7 @@ def test_a_stop_or_a_full_disk_leaves_no_file(split, tmp_path, monkeypatch):
     assert caught.value.code == "not-writable"
 
 
-def test_the_room_and_its_model_stay_light():
+def test_importing_stays_light():
     """Importing brings no torch; the model's package brings neither codecs nor torchaudio."""
     heavy = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import post_process;"

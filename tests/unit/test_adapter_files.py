@@ -44,7 +44,7 @@ def announce(**shapes):
     return header, bytes(end)
 
 
-def test_an_adapter_is_named_hashed_and_measured(tmp_path):
+def test_inspect_reports_name_hash_and_deltas(tmp_path):
     path = write(
         tmp_path / "night bus.safetensors",
         {
@@ -68,7 +68,7 @@ def test_an_adapter_is_named_hashed_and_measured(tmp_path):
     ("dtype", "value"),
     [(torch.float32, 3.0), (torch.bfloat16, 3.0), (torch.float16, 3.0), (torch.int64, 3)],
 )
-def test_an_alpha_of_any_kind_is_read(tmp_path, dtype, value):
+def test_alpha_of_any_number_type_is_read(tmp_path, dtype, value):
     alpha = {f"{MODULE}.alpha": torch.tensor(value, dtype=dtype)}
     adapter = adapter_files.inspect(write(tmp_path / "a.safetensors", {**pair(rank=4), **alpha}))
     assert adapter.deltas["layers.0.self_attn.to_q"].scale == 0.75
@@ -86,7 +86,7 @@ def test_an_alpha_of_any_kind_is_read(tmp_path, dtype, value):
         ({"r": 99, "rank_pattern": {"self_attn.q_proj": 4}}, 2.0),
     ],
 )
-def test_peft_settings_say_how_strongly_it_plays(tmp_path, changes, scale):
+def test_peft_settings_decide_the_scale(tmp_path, changes, scale):
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **changes}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     tensors = pair(f"base_model.model.{MODULE}")
@@ -116,7 +116,7 @@ def test_peft_settings_say_how_strongly_it_plays(tmp_path, changes, scale):
         (b" " * (2 << 20) + b"{}", "adapter-unreadable", "settings"),
     ],
 )
-def test_settings_that_cannot_be_trusted_are_refused(tmp_path, config, code, word):
+def test_implausible_settings_are_refused(tmp_path, config, code, word):
     if isinstance(config, dict):
         honest = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
         config = json.dumps({**honest, **config}).encode()
@@ -125,7 +125,7 @@ def test_settings_that_cannot_be_trusted_are_refused(tmp_path, config, code, wor
     refused(tmp_path, code, word)
 
 
-def test_settings_beside_a_file_count_only_where_they_can_be_meant(tmp_path):
+def test_settings_beside_a_file_are_used_only_if_unambiguous(tmp_path):
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     one = write(tmp_path / "one.safetensors", pair())
@@ -160,7 +160,7 @@ def test_settings_beside_a_file_count_only_where_they_can_be_meant(tmp_path):
         ("\x1b[31mlayers", "?[31mlayers"),
     ],
 )
-def test_what_cannot_be_played_is_refused_and_not_left_out(tmp_path, key, word):
+def test_unsupported_parts_are_refused_not_ignored(tmp_path, key, word):
     header, data = announce(
         **{f"{MODULE}.lora_A.weight": [4, 8], f"{MODULE}.lora_B.weight": [8, 4]}
     )
@@ -188,7 +188,7 @@ def test_what_cannot_be_played_is_refused_and_not_left_out(tmp_path, key, word):
         ({"lokr_w1": [2, 2], "lokr_w2_a": [4, 64], "lokr_w2_b": [64, 4]}, "do not fit together"),
     ],
 )
-def test_matrices_that_do_not_belong_together_are_refused(tmp_path, shapes, words):
+def test_matrices_that_do_not_chain_are_refused(tmp_path, shapes, words):
     header, data = announce(**{f"{MODULE}.{part}": shape for part, shape in shapes.items()})
     refused(forge(tmp_path / "a.safetensors", header, data), "adapter-unreadable", words)
 
@@ -208,7 +208,7 @@ def test_the_size_is_limited(tmp_path):
     refused(path, "adapter-too-big", "612 MB", "500 MB")
 
 
-def test_the_header_is_judged_before_anything_else_is_read(tmp_path, monkeypatch):
+def test_the_header_is_checked_before_anything_else_is_read(tmp_path, monkeypatch):
     """499 MB that would have to be read for the hash, and are not."""
     header = {}
     for i, part in enumerate(("lora_A.weight", "dora_scale")):
@@ -259,20 +259,20 @@ ENTRIES = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_file_that_is_no_adapter_is_told_so(tmp_path, kind):
+def test_a_file_that_is_no_adapter_is_refused(tmp_path, kind):
     raw, words = HOSTILE[kind]
     (tmp_path / "a.safetensors").write_bytes(raw)
     refused(tmp_path / "a.safetensors", "adapter-unreadable", words)
 
 
 @pytest.mark.parametrize("kind", ENTRIES)
-def test_a_header_that_lies_is_refused(tmp_path, kind):
+def test_an_inconsistent_header_is_refused(tmp_path, kind):
     path = forge(tmp_path / "a.safetensors", ENTRIES[kind], bytes(4))
     refused(path, "adapter-unreadable")
 
 
 @pytest.mark.parametrize("cut", [0.001, 0.3, 0.9, 0.9999])
-def test_a_file_that_is_cut_is_refused(tmp_path, cut):
+def test_a_truncated_file_is_refused(tmp_path, cut):
     path = write(tmp_path / "a.safetensors", pair())
     whole = path.read_bytes()
     path.write_bytes(whole[: int(cut * len(whole))])
@@ -281,7 +281,7 @@ def test_a_file_that_is_cut_is_refused(tmp_path, cut):
     refused(path, "adapter-unreadable", "longer than it says")
 
 
-def test_pickles_are_refused_by_what_they_are_and_by_what_they_are_called(tmp_path):
+def test_pickles_are_refused_by_content_and_by_name(tmp_path):
     class Trap:
         def __reduce__(self):
             return open, (str(tmp_path / "sprung"), "w")
@@ -301,7 +301,7 @@ def test_pickles_are_refused_by_what_they_are_and_by_what_they_are_called(tmp_pa
     assert not (tmp_path / "sprung").exists()
 
 
-def test_tricks_with_paths_come_to_nothing(tmp_path):
+def test_hostile_paths_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "link.safetensors").symlink_to("/etc/passwd")
@@ -336,7 +336,7 @@ def test_tricks_with_paths_come_to_nothing(tmp_path):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_whatever_is_done_to_a_file_it_is_read_or_refused(tmp_path, data):
+def test_any_mutation_of_a_file_is_read_or_refused(tmp_path, data):
     path = tmp_path / "a.safetensors"
     whole = bytearray(write(path, pair(rank=1, into=4, out=4)).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):

@@ -83,7 +83,7 @@ def assert_like(ours, theirs, plain):
 
 
 @pytest.mark.parametrize("kind", TRAININGS)
-def test_what_peft_saved_sounds_as_in_peft(dit, plain, rack, tmp_path, kind):
+def test_a_peft_adapter_equals_peft(dit, plain, rack, tmp_path, kind):
     theirs = trained.train(dit, TRAININGS[kind], tmp_path)
     adapter = adapter_files.inspect(tmp_path)
     (used,) = drain(rack.apply([(adapter, 1.0)]))
@@ -184,7 +184,7 @@ def test_an_adapter_that_diffusers_saved(engine, dit, plain, rack, official, tmp
     assert_like(hear(dit), theirs, plain)
 
 
-def test_settings_from_elsewhere_count_and_without_them_the_file_says_so(
+def test_settings_from_elsewhere_are_used_and_their_absence_is_noted(
     dit, plain, rack, official, tmp_path
 ):
     folder, theirs = official
@@ -224,9 +224,7 @@ def test_lycoris_names_are_the_same_lokr(dit, plain, rack, tmp_path, kind):
     assert_like(hear(dit), theirs, plain)
 
 
-def test_whole_matrices_of_lycoris_are_played_at_one_whatever_alpha_says(
-    dit, plain, rack, tmp_path
-):
+def test_full_lycoris_matrices_ignore_alpha(dit, plain, rack, tmp_path):
     draw = torch.Generator().manual_seed(5)
     w1, w2 = 0.1 * torch.randn(8, 32, generator=draw), 0.1 * torch.randn(32, 8, generator=draw)
     patches, patch = (
@@ -261,7 +259,7 @@ def test_a_full_delta_is_added_as_it_is(dit, plain, rack, tmp_path):
     assert_like(hear(dit), hear(merged), plain)
 
 
-def test_every_layer_can_be_adapted_and_each_of_them_is_heard(dit, plain, rack, tmp_path):
+def test_every_layer_can_be_adapted_and_changes_the_output(dit, plain, rack, tmp_path):
     kinds = (torch.nn.Linear, torch.nn.Conv1d)
     real = {
         name: (len(module.weight), module.weight[0].numel())
@@ -292,7 +290,7 @@ def three(dit, tmp_path_factory):
     return [adapter_files.inspect(tmp_path / str(i)) for i in range(3)]
 
 
-def test_three_come_and_go_and_the_weights_never_change(dit, plain, rack, three):
+def test_three_adapters_leave_the_weights_unchanged(dit, plain, rack, three):
     before, names = weights_hash(dit), set(dit.state_dict())
     modules = [name for name, _ in dit.named_modules()]
     heard = []
@@ -314,7 +312,7 @@ def test_three_come_and_go_and_the_weights_never_change(dit, plain, rack, three)
     assert not any(module._forward_hooks for module in dit.modules())
 
 
-def test_two_at_once_are_what_peft_makes_of_two(dit, plain, rack, tmp_path):
+def test_two_adapters_equal_peft(dit, plain, rack, tmp_path):
     wrapped = get_peft_model(copy.deepcopy(dit), TRAININGS["the official trainer's"], "one")
     wrapped.add_adapter("two", TRAININGS["only the feed-forward"])
     wrapped.base_model.set_adapter(["one", "two"])
@@ -356,7 +354,7 @@ def test_the_same_file_twice_is_one(dit, rack, official, tmp_path):
     assert torch.allclose(hear(dit), theirs, atol=CLOSE)
 
 
-def test_what_fails_or_is_stopped_changes_nothing(dit, rack, official, three, tmp_path):
+def test_failing_or_cancelled_apply_changes_nothing(dit, rack, official, three, tmp_path):
     drain(rack.apply([(three[0], 1.0)]))
     playing, used = hear(dit), rack.used
     wide = adapter_files.inspect(write(tmp_path / "wide.safetensors", pair(into=2048, out=2048)))
@@ -408,7 +406,7 @@ def test_float8_matrices_are_applied_as_what_they_stand_for(dit, rack, tmp_path,
     assert torch.equal(*outputs)
 
 
-def test_numbers_that_are_none_and_an_adapter_that_does_nothing_are_refused(rack, tmp_path):
+def test_nan_and_all_zero_adapters_are_refused(rack, tmp_path):
     broken = pair()
     broken["layers.0.self_attn.q_proj.lora_A.weight"][1, 1] = float("nan")
     huge = {name: 1e3 * tensor for name, tensor in pair().items()}
@@ -460,7 +458,7 @@ XL = {
         ),
     ],
 )
-def test_an_adapter_for_another_base_is_told_what_was_expected(tmp_path, tensors, problem):
+def test_an_adapter_for_another_base_names_the_difference(tmp_path, tensors, problem):
     adapter = adapter_files.inspect(write(tmp_path / "theirs.safetensors", tensors))
     with pytest.raises(StudioError) as raised:
         adapter_layers.check_fit(adapter, adapter_layers.shapes(XL), "ACE-Step 1.5 XL SFT")
@@ -476,7 +474,7 @@ def test_an_adapter_for_xl_fits_xl(tmp_path):
     adapter_layers.check_fit(adapter, adapter_layers.shapes(XL), "ACE-Step 1.5 XL SFT")
 
 
-def test_in_bfloat16_it_is_the_same_adapter_to_eight_bits(dit, plain, official):
+def test_bfloat16_equals_float32_to_eight_bits(dit, plain, official):
     folder, theirs = official
     narrow = copy.deepcopy(dit).to(torch.bfloat16)
     before = weights_hash(narrow)
@@ -500,7 +498,7 @@ def test_adapters_move_with_the_model(dit, official):
     assert torch.allclose(hear(moved, torch.float64).float(), theirs, atol=1e-4)
 
 
-def test_a_song_with_an_adapter_is_another_and_without_it_the_first_again(engine, rack, official):
+def test_removing_an_adapter_restores_the_song_exactly(engine, rack, official):
     def render():
         return drain(engine.text_to_music(song(inference_steps=2))).sound
 
@@ -519,7 +517,7 @@ def test_a_song_with_an_adapter_is_another_and_without_it_the_first_again(engine
     "lie",
     [{"sha256": "../x"}, {"strength": 9}, {"strength": "nan"}, {"path": "/etc"}, {"modules": 0}],
 )
-def test_a_record_from_a_file_is_not_believed(lie):
+def test_adapter_records_from_files_are_validated(lie):
     honest = {"name": "a", "sha256": "0" * 64, "strength": 1.0, "rank": 8, "modules": 48}
     results.AdapterUsed.model_validate(honest)
     with pytest.raises(ValidationError):
