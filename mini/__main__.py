@@ -1,6 +1,6 @@
 """Makes the embedded model from nothing: `python -m mini make`, then `python -m mini report`.
 
-Every stage keeps its state under the work folder and goes on where it stood.
+Every stage keeps its state under the work folder and resumes from it.
 """
 
 import argparse
@@ -128,7 +128,7 @@ def write_card(work: Path, vendor: Path) -> None:
     numbers = f"## Measured\n{parameters / 1e6:.1f} M parameters, {size / 1e6:.0f} MB.\n\n"
     pictures = ["\n## Pictures\n"]
     for name, source, title in (
-        ("songs.png", work / "songs.png", "The first eight of the prompts above, as asked"),
+        ("songs.png", work / "songs.png", "The first eight of the prompts above"),
         ("curves.png", work / "generator" / "curves.png", "Training of the DiT (held out: dashed)"),
     ):
         if source.exists():
@@ -156,16 +156,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--shift", type=float, default=3.0)
-    asked = parser.parse_args()
-    recipe = SMALL if asked.small else FULL
-    if asked.stage == "make":
-        make(asked.work, asked.vendor, recipe, asked.start)
-    elif asked.stage == "export":
-        finish(asked.work, asked.vendor, recipe)
-    elif asked.stage == "card":
-        write_card(asked.work, asked.vendor)
+    args = parser.parse_args()
+    recipe = SMALL if args.small else FULL
+    if args.stage == "make":
+        make(args.work, args.vendor, recipe, args.start)
+    elif args.stage == "export":
+        finish(args.work, args.vendor, recipe)
+    elif args.stage == "card":
+        write_card(args.work, args.vendor)
     else:
-        report(asked.work, asked.vendor, asked.prompts, asked.steps, asked.guidance, asked.shift)
+        report(args.work, args.vendor, args.prompts, args.steps, args.guidance, args.shift)
 
 
 if __name__ == "__main__":

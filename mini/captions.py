@@ -62,14 +62,14 @@ def caption(piece: Piece, rng: random.Random, mention: float = 0.15, bpm: int | 
     style = STYLES[piece.style]
     name = rng.choice(style.names)
     moods = rng.sample(style.moods, rng.choice((0, 1, 1, 2)))
-    heard = [
+    instruments = [
         style.called[part] for part in ("chords", "bass", "lead", "pulse") if part in piece.parts
     ]
-    heard += ["drums"] if "drums" in piece.parts else []
+    instruments += ["drums"] if "drums" in piece.parts else []
     if rng.random() < 0.4:
-        rng.shuffle(heard)
+        rng.shuffle(instruments)
     if rng.random() < 0.5:
-        heard = heard[: rng.randint(0, len(heard))]
+        instruments = instruments[: rng.randint(0, len(instruments))]
     more = []
     if style.drums and "drums" not in piece.parts and rng.random() < 0.7:
         more.append("no drums")
@@ -85,12 +85,14 @@ def caption(piece: Piece, rng: random.Random, mention: float = 0.15, bpm: int | 
     if form < 0.3:
         return describe(piece) + "".join(f", {word}" for word in more)
     if form < 0.65:
-        return ", ".join([name, *moods, *heard, *more])
+        return ", ".join([name, *moods, *instruments, *more])
     if form < 0.85:
-        listed = " and ".join([", ".join(heard[:-1]), heard[-1]] if len(heard) > 1 else heard)
+        listed = " and ".join(
+            [", ".join(instruments[:-1]), instruments[-1]] if len(instruments) > 1 else instruments
+        )
         opening = f"A {' '.join([*moods, name])} track" + (f" with {listed}" if listed else "")
         return ", ".join([opening, *more])
-    return ", ".join([*moods, *heard, name, *more])
+    return ", ".join([*moods, *instruments, name, *more])
 
 
 def lyrics(piece: Piece, rng: random.Random, start: int, frames: int) -> str:

@@ -1,4 +1,4 @@
-"""Composer: a seed becomes a short piece of music, note by note, with everything said about it.
+"""Composer: a seed becomes a short piece of music, note by note, with its metadata.
 
 All times are latent frames (25 a second). A beat is a whole number of frames and every onset is
 rounded to a frame, so one kind of note always meets the latent grid in the same way: the
@@ -153,7 +153,7 @@ class Piece:
     tonic: int
     mode: str
     frames: int
-    tagged: bool  # the form is told by section tags
+    tagged: bool  # the form is given by section tags
     sections: tuple[Section, ...]
     parts: frozenset[str]
     notes: tuple[Note, ...] = field(repr=False)
@@ -288,7 +288,7 @@ def compose(
     key: tuple[int, str] | None = None,
     tagged: bool | None = None,
 ) -> Piece:
-    """Composes a piece of at least `seconds`; what isn't asked for follows from the seed."""
+    """Composes a piece of at least `seconds`; what is not given follows from the seed."""
     rng = random.Random(seed)
     name = style or rng.choice(tuple(STYLES))
     chosen = STYLES[name]

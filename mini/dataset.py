@@ -64,7 +64,7 @@ def load_scale(folder: Path) -> LatentScale:
 def build_corpus(
     run: Path, folder: Path, pieces: int, held_out: bool = False, workers: int = 2
 ) -> None:
-    """Encodes `pieces` with the codec of `run` into files of `SHARD` pieces; goes on where it stood.
+    """Encodes `pieces` with the codec of `run` into files of `SHARD` pieces; resumes where it stopped.
 
     The scale is measured on the training corpus; for held-out pieces it must be there already.
     """

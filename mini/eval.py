@@ -33,10 +33,10 @@ REPAINT_FROM, REPAINT_TO, REPAINT_SECONDS = 5.0, 11.0, 16
 
 @dataclass(frozen=True)
 class Gate:
-    """A measured share (or a time) beside what was asked of it."""
+    """A measured share (or a time) and what is required of it."""
 
     what: str
-    asked: str
+    required: str
     value: float
     count: int = 0
     low: float = 0.0
@@ -87,7 +87,7 @@ class StyleClassifier:
     """Linear least squares from standardised descriptors to styles, trained on rendered pieces.
 
     The descriptors depend on the sampling rate, and a studio's song comes at the studio's. So the
-    corpus is heard as songs are: brought to that rate by the studio's own resampler.
+    corpus is classified as songs are: resampled to that rate by the studio's own resampler.
     """
 
     def __init__(self, pieces: int = 240):
@@ -115,7 +115,7 @@ class StyleClassifier:
 def music_gates(
     pieces: list[Piece], sounds: list[Sound], classifier: StyleClassifier
 ) -> list[Gate]:
-    """Tempo, key, style and beat of sounds made from the words of `pieces`."""
+    """Tempo, key, style and beat of sounds made from the captions of `pieces`."""
     tempi = [measure.tempo(*sound) for sound in sounds]
     keys = [measure.key(*sound) for sound in sounds]
     styles = [classifier.style(*sound) for sound in sounds]
@@ -140,13 +140,13 @@ def music_gates(
             f"chance {key_chance:.2f}",
         ),
         share(
-            "style told by a plain classifier",
+            "style recognised by a plain classifier",
             0.75,
             [s == p.style for s, p in zip(styles, pieces, strict=True)],
             "chance 0.25",
         ),
         share(
-            "asked beat beats other tempi",
+            "requested beat wins over other tempi",
             0.9,
             [measure.beat_wins(*sound, p.bpm) for sound, p in zip(sounds, pieces, strict=True)],
         ),
@@ -294,12 +294,12 @@ def run(
 
 def table(gates: list[Gate]) -> str:
     """The gates as a Markdown table."""
-    lines = ["| what | asked | measured | n | 95 % | note |", "|---|---|---|---|---|---|"]
+    lines = ["| what | required | measured | n | 95 % | note |", "|---|---|---|---|---|---|"]
     for gate in gates:
         interval = f"{gate.low:.2f} to {gate.high:.2f}" if gate.count > 1 else ""
         mark = "" if gate.met else " (not met)"
         lines.append(
-            f"| {gate.what} | {gate.asked} | {gate.value}{mark} | {gate.count} | {interval} | {gate.note} |"
+            f"| {gate.what} | {gate.required} | {gate.value}{mark} | {gate.count} | {interval} | {gate.note} |"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Measures of sound: tempo, regularity of the beat, key, and what tells the styles apart.
+"""Measures of sound: tempo, regularity of the beat, key, and descriptors of style.
 
 Own numpy code, no labels and no learning. Sound is (2, n) or (n,) float at any sampling rate.
 """
@@ -79,17 +79,17 @@ def tempo(sound: np.ndarray, rate: int) -> float:
     return float(TEMPI[np.argmax((scores - scores.min()) * prior)])
 
 
-def tempo_right(found: float, asked: float, tolerance: float = 0.04) -> bool:
-    """Within 4 % of the asked tempo, its double or its half."""
-    return min(abs(found / (asked * ratio) - 1) for ratio in (0.5, 1, 2)) < tolerance
+def tempo_right(found: float, requested: float, tolerance: float = 0.04) -> bool:
+    """Within 4 % of the requested tempo, its double or its half."""
+    return min(abs(found / (requested * ratio) - 1) for ratio in (0.5, 1, 2)) < tolerance
 
 
-def beat_wins(sound: np.ndarray, rate: int, asked: float) -> bool:
-    """The asked beat's comb beats more than 90 % of unrelated tempi between 60 and 180 bpm."""
+def beat_wins(sound: np.ndarray, rate: int, requested: float) -> bool:
+    """The beat of the requested tempo's comb beats more than 90 % of unrelated tempi between 60 and 180 bpm."""
     correlation = periodicity(sound, rate)
     ratios = np.array([0.5, 2 / 3, 0.75, 1, 4 / 3, 1.5, 2])
-    others = [bpm for bpm in TEMPI[::4] if np.abs(bpm / asked / ratios - 1).min() > 0.04]
-    own = comb(correlation, asked)
+    others = [bpm for bpm in TEMPI[::4] if np.abs(bpm / requested / ratios - 1).min() > 0.04]
+    own = comb(correlation, requested)
     return float(np.mean([own > comb(correlation, bpm) for bpm in others])) > 0.9
 
 
@@ -138,13 +138,13 @@ def key(sound: np.ndarray, rate: int) -> Key:
     return max(scores, key=scores.get)
 
 
-def key_right(found: Key, asked: Key) -> bool:
-    """The asked key or its relative."""
-    return found in (asked, asked.relative)
+def key_right(found: Key, requested: Key) -> bool:
+    """The requested key or its relative."""
+    return found in (requested, requested.relative)
 
 
 def descriptors(sound: np.ndarray, rate: int) -> np.ndarray:
-    """Nine plain numbers by which a classifier tells the styles apart.
+    """Nine plain numbers by which a classifier distinguishes styles.
 
     Log centroid, energy shares below 200 Hz and above 4 kHz, flatness, onset strength, share of
     percussive energy, spectral rolloff, odd-harmonic brightness around 1 to 4 kHz, level spread.

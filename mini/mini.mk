@@ -1,4 +1,4 @@
-# The embedded model. `make mini` makes it from nothing and goes on where it stood;
+# The embedded model. `make mini` trains it from scratch and resumes where it stopped;
 # `make mini-report` measures every gate on prompts held out.
 .PHONY: mini mini-report
 

@@ -114,7 +114,7 @@ def build_condition_encoder(sizes: Sizes) -> AceStepConditionEncoder:
 
 @torch.no_grad()
 def build_transformer(sizes: Sizes) -> AceStepTransformer1DModel:
-    """The DiT, begun so that the noisy latents pass straight through it.
+    """The DiT, initialised so that the noisy latents pass straight through it.
 
     Identity rows carry both frames of a patch from the input to the output, half strength; gates
     are open. It learns the rest of the velocity several times sooner than from the default.
@@ -177,7 +177,7 @@ def scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 def reading(piece: Piece, start: int, frames: int, step: int) -> Tensor:
-    """What the words of a piece mean at every `step`-th frame from `start` on, (n, READ).
+    """What the caption of a piece means at every `step`-th frame from `start` on, (n, READ).
 
     Sine and cosine of the place in the beat and in the bar, which tempo, which scale, which style.
     """
@@ -186,14 +186,14 @@ def reading(piece: Piece, start: int, frames: int, step: int) -> Tensor:
     tempo = [float(beat == piece.beat_frames) for beat in BEAT_FRAMES]
     scale = {(piece.tonic + step) % 12 for step in SCALES[piece.mode]}
     style = [float(name == piece.style) for name in STYLES]
-    told = torch.tensor([*tempo, *(float(tone in scale) for tone in range(12)), *style])
-    return torch.cat([angle.sin(), angle.cos(), told.expand(len(at), -1)], dim=1)
+    facts = torch.tensor([*tempo, *(float(tone in scale) for tone in range(12)), *style])
+    return torch.cat([angle.sin(), angle.cos(), facts.expand(len(at), -1)], dim=1)
 
 
 class Generator(nn.Module):
     """Text encoder, condition encoder and DiT, trained together.
 
-    In training a linear reader of the DiT's second block tells `reading`, a pair of frames at a
+    In training a linear reader of the DiT's second block predicts `reading`, a pair of frames at a
     time: the words must arrive there, and be joined with the clock, before any sound depends on
     it. The reader is not exported.
     """
@@ -205,11 +205,11 @@ class Generator(nn.Module):
         self.transformer = build_transformer(sizes)
         self.condition_encoder.silence_latent.copy_(silence)
         self.reader = nn.Linear(sizes.hidden, READ)
-        self.heard: Tensor | None = None
+        self.hidden: Tensor | None = None
         self.transformer.layers[1].register_forward_hook(self._hear)
 
     def _hear(self, _block: nn.Module, _inputs: tuple, output: Tensor) -> None:
-        self.heard = output if self.training else None
+        self.hidden = output if self.training else None
 
     @property
     def silence(self) -> Tensor:
@@ -254,5 +254,5 @@ class Generator(nn.Module):
         )[0].float()
 
     def read(self) -> Tensor:
-        """The reader's guess (B, T / 2, READ) at what the last `velocity` was asked for."""
-        return self.reader(self.heard).float()
+        """The reader's guess (B, T / 2, READ) at what the last `velocity` was conditioned on."""
+        return self.reader(self.hidden).float()

@@ -1,4 +1,4 @@
-"""The 5Hz planner: a small Qwen3 that writes a plan and audio codes, or reads codes and tells.
+"""The 5Hz planner: a small Qwen3 that writes a plan and audio codes, or reads codes and describes them.
 
 Prompt formats and token names are those of the large model; ids and counts are read from the
 tokenizer by whoever uses it.
@@ -152,13 +152,13 @@ def read_codes(corpus: Corpus, folder: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Turn:
-    """A prompt and its answer, as ids; what sounds (n, READ) from place `heard_at` on; a gap in the
+    """A prompt and its answer, as ids; what sounds (n, READ) from place `music_at` on; a gap in the
     positions, for music longer than any of the corpus."""
 
     prompt: list[int]
     answer: list[int]
-    heard_at: int
-    heard: Tensor
+    music_at: int
+    music_reading: Tensor
     gap_at: int = 0
     gap: int = 0
 
@@ -213,18 +213,18 @@ class Conversations(IterableDataset):
             prompt, plan = chat(GENERATE, NOTHING), {}
         elif rng.random() < 0.04:
             prompt = chat(GENERATE, f"# Lyric\n{sung}\n")
-        asked, thought = self._ids(prompt), self._ids(think(plan))
+        prompt_ids, thought = self._ids(prompt), self._ids(think(plan))
         if not plays:
-            return Turn(asked, thought, 0, torch.zeros(0, READ))
+            return Turn(prompt_ids, thought, 0, torch.zeros(0, READ))
         music = self._codes(index, start, min(seconds, fitting) * CODES_PER_SECOND)
-        heard = reading(piece, start, len(music) * WINDOW, WINDOW)
+        music_reading = reading(piece, start, len(music) * WINDOW, WINDOW)
         whole = seconds <= fitting
         gap = 0 if whole else rng.randint(0, (seconds - fitting) * CODES_PER_SECOND)
-        gap_at = len(asked) + len(thought)
-        if not plan:  # an empty thought is given, not asked for
-            asked, thought = asked + thought, []
+        gap_at = len(prompt_ids) + len(thought)
+        if not plan:  # an empty thought is part of the prompt
+            prompt_ids, thought = prompt_ids + thought, []
         answer = thought + music + [self.stop] * whole
-        return Turn(asked, answer, gap_at, heard, gap_at, gap)
+        return Turn(prompt_ids, answer, gap_at, music_reading, gap_at, gap)
 
     def _listening(self, rng: random.Random, seconds: int = 0) -> Turn:
         """A plan and lyrics from the codes of so many seconds, or of any."""
@@ -237,8 +237,8 @@ class Conversations(IterableDataset):
         head, tail = map(self._ids, chat(UNDERSTAND, "\0").split("\0"))
         sung = lyrics(piece, rng, start, seconds * FRAMES_PER_SECOND) or "[Instrumental]"
         answer = [*self._ids(think(plan_of(piece, seconds, rng)) + sung), self.stop]
-        heard = reading(piece, start, len(music) * WINDOW, WINDOW)
-        return Turn(head + music + tail, answer, len(head), heard)
+        music_reading = reading(piece, start, len(music) * WINDOW, WINDOW)
+        return Turn(head + music + tail, answer, len(head), music_reading)
 
     def _telling(self, rng: random.Random) -> Turn:
         """A plan and lyrics from an idea, or from a style and lyrics that are kept."""
@@ -278,14 +278,21 @@ class Conversations(IterableDataset):
             ids = torch.full((len(turns), length), self.tokenizer.pad_token_id)
             labels = torch.full((len(turns), length), -100)
             positions = torch.arange(length).repeat(len(turns), 1)
-            heard = torch.full((len(turns), length, READ), torch.nan)
+            music_reading = torch.full((len(turns), length, READ), torch.nan)
             for row, turn in enumerate(turns):
                 end = len(turn.prompt) + len(turn.answer)
                 ids[row, :end] = torch.tensor(turn.prompt + turn.answer)
                 labels[row, len(turn.prompt) : end] = torch.tensor(turn.answer)
-                heard[row, turn.heard_at : turn.heard_at + len(turn.heard)] = turn.heard
+                music_reading[row, turn.music_at : turn.music_at + len(turn.music_reading)] = (
+                    turn.music_reading
+                )
                 positions[row, turn.gap_at :] += turn.gap
-            yield {"ids": ids, "labels": labels, "positions": positions, "heard": heard}
+            yield {
+                "ids": ids,
+                "labels": labels,
+                "positions": positions,
+                "music_reading": music_reading,
+            }
 
 
 @torch.no_grad()
@@ -330,9 +337,9 @@ def build_planner(
 class Heard(nn.Module):
     """The planner, and in training two linear readers of its layers at every code.
 
-    The one on the middle layer tells tempo, place in the bar, scale and style (`reading`) of what
+    The one on the middle layer predicts tempo, place in the bar, scale and style (`reading`) of what
     has sounded up to there: many times the teaching that one plan a piece gives. The ear, one layer
-    below the last, tells the tempo alone: how fast the places go by takes a layer more than the
+    below the last, predicts the tempo alone: how fast the places go by takes a layer more than the
     places, and the last is left to a plan that gathers what all codes say. They are not exported.
     """
 
@@ -351,10 +358,10 @@ class Heard(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states (B, L, width), the reader's guesses (B, L, READ), the ear's scores."""
         hidden = self.planner.model(input_ids=batch["ids"], position_ids=batch["positions"])
-        read, heard = (
+        read, tempo = (
             getattr(self, name)(self.kept.pop(name)).float() for name in ("reader", "ear")
         )
-        return hidden.last_hidden_state, read, heard
+        return hidden.last_hidden_state, read, tempo
 
 
 def mean(values: Tensor) -> Tensor:
@@ -380,16 +387,16 @@ class TrainedPlanner(Trained):
     def loss(self, model: Heard, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         hidden, guessed, scores = model(batch)
         labels = batch["labels"][:, 1:]
-        asked = labels >= 0
-        logits = model.planner.lm_head(hidden[:, :-1][asked]).float()
-        losses = F.cross_entropy(logits, labels[asked], reduction="none")
-        codes = labels[asked] >= self.first_code
-        weights = self.weights.to(losses.device)[labels[asked][~codes]]
+        answered = labels >= 0
+        logits = model.planner.lm_head(hidden[:, :-1][answered]).float()
+        losses = F.cross_entropy(logits, labels[answered], reduction="none")
+        codes = labels[answered] >= self.first_code
+        weights = self.weights.to(losses.device)[labels[answered][~codes]]
         words = (weights * losses[~codes]).sum() / weights.sum()
-        told = batch["heard"].isfinite()
-        read = mean((guessed - batch["heard"])[told].square())
-        known = told[..., 0] & (told[..., 0].cumsum(1) > EAR)
-        wanted = batch["heard"][known][:, TEMPI]
+        labelled = batch["music_reading"].isfinite()
+        read = mean((guessed - batch["music_reading"])[labelled].square())
+        known = labelled[..., 0] & (labelled[..., 0].cumsum(1) > EAR)
+        wanted = batch["music_reading"][known][:, TEMPI]
         tempo = mean(F.cross_entropy(scores[known], wanted, reduction="none"))
         numbers = {"words": words, "codes": mean(losses[codes]), "read": read, "tempo": tempo}
         # A plan is few words among many codes: both kinds weigh the same.

@@ -1,4 +1,4 @@
-"""The planner's gates: valid plans that follow the words, and true hearing of codes."""
+"""The planner's gates: valid plans that follow the caption, and correct descriptions of codes."""
 
 import random
 
@@ -94,7 +94,7 @@ def listening_gates(
     codes: np.ndarray,
     count: int,
 ) -> list[Gate]:
-    """What the planner hears in the codes of 20 s of held-out music."""
+    """What the planner recognises in the codes of 20 s of held-out music."""
     tempi, keys = [], []
     length = 20 * CODES_PER_SECOND
     for index in range(count):

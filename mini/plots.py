@@ -11,7 +11,7 @@ from mini.measure import spectrogram
 def draw_spectrograms(
     sounds: list[tuple[np.ndarray, int]], pieces: list[Piece], path: Path
 ) -> None:
-    """Log spectrograms of (samples (2, n), rate) up to 8 kHz, two columns, titled by what was asked."""
+    """Log spectrograms of (samples (2, n), rate) up to 8 kHz, two columns, titled by the request."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -163,12 +163,12 @@ class TrainedGenerator(Trained):
         if self.silent is None or not self.training or self.global_step % 25 == 0:
             self.silent = model.silent_timbre()
         silent = self.silent.float()
-        count, heard = len(batch.target), len(batch.references)
-        if not heard:
+        count, referenced = len(batch.target), len(batch.references)
+        if not referenced:
             return silent.expand(count, -1, -1)
-        order = torch.arange(heard, device=silent.device)
+        order = torch.arange(referenced, device=silent.device)
         timbre = model.condition_encoder.timbre_encoder(batch.references, order)[0].float()
-        return torch.cat([timbre, silent.expand(count - heard, -1, -1)])
+        return torch.cat([timbre, silent.expand(count - referenced, -1, -1)])
 
     def _velocity_error(
         self, model: Generator, batch: Batch, time: Tensor, noise: Tensor, null: Tensor
@@ -196,8 +196,8 @@ class TrainedGenerator(Trained):
         )
         error = self._velocity_error(model, batch, time, torch.randn_like(batch.target), batch.null)
         velocity = (error * batch.weight).sum() / (batch.weight.sum() * LATENTS)
-        told = ~batch.null
-        read = (model.read() - batch.reading)[told].square().mean()
+        conditioned = ~batch.null
+        read = (model.read() - batch.reading)[conditioned].square().mean()
         return velocity + READ_WEIGHT * read, {"velocity": velocity.detach(), "read": read.detach()}
 
     def validation_step(self, batch: Batch, _: int) -> None:

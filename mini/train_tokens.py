@@ -35,7 +35,7 @@ class Codes(nn.Module):
         return quantized, ids[..., 0] if ids.ndim == 3 else ids
 
     def forward(self, latents: Tensor) -> Tensor:
-        """The latents as the codes tell them (B, T, 64); T is a multiple of five."""
+        """The latents as the codes represent them (B, T, 64); T is a multiple of five."""
         return self.detokenizer(self.encode(latents)[0])
 
     @torch.no_grad()

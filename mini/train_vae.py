@@ -1,4 +1,4 @@
-"""Trains the autoencoder on crops rendered on the spot; its latents also learn to tell the notes."""
+"""Trains the autoencoder on crops rendered on the spot; its latents also learn to show the notes."""
 
 import random
 from collections.abc import Iterator
@@ -112,7 +112,7 @@ class TrainedCodec(Trained):
 
 
 def train_vae(run: Run, frames: int = 32) -> Codec:
-    """Trains, or goes on training."""
+    """Trains, or resumes training."""
     module = TrainedCodec(run.steps)
     if not (run.folder / "last.ckpt").exists():
         initialise(module.model.codec, next(iter(Crops(2 * run.batch, 128, seed=1)))[0])

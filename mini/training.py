@@ -84,14 +84,16 @@ class Run:
     processes: int = PROCESSES
 
     def resumed(self) -> int:
-        """How often it was begun before: one that goes on doesn't see the same batches again."""
+        """How often it was started before: a resumed run does not see the same batches again."""
         return len(list(self.folder.glob("log*")))
 
 
 def bfloat16_is_fast() -> bool:
     """Whether this machine multiplies bfloat16 itself; one that doesn't is slower with it."""
-    told = torch.cpu.get_capabilities()
-    return torch.cuda.is_available() or bool(told.get("amx_bf16") or told.get("avx512_bf16"))
+    features = torch.cpu.get_capabilities()
+    return torch.cuda.is_available() or bool(
+        features.get("amx_bf16") or features.get("avx512_bf16")
+    )
 
 
 def rank() -> int:
@@ -107,7 +109,7 @@ def fit(
     clip: float = 1.0,
     check_every: int = 250,
 ) -> None:
-    """Trains to `module.steps`, going on from the folder's last checkpoint where there is one."""
+    """Trains to `module.steps`, resuming from the folder's last checkpoint where there is one."""
     folder, processes = run.folder, 1 if torch.cuda.is_available() else run.processes
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
