@@ -30,7 +30,8 @@ test: install
 
 # No browser, no process of its own, no model that takes longer than a second.
 test-fast: install
-	$(BIN)/python -m pytest tests/unit tests/test_house.py --numprocesses 2 $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/test_house.py --numprocesses 2 \
+		-m "not gpu and not long and not slow" $(ARGS)
 
 coverage: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report term $(ARGS)

@@ -162,6 +162,7 @@ def test_the_root_stays_small():
     assert len(list(ROOT.glob("*.py"))) <= 10
 
 
+@pytest.mark.slow
 def test_importing_the_page_brings_no_torch():
     heavy = (
         "import sys, app, web.page; "

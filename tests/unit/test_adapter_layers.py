@@ -162,6 +162,7 @@ def test_every_layout_is_the_same_adapter(dit, plain, rack, official, tmp_path, 
     assert not adapter.notes
 
 
+@pytest.mark.slow
 def test_an_adapter_that_diffusers_saved(engine, dit, plain, rack, official, tmp_path):
     from peft.utils import get_peft_model_state_dict
 
@@ -498,6 +499,7 @@ def test_adapters_move_with_the_model(dit, official):
     assert torch.allclose(hear(moved, torch.float64).float(), theirs, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_removing_an_adapter_restores_the_song_exactly(engine, rack, official):
     def render():
         return drain(engine.text_to_music(song(inference_steps=2))).sound

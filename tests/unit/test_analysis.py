@@ -256,6 +256,7 @@ def test_a_check_costs_little():
     assert time.process_time() - before < 1.5
 
 
+@pytest.mark.slow
 def test_output_of_the_embedded_model_can_be_checked(engine):
     piece = drain(engine.text_to_music(song(bpm=90, keyscale="C major")))
     found = analysis.check(piece.sound, song(bpm=90, keyscale="C major"))

@@ -209,6 +209,7 @@ def test_the_same_song_gives_the_same_file(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_other_programs_play_it_without_warnings(kind, tmp_path):
     sound = music(SAMPLE_RATE * 2 + 77)
     big = settings_of(a_take(lyrics="🎵" * 4096, codes=tuple(range(60_000, 61_200))))

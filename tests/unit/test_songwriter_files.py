@@ -58,6 +58,7 @@ def test_missing_weights_are_named_with_size_and_command(name):
     assert caught.value.action == f"Download it with: python app.py fetch {name}"
 
 
+@pytest.mark.slow
 def test_a_downloaded_songwriter_is_found_offline(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "hub" / "founders" / "writer")
     script = (
