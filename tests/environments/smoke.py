@@ -97,7 +97,7 @@ def commands(folder: Path) -> Path:
         command(name, *source, *more, "--out", str(out))
         assert out.stat().st_size > 1000, name
     command("replay", str(mp3), *mini, "--out", str(folder / "again.wav"))
-    assert "stems-missing" in command("stems", *source, "--out", str(folder / "s.zip"), code=1)
+    assert "stems-missing" in command("stems", *source, "--out", str(folder / "stems"), code=1)
     command("musicgen", "--prompt", "lofi", "--duration-s", "5", "--out", str(folder / "m.wav"))
     command("lyrics", "--brief", "leaving a small town", *mini)
     command("fetch", "mini")
