@@ -400,7 +400,7 @@ def requests(draw, mode: str) -> dict:
     with suppress(StudioError):
         return MODES[mode].of(made).model_dump()
     # What a mode refuses for other reasons is mended where a song is wanted, or drawn smaller.
-    mended = {**made, "prompt": made["prompt"].strip() or "x", "after_s": 20.0, "noise": 0.0}
+    mended = {**made, "prompt": f"x{made['prompt']}"[:512], "after_s": 20.0, "noise": 0.0}
     if made.get("end_s") is not None:
         mended["end_s"] = min(240.0, made["start_s"] + 1)
         mended["start_s"] = mended["end_s"] - 1
