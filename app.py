@@ -26,7 +26,6 @@ from typing import Any, NoReturn
 import cli  # first: it imports `spaces`, which ZeroGPU wants before anything touches CUDA
 from core import files
 from core.errors import StudioError
-from runtime import device
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,6 @@ LOOKUP_TIMEOUT_S = 1.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv`, or serve the page if there is none; returns the exit code."""
     logging.basicConfig(format="%(message)s")
-    device.reach_loopback()
     args = cli.parse(argv)
     try:
         if args.daemon or args.command == "daemon":
@@ -76,8 +74,7 @@ def serve(args: argparse.Namespace) -> int:
         signal.signal(number, end)
     from web import page
 
-    if device.ON_ZERO:
-        studio.warm()
+    studio.warm()
     demo = page.build(studio)
     demo.queue(default_concurrency_limit=None, max_size=64)
     try:

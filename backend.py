@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
-import lyrics
 from core.errors import StudioError
 from core.files import cache_folder, write_error
 from core.params import AdapterRef, Request
@@ -27,7 +26,7 @@ from core.results import (
     Progress,
     Take,
 )
-from models import catalog, demucs, musicgen
+from models import catalog, checkpoints, demucs, musicgen
 from runtime import device, estimates, job_adapters, planning
 from runtime.job import Job, JobFolder, Setup
 from runtime.runner import Ending, LocalRunner, stoppable
@@ -67,7 +66,7 @@ class Studio:
             device=place,
             planner=chosen,
             no_planner=no_planner,
-            songwriter=lyrics.choose(place.kind),
+            songwriter=catalog.songwriter_for(place.kind),
             musicgen=musicgen.choose(musicgen_folder),
         )
         self.runner = LocalRunner(self.setup)
@@ -95,7 +94,7 @@ class Studio:
             planner=setup.planner.title if setup.planner else "",
             no_planner=setup.no_planner,
             writer=setup.songwriter.title,
-            no_writer=_problem(lambda: lyrics.find(setup.songwriter)),
+            no_writer=_problem(lambda: checkpoints.find_songwriter(setup.songwriter)),
             stems=demucs.LICENCE_NOTE,
             no_stems=_problem(demucs.find),
         )
@@ -177,7 +176,12 @@ class Studio:
             return tuple(take for take in kept if isinstance(take, Take))
 
     def warm(self) -> None:
-        """Load all that a song needs. On ZeroGPU this must happen before the page is launched."""
+        """On ZeroGPU, load all that a song needs, which must happen before the page is launched.
+
+        Elsewhere the first job loads its models.
+        """
+        if not device.ON_ZERO:
+            return
         setup = self.setup
         job = Job(
             request=None,

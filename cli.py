@@ -51,6 +51,7 @@ Ending = Take | Draft | ExportedFiles | Cancelled | Failed
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of `python app.py`; ends the process with a usage message if they are wrong."""
+    device.reach_loopback()
     return parser().parse_args(_plain_switches(sys.argv[1:] if argv is None else argv))
 
 

@@ -17,8 +17,8 @@ from core.errors import StudioError
 from core.requests import Lyrics
 from core.results import Progress
 from core.text import describe_length
-from models import checkpoints, llm, lyric_format, weights
-from models.catalog import SONGWRITERS, SongwriterModel
+from models import llm, lyric_format, weights
+from models.catalog import SongwriterModel
 from models.llm import END, EOS, TURN
 
 if TYPE_CHECKING:
@@ -48,25 +48,6 @@ LINE_TOKENS, TAG_TOKENS = 40, 8
 
 
 LOADING, WRITING = "Loading the songwriter", "Writing the words"
-
-
-def choose(device: str) -> SongwriterModel:
-    """The songwriter for a device ("cpu", "cuda" or "mps"): on Apple's GPUs through MLX."""
-    return SONGWRITERS["qwen-mlx" if device == "mps" else "qwen"]
-
-
-def find(writer: SongwriterModel) -> Path:
-    """The folder of `writer` on this computer. Never goes online.
-
-    Raises:
-        StudioError: `writer-missing`, with its size and the command that fetches it.
-    """
-    folder = checkpoints.locate(writer)
-    if folder is None or writer.missing(folder):
-        raise StudioError(
-            "writer-missing", model=writer.title, size=writer.size, command=writer.command
-        )
-    return folder
 
 
 @dataclass(frozen=True)

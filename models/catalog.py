@@ -340,6 +340,11 @@ SONGWRITERS: dict[str, SongwriterModel] = {
 }
 
 
+def songwriter_for(device: str) -> SongwriterModel:
+    """The songwriter for a device ("cpu", "cuda" or "mps"): on Apple's GPUs through MLX."""
+    return SONGWRITERS["qwen-mlx" if device == "mps" else "qwen"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MusicgenModel(Weights):
     """MusicGen in the layout of transformers: text encoder, decoder and codec in one file."""

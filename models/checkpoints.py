@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from core.errors import StudioError
 from core.results import Progress
 from models import authors_layout, catalog, hub
 from models.catalog import Model
@@ -29,6 +30,23 @@ def locate(model: Weights) -> Path | None:
     folder = model.folder or hub.find(model)
     if folder is None or any(hub.find(other) is None for other in model.companions(folder)):
         return None
+    return folder
+
+
+def find_songwriter(songwriter: Weights) -> Path:
+    """The folder of `songwriter` on this computer. Never goes online.
+
+    Raises:
+        StudioError: `writer-missing`, with its size and the command that fetches it.
+    """
+    folder = locate(songwriter)
+    if folder is None or songwriter.missing(folder):
+        raise StudioError(
+            "writer-missing",
+            model=songwriter.title,
+            size=songwriter.size,
+            command=songwriter.command,
+        )
     return folder
 
 

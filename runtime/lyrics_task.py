@@ -6,9 +6,9 @@ from collections.abc import Callable, Generator
 from datetime import UTC, datetime
 from typing import Any
 
-import lyrics
 from core.params import filled
 from core.results import Draft, Progress
+from models import checkpoints
 from models.weights import Weights
 from runtime.job import Job, JobFolder, Setup, with_seed
 from runtime.model_cache import ModelCache
@@ -31,7 +31,7 @@ class LyricsTask:
             StudioError: `writer-missing`: a songwriter is fetched only when told to.
         """
         yield from ()
-        lyrics.find(setup.songwriter)
+        checkpoints.find_songwriter(setup.songwriter)
         return Job(
             request=with_seed(request),
             folder=folder,

@@ -17,7 +17,7 @@ from tiny_writer import load
 import lyrics
 from core.errors import StudioError
 from core.requests import Lyrics
-from models import checkpoints
+from models import catalog, checkpoints
 from models.catalog import SONGWRITERS
 
 
@@ -43,7 +43,7 @@ def writer(folder):
 
 
 def test_the_songwriter_depends_on_the_device():
-    chosen = {device: lyrics.choose(device).name for device in ("cpu", "cuda", "mps")}
+    chosen = {device: catalog.songwriter_for(device).name for device in ("cpu", "cuda", "mps")}
     assert chosen == {"cpu": "qwen", "cuda": "qwen", "mps": "qwen-mlx"}
 
 
@@ -51,7 +51,7 @@ def test_the_songwriter_depends_on_the_device():
 def test_missing_weights_are_named_with_size_and_command(name):
     writer = SONGWRITERS[name]
     with pytest.raises(StudioError) as caught:
-        lyrics.find(writer)
+        checkpoints.find_songwriter(writer)
     assert caught.value.code == "writer-missing"
     assert writer.title in caught.value.message
     assert writer.size in caught.value.message
@@ -66,7 +66,7 @@ def test_a_downloaded_songwriter_is_found_offline(folder, tmp_path):
         "from models import catalog, checkpoints\n"
         "writer = dataclasses.replace(catalog.SONGWRITERS['qwen'], repo='founders/writer')\n"
         "steps = list(checkpoints.fetch(writer)) if sys.argv[1:] else []\n"
-        "print(len(steps), lyrics.find(writer))"
+        "print(len(steps), checkpoints.find_songwriter(writer))"
     )
     env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     with FakeHub(tmp_path / "hub", lfs_threshold=1024) as hub:
