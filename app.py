@@ -92,7 +92,7 @@ def serve(args: argparse.Namespace) -> int:
         raise StudioError(
             "value-out-of-range", label="The page", problem=problem, fix=fix
         ) from error
-    model = studio.card()
+    model = studio.model_info()
     print(f"ACE Music Studio: {demo.local_url}  {model.title} on {model.device}", flush=True)
     serving = True
     demo.block_thread()

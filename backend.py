@@ -76,8 +76,8 @@ class Studio:
         self._abandoned: set[JobFolder] = set()
         self._lock = threading.Lock()
 
-    def card(self) -> ModelInfo:
-        """What is loaded, for the page's badge and its defaults."""
+    def model_info(self) -> ModelInfo:
+        """The chosen model with its defaults, for the page's badge and its form."""
         setup, model = self.setup, self.setup.model
         return ModelInfo(
             name=model.name,
@@ -99,7 +99,7 @@ class Studio:
             no_stems=_problem(demucs.find),
         )
 
-    def look(self, path: Path) -> AudioInfo:
+    def inspect_audio(self, path: Path) -> AudioInfo:
         """Length and waveform of the file at `path`, which is then decoded for its jobs, too.
 
         Raises:
@@ -108,7 +108,7 @@ class Studio:
         """
         return self._uploads.read(Path(path)).info
 
-    def fit(self, adapter: AdapterRef) -> AdapterInfo:
+    def check_adapter(self, adapter: AdapterRef) -> AdapterInfo:
         """Check an adapter against the model before anything is made with it.
 
         Raises:
@@ -272,13 +272,13 @@ def _hint(model: catalog.Model, place: device.Device) -> str | None:
     big = catalog.MODELS["xl-sft"]
     if model.name == "mini":
         return (
-            "You hear the small embedded model: simple instrumental sketches in seconds, on any "
+            "This is the small embedded model: simple instrumental sketches in seconds, on any "
             f"machine; for full songs with vocals run {big.title} ({big.size}) on a GPU: "
             "python app.py --model xl-sft."
         )
     if place.kind == "cpu":
         return (
             f"{model.title} runs on the processor here and takes many minutes a song; "
-            "python app.py --model mini plays in seconds."
+            "python app.py --model mini makes a song in seconds."
         )
     return None

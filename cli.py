@@ -403,7 +403,7 @@ def _write_or_keep(source: Path, out: Path, write: Callable[[], None]) -> Path:
     except OSError as error:
         problem = files.write_error(out, error, source.stat().st_size)
     kept = keep_file(source, f"{out.stem[:40]}{source.suffix}")
-    print(f"{problem.code}: {problem} The finished file is safe: {kept}", file=sys.stderr)
+    print(f"{problem.code}: {problem} The finished file was saved as {kept}", file=sys.stderr)
     return kept
 
 

@@ -1,4 +1,6 @@
-"""Every sentence of the interface: labels, help texts, statuses and buttons.
+"""The sentences of the interface: help texts, statuses, buttons, and labels of choices.
+
+Labels of parameters are declared with them, in `core/requests.py`.
 
 Used by the page, the command line and the API. No range or default is written here: `help_text`
 reads them from the parameter.
@@ -29,7 +31,7 @@ HELP: dict[str, str] = {
     "cover.duration_s": "Length of the new song. With a source song, its length is used instead.",
     "source": "The song to start from, in any common audio format.",
     "reference": "A recording whose voice, instruments and room sound are imitated.",
-    "strength": "For how much of the process the song guides the result. Higher is more similar.",
+    "strength": "Share of the steps that follow the song. Higher is more similar.",
     "noise": "Starts from the song's own sound instead of noise. Higher values keep more of it.",
     "before_s": "Length of the new music before the song.",
     "after_s": "Length of the new music after the song.",
@@ -314,7 +316,7 @@ SECTIONS_WRITTEN = "{got} of {asked} sections"
 SECTIONS = {True: "as requested", False: "not as requested"}
 
 FILLED = "Filled in: {fields}."
-NOTHING_FILLED = "No field was empty."
+NOTHING_FILLED = "Nothing was filled in."
 RETURNS_SONG = "The song as a WAV file, and the take: the request as run, the model, the device."
 RETURNS_FILES = "The files, and what was measured."
 RETURNS_DRAFT = "The lyrics, the requested sections and the written ones."

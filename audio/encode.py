@@ -24,8 +24,8 @@ them: 2 ms a second of WAV, 6 of FLAC, 50 to 100 of MP3."""
 MP3_BITRATE = 320_000
 """Bits a second, constant: the highest that MP3 has."""
 
-MP3_LEVEL = 0.0
-"""libsndfile's word for `MP3_BITRATE`: it maps 0 to 1 onto 320 to 32 kbit/s. A test counts it."""
+MP3_COMPRESSION_LEVEL = (320_000 - MP3_BITRATE) / 288_000
+"""`MP3_BITRATE` as libsndfile takes it: 0 to 1 for 320 to 32 kbit/s."""
 
 ENCODINGS: dict[str, dict[str, Any]] = {
     "wav": {"format": "WAV", "subtype": "PCM_24"},
@@ -34,12 +34,12 @@ ENCODINGS: dict[str, dict[str, Any]] = {
         "format": "MP3",
         "subtype": "MPEG_LAYER_III",
         "bitrate_mode": "CONSTANT",
-        "compression_level": MP3_LEVEL,
+        "compression_level": MP3_COMPRESSION_LEVEL,
     },
 }
 """24 bits without dither: their steps lie at -138 dBFS, below the rounding of the model's own
 arithmetic, and the same song must give the same file. For MP3, LAME gets the floats and notes its
-delay in the first frame, so that decoders return just the samples that went in."""
+delay in the first frame, so that decoders return exactly as many samples as were encoded."""
 
 
 def save(

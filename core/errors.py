@@ -81,7 +81,7 @@ ERRORS: dict[str, ErrorText] = {
         "Wait for your quota to refill, log in, or run the studio on your own computer.",
     ),
     "queue-full": ErrorText(
-        "{waiting} songs are already waiting.", "Try again when one of them has finished."
+        "{waiting} jobs are already waiting.", "Try again when one of them has finished."
     ),
     "source-missing": ErrorText("{name} was not found.", "Choose the file again."),
     "source-unreadable": ErrorText(
@@ -200,7 +200,7 @@ ERRORS: dict[str, ErrorText] = {
     "track-complete": ErrorText("{track} is already finished.", "There is nothing to cancel."),
     "take-gone": ErrorText("That take is no longer available.", "Generate it again from its JSON."),
     "internal": ErrorText(
-        "Something broke inside the studio ({kind}).",
+        "An unexpected error occurred ({kind}).",
         "Try again; if it happens twice, report it with the log from the terminal.",
     ),
 }

@@ -327,7 +327,7 @@ class Engine:
             raise StudioError("sound-not-finite", model=self.model.title)
         return latents
 
-    def conditioned_model(self, conditions: Conditions) -> sampler.Model:
+    def conditioned_model(self, conditions: Conditions) -> sampler.VelocityModel:
         """The transformer with `conditions` bound, in the form the sampler calls."""
         import torch
 

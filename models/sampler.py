@@ -35,7 +35,7 @@ class Velocity(NamedTuple):
     uncond: torch.Tensor | None
 
 
-Model = Callable[["torch.Tensor", float, bool], Velocity]
+VelocityModel = Callable[["torch.Tensor", float, bool], Velocity]
 """(x [1, frames, channels], t, guided) -> Velocity. `uncond` is needed only when guided."""
 
 
@@ -180,7 +180,7 @@ def draw_noise(
 
 
 def sample(
-    model: Model,
+    model: VelocityModel,
     noise: torch.Tensor,
     config: SamplerConfig,
     generator: torch.Generator,
@@ -228,7 +228,7 @@ def sample(
 
 
 def guide(
-    model: Model,
+    model: VelocityModel,
     x: torch.Tensor,
     t: float,
     config: SamplerConfig,
@@ -267,8 +267,8 @@ def switch_step(
 
 
 def morph(
-    source: Model,
-    target: Model,
+    source: VelocityModel,
+    target: VelocityModel,
     clean: torch.Tensor,
     config: SamplerConfig,
     generator: torch.Generator,

@@ -130,7 +130,7 @@ def memory_gb(device: str) -> float:
     return psutil.virtual_memory().total / 1e9
 
 
-def must_take_turns(sizes: Sequence[int], device: str) -> bool:
+def exceed_memory(sizes: Sequence[int], device: str) -> bool:
     """Whether models of these sizes in bytes do not fit into memory together.
 
     Counted are all of them with a tenth more, and 4 GB to work in.

@@ -14,7 +14,7 @@ from core.requests import EDITION, MAX_SEED
 from models.adapter_files import Adapter
 from models.catalog import Model, MusicgenModel, PlannerModel, SongwriterModel
 from models.weights import Weights
-from runtime.device import Device, must_take_turns
+from runtime.device import Device, exceed_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,10 +114,10 @@ class Job:
         return tuple(filter(None, (self.model, self.musicgen, self.planner, self.songwriter)))
 
     @property
-    def in_turn(self) -> bool:
+    def one_at_a_time(self) -> bool:
         """Whether the job's models do not fit into memory together."""
         sizes = [weights.size_bytes for weights in self.weights]
-        return len(sizes) > 1 and must_take_turns(sizes, self.device.kind)
+        return len(sizes) > 1 and exceed_memory(sizes, self.device.kind)
 
     def sound(self, name: str) -> np.ndarray:
         """The file uploaded as `name`: float32 [2, samples] at 48 kHz."""

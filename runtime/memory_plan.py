@@ -114,14 +114,16 @@ def plan(
         raise ValueError(f"unknown precision or offload: {precision}, {offload}")
     usable_gb = memory_gb * USABLE.get(device, USABLE_GPU)
     smallest = None
-    for kind, where, in_turn in _candidates(device, sizes, precision, offload, int8_available):
+    for kind, where, one_at_a_time in _candidates(
+        device, sizes, precision, offload, int8_available
+    ):
         for tile in TILES_GB:
-            needed_gb = round(_needed_gb(device, sizes, kind, where, in_turn, tile), 2)
+            needed_gb = round(_needed_gb(device, sizes, kind, where, one_at_a_time, tile), 2)
             fits = needed_gb <= usable_gb
             reason = _reason(device, memory_gb, needed_gb, fits)
             if not int8_available and kind not in ("int8", "fp8") and where == "blocks":
                 reason += " int8 would be faster: pip install torchao."
-            found = MemoryPlan(kind, where, in_turn, tile, reason, needed_gb, fits)
+            found = MemoryPlan(kind, where, one_at_a_time, tile, reason, needed_gb, fits)
             if fits:
                 return found
             if smallest is None or needed_gb < smallest.needed_gb:
@@ -141,7 +143,7 @@ def _candidates(
             automatic += ["int8", "bf16"] if int8_available else ["bf16"]
         for kind in automatic if precision == "auto" else [precision]:
             if offload != "encoders":
-                yield from ((kind, "none", in_turn) for in_turn in turns)
+                yield from ((kind, "none", one_at_a_time) for one_at_a_time in turns)
             if offload in ("auto", "encoders"):
                 yield kind, "encoders", turns[-1]
         return
@@ -151,8 +153,8 @@ def _candidates(
     ladder += [(kind, "blocks") for kind in reversed(kinds)]  # fewer bytes to stream first
     for kind, where in ladder:
         if offload in ("auto", where):
-            for in_turn in turns if where == "none" else turns[-1:]:
-                yield kind, where, in_turn
+            for one_at_a_time in turns if where == "none" else turns[-1:]:
+                yield kind, where, one_at_a_time
 
 
 def _needed_gb(

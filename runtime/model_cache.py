@@ -58,15 +58,15 @@ class ModelCache:
         """Whether `weights` are in memory."""
         return any(loaded == weights for loaded, _ in list(self._loaded))
 
-    def clear(self) -> None:
-        """Forget every model and give its memory back."""
+    def unload_all(self) -> None:
+        """Unload every model and free its memory."""
         self._loaded.clear()
         device.free(self._device.kind, everything=True)
 
     def preload(self, job: Job) -> Generator[Progress, None, None]:
         """Load the job's engine, and its planner if both fit into memory."""
         yield from self.engine(job)
-        if job.planner and not job.in_turn:
+        if job.planner and not job.one_at_a_time:
             yield from self.planner(job)
 
     def engine(self, job: Job) -> Generator[Progress, None, Engine]:
@@ -226,21 +226,21 @@ class ModelCache:
                 yield Progress(stage=stage)
             try:
                 if key not in self._loaded:
-                    self._make_room(job, weights)
+                    self._prepare_memory(job, weights)
                     self._loaded[key] = yield from load()
             finally:
                 self._lock.release()
         return self._loaded[key]
 
-    def _make_room(self, job: Job, weights: Weights) -> None:
-        """Unload everything that cannot be in memory together with `weights`."""
+    def _prepare_memory(self, job: Job, weights: Weights) -> None:
+        """Fix the thread count, and unload all models if they cannot stay beside `weights`."""
         device.set_threads(job.device)
         others = [loaded for loaded, _ in self._loaded]
         sizes = [each.size_bytes for each in (*others, weights)]
-        short = job.in_turn or device.must_take_turns(sizes, job.device.kind)
+        short = job.one_at_a_time or device.exceed_memory(sizes, job.device.kind)
         is_musicgen = isinstance(weights, MusicgenModel)
         if short or any(isinstance(each, MusicgenModel) != is_musicgen for each in others):
-            self.clear()
+            self.unload_all()
 
 
 def on_disk(weights: Weights) -> Path:

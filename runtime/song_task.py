@@ -310,7 +310,7 @@ class EditTask(SongTask):
 def _ignored_settings(request: SongRequest) -> list[str]:
     """A note for each setting of `request` that listening cannot use."""
     return [
-        f"{param.label} was left out: listening follows the song."
+        f"{param.label} was ignored: here the planner only analyses the song."
         for param in request.params()
         if param.name in IGNORED_WHEN_LISTENING and getattr(request, param.name) != param.default
     ]

@@ -50,7 +50,7 @@ CARD = ModelInfo(
     licence="MIT",
     may_sell=True,
     device="CPU",
-    hint="You hear the small embedded model; for full songs run xl-sft on a GPU.",
+    hint="This is the small embedded model; for full songs run xl-sft on a GPU.",
     steps=12,
     guidance=4.0,
     shift=1.0,
@@ -131,7 +131,7 @@ class FakeStudio:
         self._takes: dict[str, list[Take]] = defaultdict(list)
         self._stop: dict[str, threading.Event] = defaultdict(threading.Event)
 
-    def card(self) -> ModelInfo:
+    def model_info(self) -> ModelInfo:
         return self._card
 
     def run(self, request: Request, visitor: str) -> Iterator[Event]:
@@ -193,7 +193,7 @@ class FakeStudio:
         finally:
             self.closed += not done
 
-    def look(self, path: Path) -> AudioInfo:
+    def inspect_audio(self, path: Path) -> AudioInfo:
         self.looked.append(path)
         time.sleep(self.look_s)
         try:
@@ -213,10 +213,10 @@ class FakeStudio:
             notes=("The sound was mono and now plays on both sides.",) if channels == 1 else (),
         )
 
-    def fit(self, worn: AdapterRef) -> AdapterInfo:
+    def check_adapter(self, adapter: AdapterRef) -> AdapterInfo:
         """Whatever begins like a safetensors file fits, unless it is called wide."""
-        name = worn.file.name
-        if not worn.file.read_bytes()[8:9] == b"{":
+        name = adapter.file.name
+        if not adapter.file.read_bytes()[8:9] == b"{":
             raise StudioError(
                 "adapter-unreadable", name=name, problem="it is not a safetensors file"
             )
@@ -225,7 +225,7 @@ class FakeStudio:
             raise StudioError(
                 "adapter-wrong-base", name=name, model=self._card.title, problem=problem
             )
-        bare = () if worn.config else (f"{name} came without its adapter_config.json.",)
+        bare = () if adapter.config else (f"{name} came without its adapter_config.json.",)
         return AdapterInfo(name=name, rank=8, modules=48, size_bytes=1_234_567, notes=bare)
 
     def stop(self, visitor: str) -> None:

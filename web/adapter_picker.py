@@ -74,7 +74,7 @@ class AdapterPicker:
         kept, problem, notes = list(rows), None, []
         for adapter in adapters:
             try:
-                info = studio.fit(adapter)
+                info = studio.check_adapter(adapter)
             except StudioError as error:
                 problem = error
                 continue

@@ -34,7 +34,7 @@ WORK = {**PRIVATE, "concurrency_limit": None, "trigger_mode": "once"}
 class Studio(Protocol):
     """What the page needs from the backend."""
 
-    def card(self) -> ModelInfo:
+    def model_info(self) -> ModelInfo:
         """The loaded model, its device and its defaults."""
         ...
 
@@ -42,11 +42,11 @@ class Studio(Protocol):
         """Run a request: progress at least once a second, then one result. Closing it cancels."""
         ...
 
-    def look(self, path: Path) -> AudioInfo:
+    def inspect_audio(self, path: Path) -> AudioInfo:
         """Read an uploaded audio file: its length and waveform. Takes a second or two."""
         ...
 
-    def fit(self, adapter: AdapterRef) -> AdapterInfo:
+    def check_adapter(self, adapter: AdapterRef) -> AdapterInfo:
         """Check an adapter by its header, and that it fits the loaded model."""
         ...
 
@@ -72,7 +72,7 @@ def inspect_upload(studio: Studio, value: Any) -> AudioInfo:
     path = uploaded_path(value)
     if path is None:
         raise StudioError("source-missing", name="The file")
-    return studio.look(path)
+    return studio.inspect_audio(path)
 
 
 def uploaded_path(value: Any) -> Path | None:

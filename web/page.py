@@ -22,7 +22,7 @@ from web.song_tab import SongTab
 
 def build(studio: Studio) -> gr.Blocks:
     """The page for a studio. Launch it with `launch_options()`."""
-    info = studio.card()
+    info = studio.model_info()
     sessions = Sessions(studio)
     with Blocks(
         title=tooltips.TITLE,

@@ -236,7 +236,7 @@ class SongTab:
         box, preview = self.form.fields[name], self.form.previews[name]
         try:
             cached, url = serve_file(box, path)
-            info = self.studio.look(cached)
+            info = self.studio.inspect_audio(cached)
         except StudioError as error:
             return {box: None, preview.box: preview.refused(error)}
         return {box: str(cached), preview.box: preview.show(info, url, region)}

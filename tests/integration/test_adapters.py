@@ -240,7 +240,7 @@ def test_what_cannot_play_is_told_before_the_queue_by_name_and_without_a_path(
     assert not [e for e in events if isinstance(e, Progress) and e.stage != "Reading the file"]
     assert set(files.private_folder().glob("*/")) == before
     with pytest.raises(StudioError) as raised:
-        played.fit(AdapterRef(file=bad))
+        played.check_adapter(AdapterRef(file=bad))
     assert raised.value.code == code
 
 
@@ -280,7 +280,7 @@ def test_adapters_play_in_an_edit_too_and_outside_it_nothing_changes(played, war
 
 
 def test_the_page_is_told_rank_layers_and_size(played, warm):
-    seen = played.fit(AdapterRef(file=warm))
+    seen = played.check_adapter(AdapterRef(file=warm))
     assert (seen.name, seen.rank, seen.modules) == ("warm.safetensors", 4, 12)
     assert seen.size_bytes == warm.stat().st_size
 

@@ -298,7 +298,7 @@ def test_stop_wins_over_a_finished_song(studio, monkeypatch):
 
 
 def test_the_card_says_what_is_playing(studio):
-    card = studio.card()
+    card = studio.model_info()
     assert card.title == "ACE-Step mini (embedded)"
     assert studio.setup.device.dtype in card.device
     assert "python app.py --model xl-sft" in card.hint

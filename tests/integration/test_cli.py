@@ -152,7 +152,7 @@ def test_a_song_that_cannot_be_written_is_kept_and_its_place_is_printed(tmp_path
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     line = next(line for line in done.stderr.splitlines() if line.startswith("disk-full"))
-    kept = Path(line.partition("The finished file is safe: ")[2])
+    kept = Path(line.partition("The finished file was saved as ")[2])
     assert soundfile.info(kept).frames == 240_000
     assert json.loads(done.stdout)["path"] == str(kept)
     assert kept.is_relative_to(tmp_path / "data") == ("unsaved" not in full)

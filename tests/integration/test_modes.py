@@ -297,8 +297,8 @@ def test_what_cannot_be_done_has_a_name_and_leaves_nothing(planned, files, mode,
 
 def test_without_a_planner_thinking_is_refused_and_the_card_says_why(own_cache):
     studio = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
-    assert studio.card().planner == ""
-    assert "--planner none" in studio.card().no_planner
+    assert studio.model_info().planner == ""
+    assert "--planner none" in studio.model_info().no_planner
     ending = run(studio, "generate", prompt="x")
     assert ending.code == "planner-missing"
     assert run(studio, "inspire", idea="x").code == "planner-missing"

@@ -350,7 +350,7 @@ def test_stop_takes_effect_before_the_next_token(duo, monkeypatch):
 
 
 def test_changing_models_frees_the_one_before_the_other_is_loaded(duo, monkeypatch):
-    duo.runner.models.clear()
+    duo.runner.models.unload_all()
     alive, there = [], []
 
     def watched(kind):

@@ -341,7 +341,7 @@ def test_the_studio_splits_a_take_and_frees_memory_first(row, own_cache, monkeyp
         assert np.abs(sound.T - heard(take.path)).max() < 1e-6
         assert isinstance(stems(stop_at=("Splitting into stems", 1)), Cancelled)
 
-        made.runner.models.clear()
+        made.runner.models.unload_all()
         list(made.run(asked, "v"))
         monkeypatch.setattr(device, "memory_gb", lambda _: 4.0)
         again = stems()
@@ -352,7 +352,7 @@ def test_the_studio_splits_a_take_and_frees_memory_first(row, own_cache, monkeyp
         assert np.array_equal(heard(song.path), heard(take.path))
     finally:
         made.leave("v")
-        made.runner.models.clear()
+        made.runner.models.unload_all()
 
 
 def test_silence_has_silent_stems(separator):

@@ -241,7 +241,7 @@ def test_a_file_that_is_no_music_is_refused_politely_and_let_go(
     assert seen["notes"][0].startswith("Save it as WAV, FLAC or MP3")
     monkeypatch.setattr(page.studio, "look", lambda _: 1 / 0)
     *_, broken = page.press("cover-source", brought(), does="upload")
-    assert "Something broke inside the studio (ZeroDivisionError)." in str(broken)
+    assert "An unexpected error occurred (ZeroDivisionError)." in str(broken)
 
 
 @pytest.mark.parametrize(
@@ -830,7 +830,7 @@ def test_a_bug_behind_the_page_is_told_without_a_traceback(
 
     monkeypatch.setattr(page.studio, "run", broken)
     last = page.generate()[-1]
-    assert "Something broke inside the studio (OSError)." in last["generate-status"]
+    assert "An unexpected error occurred (OSError)." in last["generate-status"]
     assert "secret" not in str(last)
     assert last["generate-run"]["interactive"] is True
     assert "/secret/path" in caplog.text, "the log has the traceback"
