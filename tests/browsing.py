@@ -1,4 +1,4 @@
-"""A real browser on a real page: what the tests of the page share."""
+"""Fixtures and helpers of the browser tests: Chromium, page servers and page state."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ FLAGS = [
 ]
 ROOT = Path(__file__).parent.parent
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-WAYS_OUT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT")
-"""All of them lead nowhere while the page is tested: it must not need one, nor stumble over it."""
+PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT")
+"""Set to a dead address during the tests: the page must neither use nor depend on them."""
 WIDTHS = {1440: 900, 820: 1180, 390: 844}
 
 GREY = """() => {
@@ -74,7 +74,7 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def serving(folder: Path, *command: str) -> Iterator[str]:
-    """The page of a program, in a process group that ends with the tests."""
+    """Start a page server and yield its address; its process group is killed at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -87,7 +87,7 @@ def serving(folder: Path, *command: str) -> Iterator[str]:
             stderr=subprocess.STDOUT,
             env={
                 **os.environ,
-                **dict.fromkeys(WAYS_OUT, "http://127.0.0.1:9"),
+                **dict.fromkeys(PROXY_VARIABLES, "http://127.0.0.1:9"),
                 "HF_HUB_OFFLINE": "0",
                 "NO_PROXY": "127.0.0.1",
                 "XDG_CACHE_HOME": str(folder),
@@ -96,7 +96,7 @@ def serving(folder: Path, *command: str) -> Iterator[str]:
         )
     address = f"http://127.0.0.1:{port}/"
     try:
-        wait(lambda: app.poll() is not None or answers(address), 120)
+        wait(lambda: app.poll() is not None or responds(address), 120)
         assert app.poll() is None, log.read_text()
         yield address
         assert "Traceback" not in log.read_text(), log.read_text()
@@ -124,27 +124,27 @@ def _quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def url(browser: Browser, request: pytest.FixtureRequest) -> str:
-    """`python app.py` as a person starts it; one for all, since each page is a visitor of its own."""
+    """Address of `python app.py`, one server for all tests: each page is a separate visitor."""
     return request.getfixturevalue("_real")
 
 
 @pytest.fixture(scope="module")
 def quick(browser: Browser, request: pytest.FixtureRequest) -> str:
-    """The same page on a studio that answers at once."""
+    """Address of the same page on the fake studio, which responds at once."""
     return request.getfixturevalue("_quick")
 
 
 @pytest.fixture(scope="module")
 def tune(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("disk") / "my tune.wav"
+    path = tmp_path_factory.mktemp("files") / "my tune.wav"
     write_tone(path, 21 * 48_000, 330)
     return path
 
 
 @pytest.fixture
 def open_at(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Open a page at a width. At the end nothing may have gone wrong or gone outside."""
-    wrong: list[str] = []
+    """Open a page at a width; fail at the end on any error or request to another address."""
+    problems: list[str] = []
     contexts = []
 
     def open_page(url: str, width: int, query: str) -> Page:
@@ -153,19 +153,21 @@ def open_at(browser: Browser) -> Iterator[Callable[..., Page]]:
         page = context.new_page()
         page.set_default_timeout(60_000)
         page.on(
-            "console", lambda m: wrong.append(f"console: {m.text}") if m.type == "error" else None
+            "console",
+            lambda m: problems.append(f"console: {m.text}") if m.type == "error" else None,
         )
-        page.on("pageerror", lambda e: wrong.append(f"script: {e}"))
+        page.on("pageerror", lambda e: problems.append(f"script: {e}"))
         page.on(
             "request",
             lambda r: (
                 None
                 if r.url.startswith((url, "data:", "blob:"))
-                else wrong.append(f"outside: {r.url}")
+                else problems.append(f"outside: {r.url}")
             ),
         )
         page.on(
-            "response", lambda r: wrong.append(f"{r.status}: {r.url}") if r.status >= 400 else None
+            "response",
+            lambda r: problems.append(f"{r.status}: {r.url}") if r.status >= 400 else None,
         )
         page.goto(url + query)
         page.locator(".actions button.primary:visible").wait_for()
@@ -175,44 +177,48 @@ def open_at(browser: Browser) -> Iterator[Callable[..., Page]]:
     yield open_page
     for context in contexts:
         context.close()
-    assert not wrong
+    assert not problems
 
 
-def answers(address: str) -> bool:
-    local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def responds(address: str) -> bool:
+    """Whether a server at `address` returns status 200."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        return local.open(address, timeout=2).status == 200
+        return opener.open(address, timeout=2).status == 200
     except (urllib.error.URLError, OSError):
         return False
 
 
 def wait(done: Callable[[], bool], timeout_s: float) -> None:
-    until = time.monotonic() + timeout_s
+    """Poll `done` until it is true; AssertionError after `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
     while not done():
-        assert time.monotonic() < until, "it never came"
+        assert time.monotonic() < deadline, f"timed out after {timeout_s} s"
         time.sleep(0.1)
 
 
 def state(page: Page, state: str, mode: str = "generate") -> Locator:
+    """The status line of a tab when it is in `state`."""
     return page.locator(f"#{mode}-status [data-state={state}]")
 
 
-def bring(page: Page, field: str, path: Path) -> Locator:
-    """Choose a file for a field and wait until the studio has looked at it."""
+def upload(page: Page, field: str, path: Path) -> Locator:
+    """Choose a file for a field and wait until the studio has inspected it."""
     page.locator(f"#{field} input[type=file]").set_input_files(path)
-    seen = page.locator(
+    preview = page.locator(
         f"#{field}-look .upload-preview:is([data-state=ready], [data-state=refused])"
     )
-    seen.wait_for()
-    return seen
+    preview.wait_for()
+    return preview
 
 
 def fits(page: Page) -> bool:
+    """Whether the page needs no horizontal scrolling."""
     return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def at_widths(page: Page, *more: int) -> Iterator[int]:
-    """The same page as wide as a desk, a tablet and a phone, and then as it was."""
+    """Resize the page to desktop, tablet and phone width in turn, then restore its size."""
     before = page.viewport_size
     for width in (*more, *WIDTHS):
         page.set_viewport_size({"width": width, "height": WIDTHS.get(width, 700)})
@@ -221,5 +227,5 @@ def at_widths(page: Page, *more: int) -> Iterator[int]:
 
 
 def fits_all(page: Page) -> bool:
-    """Whether nothing is wider than the page, however wide that is, and all of it is grey."""
+    """Whether the page fits at every width and contains no colour."""
     return {fits(page) for _ in at_widths(page, 320)} == {True} and page.evaluate(GREY) == []

@@ -1,6 +1,6 @@
-"""A studio at the far wall: it records what it is asked for and answers by script, without torch.
+"""A fake studio without torch: records requests and returns scripted events.
 
-Run it to look at the page: python tests/fake_studio.py PORT [ROOT_PATH]
+Run it to see the page: python tests/fake_studio.py PORT [ROOT_PATH]
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ SEAMS = (
 
 
 class FakeStudio:
-    """Plays a sine for any request, as long as was asked; thinks up `idea` for any helper.
+    """Returns a sine of the requested length for any song and `idea` for any helper.
 
-    "fail" in the style or the idea fails, "slow" takes its time.
+    "fail" in the style or the idea makes the job fail, "slow" delays every step.
     """
 
     def __init__(self, card: ModelInfo = CARD, folder: Path | None = None) -> None:
@@ -120,7 +120,7 @@ class FakeStudio:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was asked, and all takes."""
+        """Clear the recorded calls and all takes."""
         self.look_s = 0.0
         self.idea = IDEA
         self.asked: list[Request] = []
@@ -139,8 +139,8 @@ class FakeStudio:
         stop = self._stop[visitor]
         stop.clear()
         words = f"{getattr(request, 'prompt', '')} {getattr(request, 'idea', '')}"
-        helps = request.mode in HELPERS
-        stages = (("Loading the planner", 0), ("Listening", 9)) if helps else SONG
+        is_helper = request.mode in HELPERS
+        stages = (("Loading the planner", 0), ("Listening", 9)) if is_helper else SONG
         if request.mode in EXPORTS:
             stages = (("Splitting into stems", 9),)
             words = request.source.stem
@@ -166,7 +166,7 @@ class FakeStudio:
                     )
                     slow = "slow" in words.replace("slow stems", "")
                     if slow and stage in (WRITING, "Listening"):
-                        stop.wait(2)  # to be stopped in time by a page on a busy machine
+                        stop.wait(2)  # long enough for a page on a busy machine to stop it
                     else:
                         time.sleep(0.3 if slow else 0.002)
             done = True
@@ -177,14 +177,14 @@ class FakeStudio:
                     action="Shorten the song to 120 s, or choose a smaller model.",
                 )
                 return
-            if helps:
+            if is_helper:
                 yield self.idea
                 return
             if isinstance(request, Lyrics):
                 yield self._draft(request)
                 return
             if request.mode in EXPORTS:
-                yield self._finished(request)
+                yield self._export(request)
                 return
             take = self._record(request, time.monotonic() - began)
             self._takes[visitor].insert(0, take)
@@ -203,18 +203,18 @@ class FakeStudio:
             raise StudioError(
                 "source-unreadable", name=path.name, problem="it holds no sound"
             ) from error
-        swell = [math.sin(math.pi * n / 500) * (0.6 + 0.4 * math.sin(n)) for n in range(500)]
+        envelope = [math.sin(math.pi * n / 500) * (0.6 + 0.4 * math.sin(n)) for n in range(500)]
         return AudioInfo(
             name=path.name,
             seconds=frames / rate,
             rate=rate,
             channels=channels,
-            peaks=tuple(x for s in swell for x in (-abs(s), abs(s))),
+            peaks=tuple(x for s in envelope for x in (-abs(s), abs(s))),
             notes=("The sound was mono and now plays on both sides.",) if channels == 1 else (),
         )
 
     def check_adapter(self, adapter: AdapterRef) -> AdapterInfo:
-        """Whatever begins like a safetensors file fits, unless it is called wide."""
+        """Accept any file that starts like safetensors, unless its name contains "wide"."""
         name = adapter.file.name
         if not adapter.file.read_bytes()[8:9] == b"{":
             raise StudioError(
@@ -240,8 +240,8 @@ class FakeStudio:
         self._stop[visitor].set()
         self._takes.pop(visitor, None)
 
-    def _finished(self, request: Request) -> ExportedFiles:
-        """The take's bytes under other names; the facts of a master that fell short."""
+    def _export(self, request: Request) -> ExportedFiles:
+        """Copies of the source under other names; a master reports a target not reached."""
         kinds = {"export": [getattr(request, "format", "")], "master": ["master.wav"]}
         kinds["stems"] = ["stems.zip", *(f"{stem}.wav" for stem in ("vocals", "drums"))]
         paths = [request.source.with_suffix(f".{kind}") for kind in kinds[request.mode]]
@@ -255,13 +255,13 @@ class FakeStudio:
         )
 
     def _draft(self, request: Lyrics) -> Draft:
-        """A verse, whatever was asked; the chorus comes with the repair."""
-        whole = bool(request.repair)
+        """A draft with a verse only; a repair adds the chorus."""
+        repaired = bool(request.repair)
         return Draft(
             id=f"d{len(self.asked)}",
-            text=f"{VERSE}\n\n[Chorus]\nrain, rain" if whole else VERSE,
+            text=f"{VERSE}\n\n[Chorus]\nrain, rain" if repaired else VERSE,
             asked=("Verse", "Chorus"),
-            got=("Verse", "Chorus") if whole else ("Verse",),
+            got=("Verse", "Chorus") if repaired else ("Verse",),
             request=request.model_dump(mode="json") | {"seed": 7},
             model=MODEL,
             device=DEVICE,
@@ -284,16 +284,16 @@ class FakeStudio:
         path = self.folder / f"take-{number}{slow}.wav"
         samples = round(self._length(request) * 48_000)
         write_tone(path, samples, 220 + 20 * (number % 3))
-        ran: dict[str, Any] = request.model_dump(mode="json")
+        applied: dict[str, Any] = request.model_dump(mode="json")
         card = {"inference_steps": "steps", "guidance_scale": "guidance", "shift": "shift"}
         for name, on_card in card.items():
-            ran[name] = getattr(self._card, on_card) if ran[name] is None else ran[name]
-        ran["seed"] = 1000 + number if ran["seed"] is None else ran["seed"]
+            applied[name] = getattr(self._card, on_card) if applied[name] is None else applied[name]
+        applied["seed"] = 1000 + number if applied["seed"] is None else applied["seed"]
         take = Take(
             id=f"t{number}",
             path=str(path),
             mode=request.mode,
-            request=ran,
+            request=applied,
             model=MODEL,
             device=DEVICE,
             sample_rate=48_000,
@@ -302,17 +302,17 @@ class FakeStudio:
             timings_s={"Loading": 0.2, "Denoising": spent, "Decoding": 0.1},
             notes=("The style was shortened at a word to fit.",),
             plan={"caption": "A bright waltz with a clarinet", "bpm": 92, "language": "en"},
-            files={n: "cd" * 32 for n in ("source", "reference") if ran.get(n)},
+            files={n: "cd" * 32 for n in ("source", "reference") if applied.get(n)},
             check=CHECK,
             adapters=tuple(
                 {
-                    "name": worn.file.name,
+                    "name": adapter.file.name,
                     "sha256": "ef" * 32,
-                    "strength": worn.strength,
+                    "strength": adapter.strength,
                     "rank": 8,
                     "modules": 48,
                 }
-                for worn in getattr(request, "adapters", ())
+                for adapter in getattr(request, "adapters", ())
             ),
             changed_outside=0 if request.mode in ("extend", "edit") else None,
             seams=SEAMS if request.mode in ("extend", "edit") else (),
@@ -325,12 +325,12 @@ class FakeStudio:
 
 def write_tone(path: Path, samples: int, hertz: float) -> None:
     """A quiet stereo tone, 24 bits, 48 kHz."""
-    whole = _second(hertz) * (samples // 48_000 + 1)
+    tone = _second(hertz) * (samples // 48_000 + 1)
     with wave.open(str(path), "wb") as out:
         out.setnchannels(2)
         out.setsampwidth(3)
         out.setframerate(48_000)
-        out.writeframes(whole[: samples * 6])
+        out.writeframes(tone[: samples * 6])
 
 
 @lru_cache
@@ -343,7 +343,7 @@ def _second(hertz: float) -> bytes:
 
 if __name__ == "__main__":
     studio = FakeStudio()
-    studio.look_s = 0.6  # as long as the real one takes, so that tabs open before it is done
+    studio.look_s = 0.6  # about as long as a real inspection, so that tabs open before it is done
     page.build(studio).queue(max_size=64).launch(
         server_name="127.0.0.1",
         server_port=int(sys.argv[1]),

@@ -1,4 +1,4 @@
-"""Adapters in the real browser, on the real studio: brought, turned, heard, named, taken away."""
+"""The adapter picker in a real browser on the real studio: upload, strength, removal, replay."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ QUICK = (
 
 
 @pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def adapter_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two adapters that fit the embedded model, one that does not, and a pickle."""
-    folder = tmp_path_factory.mktemp("disk")
+    folder = tmp_path_factory.mktemp("adapters")
     write(folder / "warm.safetensors", pair())
     write(folder / "cold.safetensors", pair("layers.1.self_attn.q_proj", rank=8))
     write(folder / "wide.safetensors", pair(into=2560, out=4096))
@@ -42,30 +42,30 @@ def _row(page: Page, name: str) -> Locator:
     return page.locator("#generate-adapters .row", has_text=name)
 
 
-def test_adapters_are_brought_turned_heard_and_taken_away_by_key(
-    open_at: Callable[..., Page], url: str, disk: Path
+def test_adapters_are_uploaded_applied_removed_and_restored_by_keyboard(
+    open_at: Callable[..., Page], url: str, adapter_files: Path
 ):
     page = open_at(url, 390, f"#prompt=warm%20lofi%20piano&duration_s=5&{QUICK}")
     page.locator(".restore[data-state=ready]").wait_for()
     page.locator("#t-generate .advanced > button").click()
-    told = page.locator("#generate-adapters .message")
+    message = page.locator("#generate-adapters .message")
 
-    for bad, said in (
+    for bad, problem in (
         ("old.pt", "it is a pickle"),
         ("wide.safetensors", "it was made for width 2560, and this model has 256"),
     ):
-        _choose(page, disk / bad)
+        _choose(page, adapter_files / bad)
         page.locator("#generate-adapters [data-state=refused]").wait_for()
         page.wait_for_function(
-            "said => document.querySelector('#generate-adapters .message').innerText.includes(said)",
-            arg=said,
+            "problem => document.querySelector('#generate-adapters .message').innerText.includes(problem)",
+            arg=problem,
         )
-        assert str(disk) not in told.inner_text()
+        assert str(adapter_files) not in message.inner_text()
     assert page.locator("#generate-adapters .row").count() == 0
 
-    _choose(page, disk / "warm.safetensors", disk / "cold.safetensors")
+    _choose(page, adapter_files / "warm.safetensors", adapter_files / "cold.safetensors")
     _row(page, "cold.safetensors").wait_for()
-    assert told.inner_text() == "Added cold.safetensors"
+    assert message.inner_text() == "Added cold.safetensors"
     assert "rank 4 · 1 layer" in _row(page, "warm.safetensors").inner_text()
     slider = page.get_by_role("slider", name="Strength: warm.safetensors")
     assert slider.get_attribute("aria-valuetext") == "1.00"
@@ -73,13 +73,13 @@ def test_adapters_are_brought_turned_heard_and_taken_away_by_key(
     for _ in range(4):
         page.keyboard.press("ArrowLeft")
     assert slider.get_attribute("aria-valuetext") == "0.80"
-    assert slider.evaluate("e => e === document.activeElement"), "it was not drawn anew"
+    assert slider.evaluate("e => e === document.activeElement"), "the slider was not re-rendered"
     assert fits_all(page)
 
     page.get_by_role("button", name="Remove: cold.safetensors").focus()
     page.keyboard.press("Enter")
     _row(page, "cold.safetensors").wait_for(state="detached")
-    assert told.inner_text() == "Removed cold.safetensors"
+    assert message.inner_text() == "Removed cold.safetensors"
     kept = page.get_by_role("button", name="Remove: warm.safetensors")
     assert kept.evaluate("e => e === document.activeElement")
 

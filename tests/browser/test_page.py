@@ -1,4 +1,4 @@
-"""The page in a real browser, on the real studio: a person's path at three widths."""
+"""The page in a real browser: full user flows at desktop, tablet and phone widths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from browsing import GREY, at_widths, bring, fits, fits_all, state, wait
+from browsing import GREY, at_widths, fits, fits_all, state, upload, wait
 
 import tooltips
 from core.requests import Generate
@@ -27,13 +27,13 @@ def visit(open_at: Callable[..., Page], url: str) -> Callable[..., Page]:
 
 
 @pytest.fixture
-def drop_in(open_at: Callable[..., Page], quick: str) -> Callable[..., Page]:
-    """Open the page of the quick one on a tab."""
+def visit_fake(open_at: Callable[..., Page], quick: str) -> Callable[..., Page]:
+    """Open the page of the fake studio on the given tab."""
     return lambda tab, width=1440: open_at(quick, width, f"?tab={tab}")
 
 
 def _region(page: Page) -> tuple[float, float]:
-    """From and To, which must say the same to the eye, to the keys and to a screen reader."""
+    """From and To in seconds; value, label and `aria-valuetext` must agree."""
     ends = []
     for name in ("From", "To"):
         slider = page.get_by_role("slider", name=name, exact=True)
@@ -49,7 +49,7 @@ def _box(page: Page, param: str, mode: str = "generate") -> Locator:
     return page.locator(f"#{mode}-{param} textarea")
 
 
-def _ask(page: Page, style: str, length: float = 5) -> None:
+def _fill_form(page: Page, style: str, length: float = 5) -> None:
     _box(page, "prompt").fill(style)
     box = page.locator("#generate-duration_s input[type=number]")
     box.fill(str(length))
@@ -60,7 +60,7 @@ def _takes(page: Page) -> Locator:
     return page.locator("#generate-shelf label")
 
 
-def test_a_persons_path(visit: Callable[..., Page]):
+def test_generate_play_retake_and_stop_work_on_a_phone(visit: Callable[..., Page]):
     page = visit(390)
     run, stop = page.locator("#generate-run"), page.locator("#generate-stop")
     assert page.get_by_role("heading", level=1).inner_text().lower() == tooltips.TITLE.lower()
@@ -69,19 +69,19 @@ def test_a_persons_path(visit: Callable[..., Page]):
     assert stop.is_disabled()
     assert fits(page)
 
-    _ask(page, "warm lofi piano, vinyl crackle")
+    _fill_form(page, "warm lofi piano, vinyl crackle")
     run.click()
     seen: list[str] = []
     state(page, "running").wait_for()
     assert run.is_disabled()
     while not state(page, "done").count():
         assert not state(page, "failed").count(), page.locator("#generate-status").inner_text()
-        told = page.locator("#generate-status p").inner_text()
-        seen += [told] if told not in seen else []
+        message = page.locator("#generate-status p").inner_text()
+        seen += [message] if message not in seen else []
         page.wait_for_timeout(50)
     assert len(seen) >= 3
-    assert any(re.search(r"step \d+ of \d+", told) for told in seen)
-    assert any("left" in told for told in seen)
+    assert any(re.search(r"step \d+ of \d+", message) for message in seen)
+    assert any("left" in message for message in seen)
 
     sound = page.locator("#generate-player #waveform audio")
     sound.wait_for(state="attached")
@@ -90,7 +90,7 @@ def test_a_persons_path(visit: Callable[..., Page]):
     play = page.locator("#generate-player").get_by_label("Play", exact=True)
 
     def plays() -> bool:
-        if play.count():  # on a busy machine the player may not listen to the first press yet
+        if play.count():  # on a busy machine the player may miss the first click
             play.click()
         page.wait_for_timeout(400)
         return sound.evaluate("e => e.currentTime > 0.2")
@@ -108,7 +108,7 @@ def test_a_persons_path(visit: Callable[..., Page]):
         f"document.querySelector('#generate-facts').innerText.includes('{second}')"
     )
 
-    _ask(page, "an endless drone", 240)
+    _fill_form(page, "an endless drone", 240)
     run.click()
     page.wait_for_function(
         "/step [1-9]/.test(document.querySelector('#generate-status').innerText)"
@@ -125,11 +125,11 @@ def test_a_persons_path(visit: Callable[..., Page]):
     assert fits_all(page)
 
 
-RAILS = {320: (290, 320), 1440: (180, 220), 820: (48, 72), 390: (360, 390)}
-"""How wide the tabs are, at least and at most, by the width of the page."""
+TAB_WIDTHS = {320: (290, 320), 1440: (180, 220), 820: (48, 72), 390: (360, 390)}
+"""Minimum and maximum width of the tab bar by page width, in pixels."""
 
 
-def test_nothing_is_wider_than_the_page_even_with_every_knob_out(visit: Callable[..., Page]):
+def test_no_element_overflows_the_page_with_advanced_settings_open(visit: Callable[..., Page]):
     page = visit(1440)
     page.get_by_role("button", name=tooltips.ADVANCED).click()
     page.locator("#generate-vocal_language").wait_for()
@@ -140,18 +140,19 @@ def test_nothing_is_wider_than_the_page_even_with_every_knob_out(visit: Callable
             box = page.locator(f"#generate-{param.name}").bounding_box()
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= width
-        console = page.locator(".job-controls").bounding_box()
-        bottom = console["y"] + console["height"]
-        assert bottom <= page.viewport_size["height"] + 1, "always in reach"
-        # The tabs are a rail, an icon rail or a strip.
-        least, most = RAILS[width]
-        assert least <= page.locator("#studio > .tab-wrapper").bounding_box()["width"] <= most
+        controls = page.locator(".job-controls").bounding_box()
+        bottom = controls["y"] + controls["height"]
+        assert bottom <= page.viewport_size["height"] + 1, "the job controls are always visible"
+        # The tabs are a column with labels, a column of icons or a row.
+        narrowest, widest = TAB_WIDTHS[width]
+        tab_width = page.locator("#studio > .tab-wrapper").bounding_box()["width"]
+        assert narrowest <= tab_width <= widest
         tab = page.get_by_role("tab", name=tooltips.MODES["generate"])
         assert tab.get_attribute("aria-selected") == "true"
         assert tab.bounding_box()["height"] >= 44
 
 
-def test_everything_goes_by_keyboard(visit: Callable[..., Page]):
+def test_the_form_is_usable_by_keyboard_with_visible_focus(visit: Callable[..., Page]):
     page = visit()
     _box(page, "prompt").focus()
     _box(page, "prompt").press("Tab")
@@ -176,12 +177,12 @@ def test_everything_goes_by_keyboard(visit: Callable[..., Page]):
             "document.activeElement.outerHTML"
         )
     assert {"generate-prompt", "generate-lyrics", "generate-duration_s", "generate-run"} <= reached
-    _ask(page, "a tune by keyboard")
+    _fill_form(page, "a tune by keyboard")
     _box(page, "prompt").press("Control+Enter")
     state(page, "done").wait_for()
 
 
-def test_an_empty_style_is_told_and_nothing_typed_is_lost(visit: Callable[..., Page]):
+def test_an_empty_style_shows_an_error_and_keeps_what_was_typed(visit: Callable[..., Page]):
     page = visit()
     _box(page, "lyrics").fill("[verse]\nlines I would hate to lose")
     page.get_by_role("button", name=tooltips.ADVANCED).click()
@@ -198,37 +199,37 @@ def test_an_empty_style_is_told_and_nothing_typed_is_lost(visit: Callable[..., P
     assert "hate to lose" in _box(page, "lyrics").input_value()
     assert _box(page, "bpm").input_value() == "fast"
     assert page.locator("#generate-run").is_enabled()
-    assert not page.evaluate(GREY), "not even an error has a colour"
+    assert not page.evaluate(GREY), "errors are grey too"
 
 
-def test_an_unfolded_seed_and_tempo_stay_automatic(visit: Callable[..., Page]):
+def test_opening_advanced_settings_leaves_seed_and_tempo_automatic(visit: Callable[..., Page]):
     page = visit()
     for _ in range(2):
         page.get_by_role("button", name=tooltips.ADVANCED).click()
         page.wait_for_timeout(300)
-    _ask(page, "a waltz")
+    _fill_form(page, "a waltz")
     page.locator("#generate-run").click()
     state(page, "done").wait_for()
-    told = page.locator("#generate-facts").inner_text().partition(tooltips.AS_RUN.upper())[2]
-    assert "Tempo" not in told.partition("MADE WITH")[0]
-    assert not re.search(r"Seed\s+0\b", told)
+    settings = page.locator("#generate-facts").inner_text().partition(tooltips.AS_RUN.upper())[2]
+    assert "Tempo" not in settings.partition("MADE WITH")[0]
+    assert not re.search(r"Seed\s+0\b", settings)
 
 
-def test_a_closed_tab_frees_the_device(visit: Callable[..., Page]):
-    gone, next_one = visit(), visit()
-    _ask(gone, "an endless drone", 240)
-    gone.locator("#generate-run").click()
-    gone.wait_for_function(
+def test_closing_the_page_frees_the_device(visit: Callable[..., Page]):
+    closed, next_one = visit(), visit()
+    _fill_form(closed, "an endless drone", 240)
+    closed.locator("#generate-run").click()
+    closed.wait_for_function(
         "/step [1-9]/.test(document.querySelector('#generate-status').innerText)"
     )
-    gone.close()
-    _ask(next_one, "a waltz")
+    closed.close()
+    _fill_form(next_one, "a waltz")
     next_one.locator("#generate-run").click()
     state(next_one, "done").wait_for(timeout=30_000)
     assert _takes(next_one).count() == 1
 
 
-def test_the_page_is_grey_speaks_english_and_asks_for_its_own_fonts(visit: Callable[..., Page]):
+def test_the_page_is_grey_english_and_loads_its_own_fonts(visit: Callable[..., Page]):
     page = visit()
     page.get_by_role("button", name=tooltips.ADVANCED).click()
     assert page.evaluate(GREY) == []
@@ -236,14 +237,14 @@ def test_the_page_is_grey_speaks_english_and_asks_for_its_own_fonts(visit: Calla
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(10, 10, 10)"
     ticked = "getComputedStyle(document.querySelector('input:checked[type=checkbox]'))"
     assert "0A0A0A" in page.evaluate(f"{ticked}.backgroundImage"), "a dark tick on a white box"
-    faces = page.evaluate("document.fonts.ready.then(all => [...all].map(f => f.status))")
-    assert faces
-    assert "error" not in faces
+    fonts = page.evaluate("document.fonts.ready.then(all => [...all].map(f => f.status))")
+    assert fonts
+    assert "error" not in fonts
     assert page.evaluate("document.fonts.check('600 16px Inter')")
 
 
 def _axe(page: Page) -> list:
-    """What axe finds on a desk and on a phone."""
+    """Accessibility violations that axe reports at desktop and phone width."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page.wait_for_function("document.getAnimations().every(a => a.playState === 'finished')")
     found = []
@@ -253,11 +254,11 @@ def _axe(page: Page) -> list:
     return [(v["id"], v["nodes"][0]["html"][:120]) for v in found]
 
 
-def test_axe_finds_nothing(visit: Callable[..., Page]):
+def test_axe_reports_no_violations_on_the_generate_tab(visit: Callable[..., Page]):
     page = visit(1440)
-    page.emulate_media(reduced_motion="reduce")  # a label that fades in has no contrast yet
+    page.emulate_media(reduced_motion="reduce")  # a label fading in has too little contrast
     page.get_by_role("button", name=tooltips.ADVANCED).click()
-    _ask(page, "a waltz", 5)
+    _fill_form(page, "a waltz", 5)
     page.locator("#generate-run").click()
     state(page, "done").wait_for()
     page.locator("#generate-player #waveform audio").wait_for(state="attached")
@@ -266,14 +267,14 @@ def test_axe_finds_nothing(visit: Callable[..., Page]):
     assert _axe(page) == []
 
 
-def test_a_piece_goes_through_all_tabs(drop_in: Callable[..., Page], tune: Path):
-    page = drop_in("cover", 390)
+def test_a_take_is_sent_from_cover_to_extend_to_edit(visit_fake: Callable[..., Page], tune: Path):
+    page = visit_fake("cover", 390)
     page.locator("#cover-run").click()
     state(page, "failed", "cover").wait_for()
     assert "No file was chosen for Source audio." in page.locator("#cover-status").inner_text()
     assert page.locator("#cover-strength").is_hidden()
 
-    seen = bring(page, "cover-source", tune)
+    seen = upload(page, "cover-source", tune)
     assert "0:21.0 · 48 kHz · stereo" in seen.inner_text()
     page.locator("#cover-strength").wait_for()
     assert page.locator("#cover-duration_s").is_hidden()
@@ -298,10 +299,10 @@ def test_a_piece_goes_through_all_tabs(drop_in: Callable[..., Page], tune: Path)
     assert re.search(r"Seam at 3.4 s\s+good", facts)
 
 
-def test_a_song_is_made_covered_extended_and_edited_by_the_real_studio(visit: Callable[..., Page]):
-    """One song through every tab, on the embedded model: what each take says of itself."""
+def test_the_real_studio_generates_covers_extends_and_edits_a_song(visit: Callable[..., Page]):
+    """Send one song through every tab on the embedded model and check the facts of each take."""
     page = visit(820)
-    _ask(page, "calm ambient pads")
+    _fill_form(page, "calm ambient pads")
     page.locator("#generate-run").click()
     state(page, "done").wait_for()
     before = "generate"
@@ -323,9 +324,9 @@ def test_a_song_is_made_covered_extended_and_edited_by_the_real_studio(visit: Ca
     assert "9 s" in facts
 
 
-def test_a_take_opens_a_tab_that_was_never_opened(drop_in: Callable[..., Page]):
-    page = drop_in("generate")
-    _ask(page, "a waltz")
+def test_a_take_can_be_sent_to_a_tab_not_opened_before(visit_fake: Callable[..., Page]):
+    page = visit_fake("generate")
+    _fill_form(page, "a waltz")
     page.locator("#generate-run").click()
     state(page, "done").wait_for()
     page.locator("#generate-to-cover").click()
@@ -336,11 +337,11 @@ def test_a_take_opens_a_tab_that_was_never_opened(drop_in: Callable[..., Page]):
     assert _box(page, "prompt", "cover").input_value() == "a waltz"
 
 
-def test_a_region_is_picked_by_hand_and_by_keys_and_played_alone(
-    drop_in: Callable[..., Page], tune: Path
+def test_a_region_is_set_by_mouse_and_keyboard_and_previewed(
+    visit_fake: Callable[..., Page], tune: Path
 ):
-    page = drop_in("edit")
-    bring(page, "edit-source", tune)
+    page = visit_fake("edit")
+    upload(page, "edit-source", tune)
     assert _region(page) == (7, 14)
     start, end = (page.get_by_role("slider", name=name, exact=True) for name in ("From", "To"))
     for slider, keys, expected in (
@@ -377,7 +378,9 @@ def test_a_region_is_picked_by_hand_and_by_keys_and_played_alone(
     page.mouse.move(at(7), middle, steps=3)
     page.mouse.up()
     start_s, end_s = _region(page)
-    assert (start_s, end_s) == pytest.approx((6, 7), abs=0.15), "an edge follows, the other stays"
+    assert (start_s, end_s) == pytest.approx((6, 7), abs=0.15), (
+        "the nearest edge moves, the other stays"
+    )
 
     sound = page.locator("#edit-source-look audio")
     page.locator("#edit-source-look .play").click()
@@ -396,26 +399,26 @@ def test_a_region_is_picked_by_hand_and_by_keys_and_played_alone(
     assert page.locator("#edit-repaint_mode").is_hidden()
     page.locator("#edit-kind label").nth(0).click()
     page.locator("#edit-n_max").wait_for(state="hidden")
-    assert _region(page) == (start_s, end_s), "the region has waited"
+    assert _region(page) == (start_s, end_s), "the region is kept"
     page.locator("#edit-source .icon-button").click()
     page.locator("#edit-source-look [data-state=empty]").wait_for()
     assert page.get_by_role("slider", name="From").count() == 0
 
 
-def test_files_come_by_keyboard_and_by_drop_and_leave_politely(
-    drop_in: Callable[..., Page], tune: Path
+def test_files_are_chosen_by_keyboard_or_drop_and_removed(
+    visit_fake: Callable[..., Page], tune: Path
 ):
-    page = drop_in("cover")
+    page = visit_fake("cover")
     choosers: list[FileChooser] = []
     page.on("filechooser", lambda chooser: choosers.append(chooser))
 
-    def asks() -> bool:  # on a busy machine the button may not listen to the first press yet
+    def opens_chooser() -> bool:  # on a busy machine the button may miss the first press
         page.get_by_role("button", name="Source audio: choose a file, or drop it here").focus()
         page.keyboard.press("Enter")
         page.wait_for_timeout(400)
         return bool(choosers)
 
-    wait(asks, 60)
+    wait(opens_chooser, 60)
     choosers[0].set_files(tune)
     page.locator("#cover-source-look [data-state=ready]").wait_for()
     page.get_by_role("button", name="Source audio: remove the file").focus()
@@ -432,15 +435,15 @@ def test_files_come_by_keyboard_and_by_drop_and_leave_politely(
     refused = page.locator("#cover-reference-look [data-state=refused]")
     refused.wait_for()
     assert "notes.txt cannot be read as audio" in refused.inner_text()
-    assert refused.locator("[role=status]").count() == 1, "a screen reader hears it"
+    assert refused.locator("[role=status]").count() == 1, "announced to screen readers"
     target.wait_for()
     page.locator("#cover-run").click()
     state(page, "failed", "cover").wait_for()
     assert "Choose an audio file" in page.locator("#cover-status").inner_text()
 
 
-def test_a_surprise_fills_the_form_and_can_be_stopped(drop_in: Callable[..., Page]):
-    page = drop_in("generate", 390)
+def test_inspire_fills_the_form_and_can_be_stopped(visit_fake: Callable[..., Page]):
+    page = visit_fake("generate", 390)
     idea = page.get_by_role("textbox", name="Idea")
     idea.fill("slow rain")
     page.get_by_role("button", name=tooltips.HELPERS["inspire"]).click()
@@ -456,15 +459,15 @@ def test_a_surprise_fills_the_form_and_can_be_stopped(drop_in: Callable[..., Pag
     assert page.locator("#generate-duration_s input[type=number]").input_value() == "42"
 
 
-def test_words_are_written_read_along_mended_and_used(drop_in: Callable[..., Page]):
-    page = drop_in("lyrics", 390)
+def test_lyrics_stream_while_written_can_be_repaired_and_used(visit_fake: Callable[..., Page]):
+    page = visit_fake("lyrics", 390)
     draft, run = page.locator("#lyrics-draft textarea"), page.locator("#lyrics-run")
     page.locator("#lyrics-brief textarea").fill("slow rain")
     run.click()
     page.wait_for_function("document.querySelector('#lyrics-draft textarea')?.value.length > 9")
     page.locator("#lyrics-stop").click()
     state(page, "stopped", "lyrics").wait_for()
-    assert draft.input_value().startswith("[Verse]"), "what was written stays to be read"
+    assert draft.input_value().startswith("[Verse]"), "the partial draft is kept"
     page.locator("#lyrics-brief textarea").fill("rain")
     run.click()
     page.locator("#lyrics-status", has_text="1 of 2 sections, not as requested").wait_for()
@@ -479,13 +482,15 @@ def test_words_are_written_read_along_mended_and_used(drop_in: Callable[..., Pag
     assert fits_all(page)
 
 
-def test_axe_finds_nothing_on_the_other_tabs(drop_in: Callable[..., Page], tune: Path):
-    page = drop_in("edit", 1440)
+def test_axe_reports_no_violations_on_the_edit_and_cover_tabs(
+    visit_fake: Callable[..., Page], tune: Path
+):
+    page = visit_fake("edit", 1440)
     page.emulate_media(reduced_motion="reduce")
     for mode in ("edit", "cover"):
         page.locator(f"#t-{mode}-button").click()
         page.locator(f"#{mode}-run").wait_for()
-        bring(page, f"{mode}-source", tune)
+        upload(page, f"{mode}-source", tune)
         page.locator(f"#t-{mode}").get_by_role("button", name=tooltips.ADVANCED).click()
         page.locator(f"#{mode}-run").click()
         state(page, "done", mode).wait_for()

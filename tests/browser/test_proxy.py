@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from browsing import ROOT, answers, bring, serving, state, wait
+from browsing import ROOT, responds, serving, state, upload, wait
 from gradio_client import Client, handle_file
 
 import tooltips
@@ -45,7 +45,7 @@ http {{
 
 @pytest.fixture(scope="module")
 def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page's address behind nginx."""
+    """The address of the page behind nginx."""
     program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         reason = "no nginx on this computer: the page behind a proxy was not tested"
@@ -62,12 +62,12 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         locations = example.replace("http://127.0.0.1:7860/", direct)
         assert locations != example
         config = folder / "nginx.conf"
-        user = "user root;" if os.getuid() == 0 else ""  # or its workers could not use `folder`
+        user = "user root;" if os.getuid() == 0 else ""  # else workers cannot access `folder`
         config.write_text(CONFIG.format(user=user, folder=folder, port=port, locations=locations))
         nginx = subprocess.Popen([program, "-p", str(folder), "-c", str(config)])
         try:
             address = f"http://127.0.0.1:{port}/music/"
-            wait(lambda: nginx.poll() is not None or answers(address), 30)
+            wait(lambda: nginx.poll() is not None or responds(address), 30)
             assert nginx.poll() is None, (folder / "error.log").read_text()
             yield address
         finally:
@@ -76,8 +76,8 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_the_prefix_without_a_slash_redirects(proxied: str):
-    answer = httpx.get(proxied.rstrip("/"))
-    assert (answer.status_code, answer.headers["location"]) == (301, proxied)
+    response = httpx.get(proxied.rstrip("/"))
+    assert (response.status_code, response.headers["location"]) == (301, proxied)
 
 
 def test_the_api_takes_and_returns_files_below_a_prefix(proxied: str, tune: Path, tmp_path: Path):
@@ -90,7 +90,7 @@ def test_the_api_takes_and_returns_files_below_a_prefix(proxied: str, tune: Path
 def test_the_page_works_below_a_prefix(open_at: Callable[..., Page], proxied: str, tune: Path):
     """`open_at` fails on any request outside the prefix, and on any that fails."""
     page = open_at(proxied, 1440, "?tab=extend")
-    bring(page, "extend-source", tune)
+    upload(page, "extend-source", tune)
     page.locator("#extend-source-look .play").click()
     sound = page.locator("#extend-source-look audio")
     wait(lambda: sound.evaluate("e => e.duration > 0"), 60)
