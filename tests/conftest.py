@@ -1,4 +1,4 @@
-"""What tests share: the engine on the embedded model, a studio, and real processes."""
+"""Shared fixtures and helpers: the engine on the embedded model, a studio, the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runtime import device  # noqa: E402
 pytest_plugins = ["browsing", "planned_studio"]
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-"""The embedded model needs no hub; a test that wants one starts a process of its own."""
+"""The embedded model needs no hub; a test that needs one starts its own process."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def drain(steps: Iterator[Any]) -> Any:
-    """Run a generator to its end and hand over what it returns."""
+    """Run a generator to its end and return its return value."""
     while True:
         try:
             next(steps)
@@ -41,7 +41,7 @@ def drain(steps: Iterator[Any]) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Learned rates of tests stay out of the person's home."""
+    """Keep the learned rates of tests out of the user's home folder."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["XDG_CACHE_HOME"] = str(folder)
     return folder
@@ -59,14 +59,14 @@ def engine(own_cache):
 
 @pytest.fixture
 def studio(own_cache):
-    """A studio on the embedded model, as `python app.py` would make it."""
+    """A studio on the embedded model, set up as `python app.py` does."""
     import backend
     from models import catalog
 
-    made = backend.Studio(catalog.choose("mini"), device.find_device("cpu"))
-    yield made
-    for visitor in {visitor for visitor, _ in made._results}:
-        made.leave(visitor)
+    instance = backend.Studio(catalog.choose("mini"), device.find_device("cpu"))
+    yield instance
+    for visitor in {visitor for visitor, _ in instance._results}:
+        instance.leave(visitor)
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -74,22 +74,22 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path, own_cache) -> Iterator[Command]:
-    """`python app.py ...` run to its end from an empty folder, in this process: a new one takes
-    seconds to import what this one has."""
+    """Runs `python app.py ...` to its end from an empty folder, in this process: a new one would
+    spend seconds on imports."""
     import app
 
     def run(*args: str) -> subprocess.CompletedProcess[str]:
         capsys.readouterr()
         try:
             code = app.main(args)
-        except SystemExit as left:
-            code = left.code
+        except SystemExit as error:
+            code = error.code
         return subprocess.CompletedProcess(args, code, *capsys.readouterr())
 
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.chdir(tmp_path)
     yield run
-    for number, handler in kept.items():
+    for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
@@ -99,14 +99,14 @@ UNPLANNED = {
     "use_cot_metas": False,
     "use_cot_language": False,
 }
-"""A request that leaves the planner nothing to do."""
+"""Request fields that disable every planner step."""
 
 
 def song(**changes: Any):
-    """A short request with everything resolved, as the engine wants it."""
+    """A short request with every field resolved, as the engine expects it."""
     from core.requests import Generate
 
-    given = {
+    fields = {
         "prompt": "warm lofi piano, vinyl crackle",
         "instrumental": True,
         "duration_s": 10,
@@ -116,10 +116,10 @@ def song(**changes: Any):
         "seed": 7,
         **UNPLANNED,
     }
-    return Generate.of({**given, **changes})
+    return Generate.of({**fields, **changes})
 
 
-def heard(path: Any):
+def read_sound(path: Any):
     """The samples of a sound file, float32 [2, samples]."""
     import soundfile
 
@@ -127,7 +127,7 @@ def heard(path: Any):
 
 
 def run_app(*args: str, cwd: Path = ROOT, timeout: float = 240, **env: str):
-    """`python app.py ...` as a person would run it, to its end."""
+    """Run `python app.py ...` in a new process to its end."""
     return subprocess.run(
         [sys.executable, str(ROOT / "app.py"), *args],
         cwd=cwd,

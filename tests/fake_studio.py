@@ -123,8 +123,8 @@ class FakeStudio:
         """Clear the recorded calls and all takes."""
         self.look_s = 0.0
         self.idea = IDEA
-        self.asked: list[Request] = []
-        self.looked: list[Path] = []
+        self.requests: list[Request] = []
+        self.inspected: list[Path] = []
         self.stopped: list[str] = []
         self.left: list[str] = []
         self.closed = 0
@@ -135,7 +135,7 @@ class FakeStudio:
         return self._card
 
     def run(self, request: Request, visitor: str) -> Iterator[Event]:
-        self.asked.append(request)
+        self.requests.append(request)
         stop = self._stop[visitor]
         stop.clear()
         words = f"{getattr(request, 'prompt', '')} {getattr(request, 'idea', '')}"
@@ -194,7 +194,7 @@ class FakeStudio:
             self.closed += not done
 
     def inspect_audio(self, path: Path) -> AudioInfo:
-        self.looked.append(path)
+        self.inspected.append(path)
         time.sleep(self.look_s)
         try:
             with wave.open(str(path)) as file:
@@ -258,7 +258,7 @@ class FakeStudio:
         """A draft with a verse only; a repair adds the chorus."""
         repaired = bool(request.repair)
         return Draft(
-            id=f"d{len(self.asked)}",
+            id=f"d{len(self.requests)}",
             text=f"{VERSE}\n\n[Chorus]\nrain, rain" if repaired else VERSE,
             asked=("Verse", "Chorus"),
             got=("Verse", "Chorus") if repaired else ("Verse",),
@@ -279,7 +279,7 @@ class FakeStudio:
         return kept + getattr(request, "before_s", 0) + getattr(request, "after_s", 0)
 
     def _record(self, request: Request, spent: float) -> Take:
-        number = len(self.asked)
+        number = len(self.requests)
         slow = "-slow-stems" if "slow stems" in getattr(request, "prompt", "") else ""
         path = self.folder / f"take-{number}{slow}.wav"
         samples = round(self._length(request) * 48_000)

@@ -1,4 +1,4 @@
-"""The page without a browser: its widgets, and the handlers behind its buttons."""
+"""The page without a browser: widgets by elem_id, event handlers called directly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def caller(name: str = "one") -> Any:
 
 
 class Page:
-    """The page without a browser: its widgets, and the handlers behind its buttons."""
+    """The page built on a fake studio, with its widgets and event handlers."""
 
     def __init__(self, studio: FakeStudio) -> None:
         self.studio = studio
@@ -27,28 +27,28 @@ class Page:
         }
 
     def event(self, elem_id: str, does: str | None = None) -> Any:
-        """What happens when the component is used."""
-        wanted = self.blocks[elem_id]._id
+        """The handler of the component's event; `does` picks one of several."""
+        block_id = self.blocks[elem_id]._id
         (found,) = (
             f
             for f in self.demo.fns.values()
-            if f.fn and any(t[0] == wanted and does in (None, t[1]) for t in f.targets)
+            if f.fn and any(t[0] == block_id and does in (None, t[1]) for t in f.targets)
         )
         return found
 
     def inputs(self, mode: str) -> dict[str, Any]:
-        """What a run is asked with, by knob; the region is picked on the song's picture."""
+        """Input widgets of a run by field name; the preview holds the repaint region."""
         found = {b.elem_id.removeprefix(f"{mode}-"): b for b in self.event(f"{mode}-run").inputs}
         return {name.replace("source-look", "region"): b for name, b in found.items()}
 
     def form(self, mode: str = "generate", **changes: Any) -> dict[str, Any]:
-        """What the form holds, as the browser would send it: name to value."""
-        at_first = {name: b.value for name, b in self.inputs(mode).items()}
-        assert changes.keys() <= at_first.keys()
-        return {**at_first, **changes}
+        """Form values by field name, as the browser would send them."""
+        initial = {name: b.value for name, b in self.inputs(mode).items()}
+        assert changes.keys() <= initial.keys()
+        return {**initial, **changes}
 
     def event_named(self, does: str) -> Any:
-        """The page's own event of this kind."""
+        """The only handler of this event, whichever component it belongs to."""
         (found,) = (f for f in self.demo.fns.values() if any(t[1] == does for t in f.targets))
         return found
 
@@ -60,15 +60,15 @@ class Page:
         does: str | None = None,
         does_event: str | None = None,
     ) -> Any:
-        """Every update that pressing the component makes, by elem_id.
+        """Run the component's event handler and return its updates by elem_id.
 
         Args:
-            does: the event, where its handler takes only values.
-            does_event: the event, where its handler is told who calls.
+            does: the event, if its handler takes only values.
+            does_event: the event, if its handler also takes the caller.
         """
         fn = self.event(elem_id, does or does_event).fn
-        answer = fn(*values) if does else fn(caller(by), *values)
-        updates = list(answer) if isinstance(answer, Iterator) else [answer]
+        result = fn(*values) if does else fn(caller(by), *values)
+        updates = list(result) if isinstance(result, Iterator) else [result]
         return [
             {block.elem_id: value for block, value in update.items()}
             if isinstance(update, dict) and all(hasattr(k, "_id") for k in update)
@@ -76,17 +76,17 @@ class Page:
             for update in updates
         ]
 
-    def make(self, mode: str, by: str = "one", **changes: Any) -> list[dict[Any, Any]]:
+    def run_mode(self, mode: str, by: str = "one", **changes: Any) -> list[dict[Any, Any]]:
         return self.press(f"{mode}-run", *self.form(mode, **changes).values(), by=by)
 
     def generate(self, by: str = "one", **changes: Any) -> list[dict[Any, Any]]:
-        return self.make("generate", by, **{"prompt": "a waltz", **changes})
+        return self.run_mode("generate", by, **{"prompt": "a waltz", **changes})
 
-    def ask(self, mode: str, **changes: Any) -> Request:
-        """What the studio is asked for. The job is given up as soon as it is known."""
-        already = len(self.studio.asked)
+    def submit(self, mode: str, **changes: Any) -> Request:
+        """The request that a run sends to the studio. The job is closed once it has arrived."""
+        count = len(self.studio.requests)
         running = self.event(f"{mode}-run").fn(caller(), *self.form(mode, **changes).values())
-        while len(self.studio.asked) == already:
-            assert next(running, None), "it was never asked for"
+        while len(self.studio.requests) == count:
+            assert next(running, None), "no request was sent"
         running.close()
-        return self.studio.asked[-1]
+        return self.studio.requests[-1]

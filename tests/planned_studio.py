@@ -1,4 +1,4 @@
-"""A studio with a planner of random weights: what it writes is nonsense, but legal and repeatable."""
+"""A studio with a planner of random weights: its plans are nonsense, but valid and repeatable."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEADY = {
     "thinking": True,
     "use_cot_caption": False,
 }
-"""Fields of a short song that the planner works on."""
+"""Request fields of a short song that uses the planner."""
 
 
 def music(seconds: float, root: float = 220.0, seed: int = 0) -> np.ndarray:
@@ -37,17 +37,17 @@ def music(seconds: float, root: float = 220.0, seed: int = 0) -> np.ndarray:
 def files(tmp_path_factory) -> dict[str, Path]:
     """Two short songs at 48 kHz, one at 44.1 kHz in mono, and an adapter."""
     folder = tmp_path_factory.mktemp("uploads")
-    made = {name: folder / f"{name}.wav" for name in ("song", "other", "mono")}
-    soundfile.write(made["song"], music(3.2).T, SAMPLE_RATE, "PCM_24")
-    soundfile.write(made["other"], music(2.5, 329.6, 1).T, SAMPLE_RATE, "PCM_24")
-    soundfile.write(made["mono"], music(3.0)[0][::1], 44_100, "PCM_16")
-    made["adapter"] = write(folder / "warm.safetensors", pair())
-    return made
+    paths = {name: folder / f"{name}.wav" for name in ("song", "other", "mono")}
+    soundfile.write(paths["song"], music(3.2).T, SAMPLE_RATE, "PCM_24")
+    soundfile.write(paths["other"], music(2.5, 329.6, 1).T, SAMPLE_RATE, "PCM_24")
+    soundfile.write(paths["mono"], music(3.0)[0][::1], 44_100, "PCM_16")
+    paths["adapter"] = write(folder / "warm.safetensors", pair())
+    return paths
 
 
 @pytest.fixture(scope="module")
 def planned(own_cache, tmp_path_factory):
-    """A studio on the embedded model, its planner with as many codes, in random weights."""
+    """A studio on the embedded model; its planner has random weights and the model's codebook size."""
     import backend
     from models import catalog, checkpoints
     from runtime import device
@@ -56,6 +56,6 @@ def planned(own_cache, tmp_path_factory):
     slots, tiny_planner.SLOTS = tiny_planner.SLOTS, checkpoints.codebook(model.folder)
     folder = tiny_planner.write(tmp_path_factory.mktemp("planner"))
     tiny_planner.SLOTS = slots
-    made = backend.Studio(model, device.find_device("cpu"), str(folder))
-    yield made
-    made.leave("v")
+    instance = backend.Studio(model, device.find_device("cpu"), str(folder))
+    yield instance
+    instance.leave("v")

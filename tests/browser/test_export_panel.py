@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from browsing import fits, fits_all, state, upload
-from conftest import heard
+from conftest import read_sound
 from fake_studio import CARD, LOUDER, FakeStudio
 from gradio_client import Client, handle_file
 
@@ -109,7 +109,7 @@ def test_a_take_is_exported_compared_and_regenerated_from_its_file(
     page.locator("#generate-export-format").get_by_text("FLAC").click()
     (flac,) = _run_export(page, "export", tmp_path)
     wav = _save_take(page, tmp_path)
-    assert np.array_equal(heard(flac), heard(wav))
+    assert np.array_equal(read_sound(flac), read_sound(wav))
     assert b"ACE_SETTINGS=" in flac.read_bytes()
     page.locator("#generate-export-settings input").uncheck()
     page.locator("#generate-export-ai_generated input").uncheck()
@@ -118,15 +118,15 @@ def test_a_take_is_exported_compared_and_regenerated_from_its_file(
     (plain,) = _run_export(page, "export", bare)
     assert b"ACE_SETTINGS=" not in plain.read_bytes()
     assert b"AI_GENERATED" not in plain.read_bytes()
-    assert np.array_equal(heard(plain), heard(wav))
+    assert np.array_equal(read_sound(plain), read_sound(wav))
 
     # Master: the reported loudness is the measured one; the format options above still apply.
     page.locator("#generate-export-settings input").check()
     (master,) = _run_export(page, "master", tmp_path)
     report = page.locator("#generate-master-told").inner_text()
     after = float(re.search(r"(−[\d.]+) LUFS after", report)[1].replace("−", "-"))
-    assert loudness.loudness(heard(master)) == pytest.approx(after, abs=0.06)
-    assert loudness.true_peak(heard(master)) <= -1.0 + 0.01
+    assert loudness.loudness(read_sound(master)) == pytest.approx(after, abs=0.06)
+    assert loudness.true_peak(read_sound(master)) <= -1.0 + 0.01
     assert b"ACE_SETTINGS=" in master.read_bytes()
     assert b"AI_GENERATED" not in master.read_bytes()
 
@@ -150,7 +150,7 @@ def test_a_take_is_exported_compared_and_regenerated_from_its_file(
     assert box.input_value() == "warm lofi piano"
     other.locator("#generate-run").click()
     state(other, "done").wait_for()
-    assert np.array_equal(heard(_save_take(other, bare)), heard(flac))
+    assert np.array_equal(read_sound(_save_take(other, bare)), read_sound(flac))
     assert fits(other)
 
 
@@ -179,7 +179,9 @@ def _check_ab_player(page: Page, files: list[Path]) -> None:
     assert gains[0][1] == gains[1][0] == 0.0
 
     levels = [gains[0][0], gains[1][1]]
-    loud = [loudness.loudness(heard(f) * level) for f, level in zip(files, levels, strict=True)]
+    loud = [
+        loudness.loudness(read_sound(f) * level) for f, level in zip(files, levels, strict=True)
+    ]
     assert abs(loud[0] - loud[1]) <= 0.1
     assert max(levels) == 1.0
     begun = starts[0][0] + 0.2
@@ -189,7 +191,7 @@ def _check_ab_player(page: Page, files: list[Path]) -> None:
     for part, path, level in zip((before, after), files, levels, strict=True):
         # Compare one block only: a busy browser drops some.
         when, samples = part[len(part) // 2]
-        sound = heard(path)[0].astype(np.float64) * level
+        sound = read_sound(path)[0].astype(np.float64) * level
         match = np.correlate(sound, samples, "valid")
         energy = np.convolve(np.square(sound), np.ones(len(samples)), "valid")
         at = int(np.argmin(energy - 2 * match))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import UNPLANNED, drain, heard
+from conftest import UNPLANNED, drain, read_sound
 from trained import forge, pair, train, write
 
 import backend
@@ -63,19 +63,19 @@ def cold(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(played) -> np.ndarray:
-    return heard(run(played).path)
+    return read_sound(run(played).path)
 
 
 def test_an_adapter_is_heard_and_named_and_nothing_of_it_stays(played, plain, warm, cold):
     one = run(played, adapters=[f"{warm}:0.8"])
-    assert (heard(one.path) != plain).mean() > 0.9
+    assert (read_sound(one.path) != plain).mean() > 0.9
     (used,) = one.adapters
     assert (used["name"], used["strength"], used["modules"]) == ("warm.safetensors", 0.8, 12)
     both = run(played, adapters=[f"{warm}:0.8", cold])
     assert [each["name"] for each in both.adapters].count("cold.safetensors") == 1
-    assert not np.array_equal(heard(both.path), heard(one.path))
+    assert not np.array_equal(read_sound(both.path), read_sound(one.path))
     after = run(played)
-    assert np.array_equal(heard(after.path), plain)
+    assert np.array_equal(read_sound(after.path), plain)
     assert after.adapters == ()
 
 
@@ -83,11 +83,11 @@ def test_strength_0_is_no_adapter_bit_for_bit_and_the_same_file_twice_is_one(
     played, plain, warm, tmp_path
 ):
     silent = run(played, adapters=[f"{warm}:0"])
-    assert np.array_equal(heard(silent.path), plain)
+    assert np.array_equal(read_sound(silent.path), plain)
     assert silent.adapters == ()
     twice = run(played, adapters=[warm, shutil.copy(warm, tmp_path / "again.safetensors")])
     assert len(twice.adapters) == 1
-    assert np.array_equal(heard(twice.path), heard(run(played, adapters=[warm]).path))
+    assert np.array_equal(read_sound(twice.path), read_sound(run(played, adapters=[warm]).path))
 
 
 def test_a_take_keeps_its_adapters_whatever_the_visitor_deletes(played, warm, tmp_path):
@@ -95,7 +95,7 @@ def test_a_take_keeps_its_adapters_whatever_the_visitor_deletes(played, warm, tm
     take = run(played, adapters=[f"{mine}:0.5"])
     mine.unlink()
     again = list(played.run(take.to_request(), "v"))[-1]
-    assert np.array_equal(heard(again.path), heard(take.path))
+    assert np.array_equal(read_sound(again.path), read_sound(take.path))
     assert again.adapters == take.adapters
     assert take.for_sharing().request["adapters"][0]["file"] == "mine.safetensors"
     assert str(files.private_folder()) not in Path(take.path).with_suffix(".json").read_text()
@@ -112,13 +112,15 @@ def test_settings_of_an_adapter_come_with_it_as_a_folder_or_beside_it(played, en
     one = run(played, adapters=[tmp_path / "lora"])
     two = run(played, adapters=[{"file": apart, "config": said}])
     assert one.adapters[0]["sha256"] == two.adapters[0]["sha256"]
-    assert np.array_equal(heard(one.path), heard(two.path))
+    assert np.array_equal(read_sound(one.path), read_sound(two.path))
     for take in (one, two):
         again = list(played.run(take.to_request(), "v"))[-1]
-        assert np.array_equal(heard(again.path), heard(one.path)), "not at half its strength"
+        assert np.array_equal(read_sound(again.path), read_sound(one.path)), (
+            "not at half its strength"
+        )
     alone = run(played, adapters=[apart])
     assert "came without its adapter_config.json" in alone.notes[0]
-    assert not np.array_equal(heard(alone.path), heard(one.path))
+    assert not np.array_equal(read_sound(alone.path), read_sound(one.path))
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
@@ -149,7 +151,7 @@ def test_a_file_asks_for_its_adapters_and_makes_the_same_samples_with_them(
     assert compare(file, again) == "The samples are the same, every one."
 
     without = list(played.run(settings.request_of(told, adapters=()), "v"))[-1]
-    assert np.array_equal(heard(without.path), plain)
+    assert np.array_equal(read_sound(without.path), plain)
     said = differences(told, without)
     assert len(said) == 2
     assert any("warm.safetensors was applied at 0.7 then" in line for line in said)
@@ -251,7 +253,7 @@ def test_numbers_that_are_none_are_found_on_the_device_and_the_next_song_is_whol
     tensors[f"{Q}.lora_A.weight"][0, 0] = float("nan")
     ending = run(played, adapters=[warm, write(tmp_path / "nan.safetensors", tensors)])
     assert (ending.code, "nan.safetensors" in ending.message) == ("adapter-unreadable", True)
-    assert np.array_equal(heard(run(played).path), plain)
+    assert np.array_equal(read_sound(run(played).path), plain)
 
 
 def test_a_job_with_adapters_goes_to_another_process_and_is_timed(played, warm):
@@ -272,7 +274,7 @@ def test_adapters_play_in_an_edit_too_and_outside_it_nothing_changes(played, war
         list(played.run(Extend.of({**asked, "adapters": worn}), "v"))[-1] for worn in ([], [warm])
     ]
     assert all(isinstance(each, Take) for each in made), made
-    before, after = (heard(each.path) for each in made)
+    before, after = (read_sound(each.path) for each in made)
     kept = plain.shape[1] - 4800
     assert np.array_equal(before[:, :kept], after[:, :kept])
     assert not np.array_equal(before, after)

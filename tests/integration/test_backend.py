@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import heard, song
+from conftest import read_sound, song
 
 import backend
 from audio import encode, settings
@@ -91,15 +91,15 @@ def test_a_take_tells_how_it_was_made_and_no_path(studio):
 
 
 def test_one_seed_means_the_same_bytes_and_another_means_others(studio):
-    one, two = (heard(end(studio, song()).path) for _ in range(2))
+    one, two = (read_sound(end(studio, song()).path) for _ in range(2))
     assert np.array_equal(one, two)
-    assert not np.array_equal(heard(end(studio, song(seed=8)).path), one)
+    assert not np.array_equal(read_sound(end(studio, song(seed=8)).path), one)
 
 
 def test_a_retake_of_a_resolved_request_is_the_same_song(studio):
     first = end(studio, song(prompt="ambient pad", seed=None, inference_steps=None))
     again = end(studio, first.to_request())
-    assert np.array_equal(heard(first.path), heard(again.path))
+    assert np.array_equal(read_sound(first.path), read_sound(again.path))
 
 
 def stop_at(studio, request, stage, step, visitor="v"):

@@ -746,7 +746,7 @@ def flags(request: dict) -> list[str]:
 def by_page(studio, request: dict, _: Path) -> Path:
     page = Page(studio)
     form = page.inputs("generate")
-    page.make("generate", "page", **{k: v for k, v in request.items() if k in form})
+    page.run_mode("generate", "page", **{k: v for k, v in request.items() if k in form})
     return Path(studio.takes("page")[0].path)
 
 

@@ -1,4 +1,4 @@
-"""What must hold after many jobs, in fresh processes, and at full length."""
+"""Memory, files and samples after many jobs, in fresh processes, and at full length."""
 
 from __future__ import annotations
 
@@ -37,55 +37,60 @@ STAGES = {
 
 
 @pytest.mark.timeout(60 + 10 * CANCELS)
-def test_random_cancels_leave_the_studio_as_it_was(planned, tmp_path, monkeypatch):
-    """In the planner, while encoding, sampling and decoding, in every mode."""
-    monkeypatch.setattr(vae, "TILE_FRAMES", 64)  # more places to stop at
-    source = tmp_path / "brought.wav"
+def test_random_cancels_leave_no_files_and_no_memory_growth(planned, tmp_path, monkeypatch):
+    """Cancelled in the planner, while encoding, sampling and decoding, in every mode."""
+    monkeypatch.setattr(vae, "TILE_FRAMES", 64)  # more steps to cancel at
+    source = tmp_path / "source.wav"
     soundfile.write(source, music(4).T, SAMPLE_RATE, "PCM_24")
-    asked = {
+    fields = {
         "generate": {"prompt": "lofi", "duration_s": 10},
         "cover": {"source": source},
         "extend": {"source": source, "after_s": 2},
         "edit": {"source": source, "start_s": 1, "end_s": 3},
     }
-    requests = {mode: MODES[mode].of({**LONG, **given}) for mode, given in asked.items()}
-    usual = {mode: _stages(planned, request) for mode, request in requests.items()}
-    me, dice, rss, met = psutil.Process(), random.Random(50), [], {mode: set() for mode in MODES}
+    requests = {mode: MODES[mode].of({**LONG, **given}) for mode, given in fields.items()}
+    counts = {mode: _stages(planned, request) for mode, request in requests.items()}
+    process, rng, rss, cancelled = (
+        psutil.Process(),
+        random.Random(50),
+        [],
+        {mode: set() for mode in MODES},
+    )
     before = {p.name for p in private_folder().glob("*/")}
     for turn in range(CANCELS):
         mode = list(requests)[turn % 4]
-        stage = dice.choice(sorted(usual[mode]))
-        place = dice.randrange(usual[mode][stage])
+        stage = rng.choice(sorted(counts[mode]))
+        remaining = rng.randrange(counts[mode][stage])
         began, first = time.monotonic(), None
         for event in planned.run(requests[mode], "c"):
             first = first or time.monotonic() - began
             if event.kind == "progress" and event.stage == stage:
-                place -= 1
-                if place < 0:
+                remaining -= 1
+                if remaining < 0:
                     planned.stop("c")
-        assert isinstance(event, Cancelled), f"a stop at {stage} came to nothing"
-        assert first < 2.0, "the next job starts at once"
-        met[mode].add(event.stage)
+        assert isinstance(event, Cancelled), f"the stop at {stage} had no effect"
+        assert first < 2.0, "the next job starts within two seconds"
+        cancelled[mode].add(event.stage)
         planned.leave("c")
-        rss.append(me.memory_info().rss)
-    print(f"MB after each: {[r >> 20 for r in rss]}; stopped in: {met}")
+        rss.append(process.memory_info().rss)
+    print(f"MB after each: {[r >> 20 for r in rss]}; stopped in: {cancelled}")
     assert {p.name for p in private_folder().glob("*/")} == before
     for mode, stages in STAGES.items():
-        assert CANCELS < 100 or stages <= met[mode], f"{mode} was never stopped in some stage"
+        assert CANCELS < 100 or stages <= cancelled[mode], f"{mode} was never stopped in some stage"
     settled, last = rss[CANCELS // 4 : CANCELS // 2], rss[-CANCELS // 4 :]
     assert max(last) <= max(settled) * 1.02
 
 
 def _stages(studio, request) -> Counter[str]:
-    """How often each stage is heard of in a run where what can be remembered is."""
+    """Number of progress events per stage in a run with warm caches."""
     for _ in range(2):
-        *told, take = studio.run(request, "v")
+        *events, take = studio.run(request, "v")
         assert isinstance(take, Take)
     studio.leave("v")
-    return Counter(event.stage for event in told)
+    return Counter(event.stage for event in events)
 
 
-FRESH = """
+SAMPLES_SCRIPT = """
 import hashlib, json, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
@@ -93,32 +98,32 @@ import numpy as np
 import backend
 from models import catalog
 from runtime import device
-from conftest import heard
+from conftest import read_sound
 from core.requests import MODES
 from planned_studio import STEADY
 
 studio = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), {planner!r})
-said = {{}}
-for mode, given in {asked}.items():
+results = {{}}
+for mode, given in {fields}.items():
     take = list(studio.run(MODES[mode].of({{**STEADY, **given}}), "v"))[-1]
-    said[mode] = [hashlib.sha256(heard(take.path).tobytes()).hexdigest(), take.plan, take.codes]
+    results[mode] = [hashlib.sha256(read_sound(take.path).tobytes()).hexdigest(), take.plan, take.codes]
 studio.leave("v")
-print(json.dumps(said))
+print(json.dumps(results))
 """
 
 
 def test_every_mode_makes_the_same_samples_in_a_fresh_process(planned, files):
     song = str(files["song"])
-    asked = {
+    fields = {
         "generate": {"prompt": "lofi", "duration_s": 10},
         "cover": {"source": song, "strength": 0.5, "infer_method": "sde"},
         "extend": {"source": song, "after_s": 2},
         "edit": {"source": song, "kind": "morph", "prompt": "chimes", "n_avg": 2},
     }
-    script = FRESH.format(
+    script = SAMPLES_SCRIPT.format(
         root=str(ROOT),
         tests=str(ROOT / "tests"),
-        asked=asked,
+        fields=fields,
         planner=str(planned.setup.planner.folder),
     )
     one, two = (json.loads(_python(script)) for _ in range(2))
@@ -126,7 +131,7 @@ def test_every_mode_makes_the_same_samples_in_a_fresh_process(planned, files):
     assert all(plan for _, plan, _ in one.values())
 
 
-WHOLE = """
+MEMORY_SCRIPT = """
 import resource, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import backend
@@ -147,7 +152,7 @@ def test_four_minutes_fit_into_four_gigabytes(planned, tmp_path, mode, seconds):
     soundfile.write(source, music(seconds).T, SAMPLE_RATE, "PCM_24")
     given = {"source": str(source), "inference_steps": 2, "use_cot_caption": False, "seed": 1}
     given |= {"after_s": 40.0} if mode == "extend" else {}
-    script = WHOLE.format(
+    script = MEMORY_SCRIPT.format(
         root=str(ROOT),
         tests=str(ROOT / "tests"),
         planner=str(planned.setup.planner.folder),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import heard
+from conftest import read_sound
 from planned_studio import STEADY
 
 import backend
@@ -189,7 +189,7 @@ def test_a_knob_that_listening_cannot_use_is_told(far_wall, at_rest, files, mode
 @pytest.mark.parametrize("mode", MODES)
 def test_the_same_request_is_the_same_take(planned, files, mode):
     one, two = (run(planned, mode, **asked(mode, files, use_cot_caption=True)) for _ in range(2))
-    assert np.array_equal(heard(one.path), heard(two.path))
+    assert np.array_equal(read_sound(one.path), read_sound(two.path))
     assert (one.plan, one.codes) == (two.plan, two.codes)
     assert one.plan
 
@@ -218,7 +218,7 @@ def test_extended_by_what_was_asked_and_the_song_stays(
     planned, files, name, rate, before_s, after_s
 ):
     take = run(planned, "extend", source=files[name], before_s=before_s, after_s=after_s)
-    made = heard(take.path)
+    made = read_sound(take.path)
     source = planned._uploads.read(files[name])
     before, after = round(before_s * SAMPLE_RATE), round(after_s * SAMPLE_RATE)
     assert made.shape[1] == before + source.samples + after == take.samples
@@ -233,7 +233,7 @@ def test_extended_by_what_was_asked_and_the_song_stays(
 
 def test_a_repaint_says_that_nothing_outside_changed(planned, files):
     take = run(planned, "edit", source=files["song"], start_s=1.0, end_s=2.0)
-    before, after = heard(files["song"]), heard(take.path)
+    before, after = read_sound(files["song"]), read_sound(take.path)
     fade = round(0.025 * SAMPLE_RATE)
     outside = np.ones(before.shape[1], bool)
     outside[SAMPLE_RATE - fade : 2 * SAMPLE_RATE + fade] = False
@@ -254,7 +254,7 @@ def test_a_take_forgets_no_file_and_tells_no_path(planned, files, tmp_path):
     assert told["names"] == {"source": "my song.wav"}
     assert str(private_folder()) not in json.dumps(told)
     again = list(planned.run(take.to_request(), "v"))[-1]
-    assert np.array_equal(heard(again.path), heard(take.path))
+    assert np.array_equal(read_sound(again.path), read_sound(take.path))
 
 
 def test_the_planner_alone_answers_with_an_idea(planned, files):

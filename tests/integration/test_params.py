@@ -38,7 +38,7 @@ def plain(engine):
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_changing_it_changes_the_samples(engine, plain, name):
+def test_changing_a_parameter_changes_the_samples(engine, plain, name):
     assert rms(render(engine, **{name: CHANGES[name]}) - plain) > 1e-3 * rms(plain)
 
 

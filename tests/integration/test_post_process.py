@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, drain, heard
+from conftest import ROOT, drain, read_sound
 from fake_hub import FakeHub
 from meters import RATE, band, ebur128, noise, tone
 from safetensors.torch import save_file
@@ -338,7 +338,7 @@ def test_the_studio_splits_a_take_and_frees_memory_first(row, own_cache, monkeyp
         assert LICENCE_NOTE in both.notes
         assert [Path(path).suffix for path in both.paths] == [".zip", *4 * [".wav"]]
         sound = sum(soundfile.read(path, always_2d=True)[0] for path in both.paths[1:])
-        assert np.abs(sound.T - heard(take.path)).max() < 1e-6
+        assert np.abs(sound.T - read_sound(take.path)).max() < 1e-6
         assert isinstance(stems(stop_at=("Splitting into stems", 1)), Cancelled)
 
         made.runner.models.unload_all()
@@ -349,7 +349,7 @@ def test_the_studio_splits_a_take_and_frees_memory_first(row, own_cache, monkeyp
         assert Path(again.paths[0]).read_bytes() == Path(both.paths[0]).read_bytes()
         song = list(made.run(asked, "v"))[-1]
         assert loaded() == ["mini"]
-        assert np.array_equal(heard(song.path), heard(take.path))
+        assert np.array_equal(read_sound(song.path), read_sound(take.path))
     finally:
         made.leave("v")
         made.runner.models.unload_all()

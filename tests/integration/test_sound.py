@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import UNPLANNED, drain, heard
+from conftest import UNPLANNED, drain, read_sound
 
 import backend
 import pipeline
@@ -109,7 +109,7 @@ def test_a_continuation_that_was_told_nothing_keeps_the_tempo(own_cache, pieces,
         soundfile.write(brought, source.T, SAMPLE_RATE, "PCM_24")
         request = Extend.of({"source": brought, "after_s": 12, "seed": 1, "use_cot_caption": False})
         take = list(studio.run(request, "v"))[-1]
-        added = heard(take.path)[:, source.shape[1] :]
+        added = read_sound(take.path)[:, source.shape[1] :]
         right.append(measure.tempo_right(measure.tempo(added, SAMPLE_RATE), piece.bpm))
         assert take.changed_outside == 0
     studio.leave("v")

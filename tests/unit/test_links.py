@@ -1,4 +1,4 @@
-"""Settings in a link: what it brings back, and what is refused."""
+"""Share links: which settings they restore, and which links are rejected."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def _take(request: Any) -> Any:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_a_link_brings_back_every_value_and_no_path(data: st.DataObject):
+def test_link_restores_every_value_and_contains_no_path(data: st.DataObject):
     mode = data.draw(st.sampled_from([*MODES]))
-    asked: dict[str, Any] = {"prompt": data.draw(st.text(min_size=1, max_size=40)) + "x"}
-    asked |= {"lyrics": data.draw(st.text(max_size=200))}
+    fields: dict[str, Any] = {"prompt": data.draw(st.text(min_size=1, max_size=40)) + "x"}
+    fields |= {"lyrics": data.draw(st.text(max_size=200))}
     for param in MODES[mode].params():
         if param.choices:
-            asked[param.name] = data.draw(st.sampled_from(param.choices))
+            fields[param.name] = data.draw(st.sampled_from(param.choices))
         elif param.type is bool:
-            asked[param.name] = data.draw(st.booleans())
+            fields[param.name] = data.draw(st.booleans())
         elif param.type in (int, float) and param.name not in (
             "cfg_interval_end",
             "end_s",
@@ -37,34 +37,34 @@ def test_a_link_brings_back_every_value_and_no_path(data: st.DataObject):
         ):
             whole = st.integers(int(np.ceil(param.low)), int(param.high))
             fine = st.floats(param.low, param.high, allow_nan=False)
-            asked[param.name] = data.draw(whole if param.type is int else fine)
-    asked |= {"cfg_interval_start": 0.0, "n_min": 0.0, "after_s": 3.5}
+            fields[param.name] = data.draw(whole if param.type is int else fine)
+    fields |= {"cfg_interval_start": 0.0, "n_min": 0.0, "after_s": 3.5}
     if mode != "generate":
-        asked["source"] = "/home/somebody/secret name.wav"
-    asked = {k: v for k, v in asked.items() if k in MODES[mode].model_fields}
-    request = MODES[mode].of(asked)
+        fields["source"] = "/home/somebody/secret name.wav"
+    fields = {k: v for k, v in fields.items() if k in MODES[mode].model_fields}
+    request = MODES[mode].of(fields)
     link = restore.link_to(_take(request))
     assert "secret" not in link
     assert "#" not in link.partition("#")[0]
     found = restore.read_link(link)
     assert found is not None
-    back, values, files = found
-    told = request.model_dump(mode="json")
-    assert back == mode
-    assert values == {name: told[name] for name in values}
-    assert {*told} - {*values} <= {"source", "reference", "adapters"}
+    restored, values, files = found
+    expected = request.model_dump(mode="json")
+    assert restored == mode
+    assert values == {name: expected[name] for name in values}
+    assert {*expected} - {*values} <= {"source", "reference", "adapters"}
     assert files == (("source",) if mode != "generate" else ())
 
 
-def test_the_longest_lyrics_fit_into_a_link():
+def test_longest_lyrics_fit_into_a_link():
     request = Generate.of({"prompt": "x", "lyrics": "歌" * 4096})
     link = restore.link_to(_take(request))
     assert restore.read_link(link)[1]["lyrics"] == "歌" * 4096
-    assert len(link.partition("#")[0]) < 20, "the rest never travels to a server"
+    assert len(link.partition("#")[0]) < 20, "a fragment is never sent to a server"
 
 
 @pytest.mark.parametrize("link", ["", "?tab=edit", "?tab=lyrics", "#studio", "?__theme=dark#"])
-def test_a_link_without_settings_changes_nothing(link: str):
+def test_link_without_settings_changes_nothing(link: str):
     assert restore.read_link(link) is None
 
 
@@ -86,9 +86,9 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize(("link", "told"), HOSTILE.items(), ids=range(len(HOSTILE)))
-def test_a_link_that_is_wrong_is_refused_in_words(link: str, told: str):
+@pytest.mark.parametrize(("link", "message"), HOSTILE.items(), ids=range(len(HOSTILE)))
+def test_invalid_link_is_rejected_with_a_reason(link: str, message: str):
     with pytest.raises(StudioError, match="settings in the link cannot be used") as caught:
         restore.read_link(link)
-    assert told in caught.value.message
+    assert message in caught.value.message
     assert "/etc" not in caught.value.message

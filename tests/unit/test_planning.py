@@ -1,4 +1,4 @@
-"""What is asked of the planner, and which tempo is believed; the rest is in `test_modes`."""
+"""Fields requested from the planner, and tempo correction; the rest is in `test_modes`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runtime import planning
 
 
 @pytest.mark.parametrize(
-    ("heard", "measured", "sure", "told"),
+    ("detected", "measured", "sure", "expected"),
     [
         (None, 120.0, True, None),
         (97, None, False, 97),
@@ -22,12 +22,14 @@ from runtime import planning
         (97, 310.0, True, 97),
     ],
 )
-def test_a_sure_measuring_corrects_what_was_heard_but_not_its_octave(heard, measured, sure, told):
-    assert planning.corrected_tempo(heard, measured, sure) == told
+def test_certain_measurement_corrects_detected_tempo_but_not_its_octave(
+    detected, measured, sure, expected
+):
+    assert planning.corrected_tempo(detected, measured, sure) == expected
 
 
 @pytest.mark.parametrize(
-    ("mode", "given", "found"),
+    ("mode", "given", "requested"),
     [
         ("generate", {"use_cot_caption": True}, True),
         ("generate", {}, False),
@@ -38,6 +40,8 @@ def test_a_sure_measuring_corrects_what_was_heard_but_not_its_octave(heard, meas
         ("edit", {"source": "a.wav", "kind": "morph", "source_prompt": "house"}, False),
     ],
 )
-def test_a_style_that_was_given_is_kept_and_a_missing_one_is_found(mode, given, found):
+def test_caption_is_requested_only_where_the_style_is_missing_or_rewriting_is_on(
+    mode, given, requested
+):
     request = MODES[mode].of({"prompt": "warm lofi piano", "thinking": True, **given})
-    assert ("caption" in plan_format.requested_fields(request)) == found
+    assert ("caption" in plan_format.requested_fields(request)) == requested

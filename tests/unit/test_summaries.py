@@ -1,4 +1,4 @@
-"""Results in words: measurements, masters, loudness-matched playback."""
+"""Result summaries: measurements, mastering, loudness-matched playback."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from core.results import ExportedFiles
 from web import summaries
 
 
-def test_a_check_tells_asked_and_measured_and_where_nobody_is_sure():
-    told = {what: (asked, found) for what, asked, found in summaries.measurements(CHECK)}
-    assert told["Tempo"] == ("92 bpm", "46 bpm (half)")
-    assert told["Key"] == ("not set", "uncertain")
-    assert told["Loudness"] == ("", "−18.4 LUFS")
-    assert told["True peak"] == ("", "−3.1 dBTP")
-    assert told["Silences"] == ("", "1.2 s at 0:07")
-    assert told["Clipping"] == ("", "12 samples")
+def test_measurements_show_requested_and_measured_values_and_uncertainty():
+    rows = {
+        name: (requested, measured) for name, requested, measured in summaries.measurements(CHECK)
+    }
+    assert rows["Tempo"] == ("92 bpm", "46 bpm (half)")
+    assert rows["Key"] == ("not set", "uncertain")
+    assert rows["Loudness"] == ("", "−18.4 LUFS")
+    assert rows["True peak"] == ("", "−3.1 dBTP")
+    assert rows["Silences"] == ("", "1.2 s at 0:07")
+    assert rows["Clipping"] == ("", "12 samples")
     sine = np.zeros((2, 48_000), np.float32)
     silent = analysis.check(sine, Generate.of({"prompt": "x"})).model_dump(mode="json")
-    told = dict(row[::2] for row in summaries.measurements(silent))
-    assert (told["Loudness"], told["Clipping"], told["Key"]) == ("silence", "none", "silence")
+    rows = dict(row[::2] for row in summaries.measurements(silent))
+    assert (rows["Loudness"], rows["Clipping"], rows["Key"]) == ("silence", "none", "silence")
     assert summaries.measurements({}) == ()
 
 
-def test_a_master_says_before_after_gain_peak_and_a_target_it_missed():
-    said = summaries.export_summary(ExportedFiles(mode="master", paths=("a.wav",), facts=LOUDER))
+def test_master_summary_shows_loudness_gain_peak_and_a_missed_target():
+    summary = summaries.export_summary(ExportedFiles(mode="master", paths=("a.wav",), facts=LOUDER))
     for part in ("−18.4 LUFS before", "−14.9 LUFS after", "gain +4.1 dB", "true peak −1.0 dBTP"):
-        assert part in said
-    assert "target of −14.0 LUFS was not reached" in said
+        assert part in summary
+    assert "target of −14.0 LUFS was not reached" in summary
     silent = {**LOUDER, "before_lufs": None, "after_lufs": None, "true_peak_dbtp": None}
     silent = ExportedFiles(mode="master", paths=("a.wav",), facts=silent)
     assert summaries.export_summary(silent) == tooltips.NOT_MASTERED
 
 
-def test_the_louder_take_is_turned_down_and_none_is_turned_up():
+def test_matching_gains_lower_the_louder_take_and_raise_none():
     assert loudness.matching_gains([-14.2, -17.0]) == pytest.approx([-2.8, 0.0])
     assert loudness.matching_gains([None, -17.0]) == [0.0, 0.0]
