@@ -1,4 +1,4 @@
-"""An editor for tests: a daemon process, what it is told and all that it says, in order."""
+"""A JSON-RPC client for tests: starts a daemon process and records its messages in order."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ REAL = str(ROOT / "app.py")
 
 
 class Editor:
-    """Starts `program`; its tracks are in `cache`. Leaving a `with` kills what still runs."""
+    """Runs `program` with its track cache in `cache`; leaving the `with` block kills it."""
 
     def __init__(self, cache: Path, program: str = QUICK, **env: str) -> None:
         self.tracks = cache / "tracks"
-        own = {k: v for k, v in os.environ.items() if not k.startswith(("LOFI_", "ACE_"))}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LOFI_", "ACE_"))}
         self.process = subprocess.Popen(
             [sys.executable, program, *(["daemon"] if program == REAL else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={
-                **own,
+                **inherited,
                 "LOFI_CACHE_PATH": str(cache),
                 "LOFI_CONFIG": "none.toml",
                 "PYTHONPATH": str(ROOT),
                 **env,
             },
         )
-        self.said: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
         self.raw: list[bytes] = []
         self.log = b""
         self._more = threading.Condition()
@@ -65,7 +65,7 @@ class Editor:
         for line in self.process.stdout:
             with self._more:
                 self.raw.append(line)
-                self.said.append(json.loads(line))
+                self.messages.append(json.loads(line))
                 self._more.notify_all()
 
     def _err(self) -> None:
@@ -85,67 +85,71 @@ class Editor:
 
     @contextlib.contextmanager
     def not_reading(self) -> Iterator[None]:
-        """What the daemon says stays in the pipe for a while."""
+        """Stop reading: the daemon's output stays in the pipe inside the `with` block."""
         with self._more:
             yield
 
     def find(self, wanted: Callable[[dict[str, Any]], Any], within_s: float = 90) -> dict[str, Any]:
-        """The first message beside batches that is `wanted`, which may have come already."""
+        """The first message for which `wanted` is true, received already or later; no batches.
+
+        AssertionError after `within_s` seconds or once the process has exited.
+        """
         deadline, seen = time.monotonic() + within_s, 0
         with self._more:
             while True:
-                for message in self.said[seen:]:
+                for message in self.messages[seen:]:
                     if isinstance(message, dict) and wanted(message):
                         return message
-                seen = len(self.said)
+                seen = len(self.messages)
                 left = deadline - time.monotonic()
                 if left <= 0 or (self.process.poll() is not None and not self._more.wait(0.5)):
-                    raise AssertionError(f"not said; the log: {self.log.decode()[-2000:]}")
+                    raise AssertionError(f"no such message; the log: {self.log.decode()[-2000:]}")
                 self._more.wait(min(left, 1))
 
     def logs(self, text: bytes, within_s: float = 20) -> bool:
-        """Whether standard error says `text`, which is read beside the wire and may come later."""
+        """Whether standard error contains `text` within `within_s` seconds."""
         deadline = time.monotonic() + within_s
         while text not in self.log and time.monotonic() < deadline:
             time.sleep(0.02)
         return text in self.log
 
-    def answer(self, name: Any) -> dict[str, Any]:
+    def response(self, name: Any) -> dict[str, Any]:
+        """The response to the request with id `name`."""
         return self.find(lambda m: "method" not in m and m.get("id") == name)
 
-    def ask(self, method: str, /, **params: Any) -> dict[str, Any]:
-        """The result of a request."""
-        answer = self.answer(self.send(method, **params))
-        assert "error" not in answer, answer
-        return answer["result"]
+    def call(self, method: str, /, **params: Any) -> dict[str, Any]:
+        """Send a request; its result. AssertionError if it fails."""
+        response = self.response(self.send(method, **params))
+        assert "error" not in response, response
+        return response["result"]
 
-    def refusal(self, method: str, /, **params: Any) -> tuple[int, str]:
-        """Number and constant of the error that a request gets; all errors have the same shape."""
-        return told(self.answer(self.send(method, **params)))
+    def call_error(self, method: str, /, **params: Any) -> tuple[int, str]:
+        """Send a request that fails; number and constant of its error."""
+        return error_of(self.response(self.send(method, **params)))
 
     def notes(self, track: str, kind: str = "") -> list[dict[str, Any]]:
-        """The notifications about a track so far, in order."""
+        """Notifications about a track so far, in order."""
         with self._more:
             return [
                 m
-                for m in self.said
+                for m in self.messages
                 if isinstance(m, dict)
                 and m.get("method", "").startswith(f"generation_{kind}")
                 and m["params"]["track_id"] == track
             ]
 
     def downloads(self, kind: str, count: int) -> list[dict[str, Any]]:
-        """What was told of downloads, once there are `count` messages of that kind."""
+        """Parameters of the download notifications, once there are `count` of that kind."""
         method = f"download_{kind}"
 
-        def told(_: Any = None) -> list[dict[str, Any]]:
-            return [m["params"] for m in self.said if m.get("method") == method]
+        def received() -> list[dict[str, Any]]:
+            return [m["params"] for m in self.messages if m.get("method") == method]
 
-        self.find(lambda _: len(told()) >= count)
-        return told()
+        self.find(lambda _: len(received()) >= count)
+        return received()
 
     def ending(self, track: str, nth: int = 0) -> dict[str, Any]:
-        """How the track's job ended: the notification's short name with its fields."""
+        """How the track's job ended: the notification's short name as "outcome", and its fields."""
         endings = ("generation_complete", "generation_error", "generation_cancelled")
         seen = []
 
@@ -155,17 +159,17 @@ class Editor:
             return len(seen) > nth
 
         found = self.find(wanted)
-        return {"how": found["method"].removeprefix("generation_"), **found["params"]}
+        return {"outcome": found["method"].removeprefix("generation_"), **found["params"]}
 
     def end(self, within_s: float = 20) -> int:
-        """Close the input; the exit code."""
+        """Close standard input; the exit code."""
         self.process.stdin.close()
         return self.process.wait(within_s)
 
 
-def told(answer: dict[str, Any]) -> tuple[int, str]:
-    """Number and constant of an error; all of them have the same shape."""
-    error = answer["error"]
+def error_of(response: dict[str, Any]) -> tuple[int, str]:
+    """Number and constant of an error response; all errors have the same shape."""
+    error = response["error"]
     assert set(error) == {"code", "message", "data"}
     assert set(error["data"]) == {"error_code", "details"}
     assert error["data"]["details"].endswith(".")

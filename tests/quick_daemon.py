@@ -1,7 +1,7 @@
-"""The daemon on a fake studio: real transport, queue and cache, with tones instead of music.
+"""The daemon on a fake studio: real transport, queue and cache, tones instead of music.
 
-Words in the prompt choose what happens: "slow" takes long, "fail" fails, "noisy" prints wherever it
-can, "native" blocks in native code, which Python cannot interrupt, and "crash" raises.
+Words in the prompt choose the behaviour: "slow" takes long, "fail" fails, "noisy" prints to standard
+output in every way, "native" blocks in native code that Python cannot interrupt, "crash" raises.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lofi import server
 
 
 class Studio(FakeStudio):
-    """A fake studio that misbehaves on request, with no model loaded."""
+    """A fake studio with misbehaviour chosen by the prompt; no model is loaded."""
 
     runner = SimpleNamespace(models=SimpleNamespace(holds=lambda _: False))
 

@@ -1,4 +1,4 @@
-"""A MusicGen with random weights, in the layout of transformers, that makes a sound of its own."""
+"""A small MusicGen with random weights in the layout of transformers, whose output varies."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ WORDS = "warm slow lofi piano drums bass night rain a the of with and house beat
 
 
 def tokenizer() -> Tokenizer:
-    """Whole words, each piece ended as T5 ends it."""
+    """A word-level tokenizer that ends each text with </s>, as T5's does."""
     marks = ["<pad>", "</s>", "<unk>"]
-    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(marks + WORDS)}, "<unk>"))
-    made.normalizer = normalizers.Lowercase()
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(
+    built = Tokenizer(models.WordLevel({w: i for i, w in enumerate(marks + WORDS)}, "<unk>"))
+    built.normalizer = normalizers.Lowercase()
+    built.pre_tokenizer = pre_tokenizers.Whitespace()
+    built.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
-    made.add_special_tokens(marks)
-    return made
+    built.add_special_tokens(marks)
+    return built
 
 
 def model(seed: int = 0, ratios: Sequence[int] = (8, 5, 4, 4), **decoder):
     """The model in memory: 0.2 million parameters, four codebooks of 64 words, 32 kHz.
 
-    Its frame is as long as the product of `ratios`: 640 samples as in earnest, or more, for long
-    pieces of few tokens.
+    Its frame is as long as the product of `ratios`: 640 samples as in the published models, or
+    more, for long pieces of few tokens.
     """
     import torch
     from transformers import (
@@ -72,21 +72,21 @@ def model(seed: int = 0, ratios: Sequence[int] = (8, 5, 4, 4), **decoder):
         decoder=MusicgenDecoderConfig(**{**shape, **decoder}).to_dict(),
     )
     torch.manual_seed(seed)
-    made = MusicgenForConditionalGeneration(config).eval().requires_grad_(False)
-    for name, weight in made.named_parameters():
+    built = MusicgenForConditionalGeneration(config).eval().requires_grad_(False)
+    for name, weight in built.named_parameters():
         if name.startswith(("decoder", "text_encoder", "enc_to_dec")) and weight.ndim == 2:
-            weight.normal_(0, 0.25)  # strong layers, or every token is as likely as any other
+            weight.normal_(0, 0.25)  # large weights, else all tokens are equally likely
         if name.startswith("audio_encoder.decoder") and "bias" in name:
-            weight.zero_()  # else it is they that are heard, and not the tokens
-    for layer in made.audio_encoder.quantizer.layers:
-        layer.codebook.embed.normal_(0, 1.0)  # they start as zeros, and all tokens sound the same
-    made.generation_config.decoder_start_token_id = 64
-    made.generation_config.pad_token_id = made.generation_config.bos_token_id = 64
-    return made
+            weight.zero_()  # else the biases dominate the output, not the tokens
+    for layer in built.audio_encoder.quantizer.layers:
+        layer.codebook.embed.normal_(0, 1.0)  # initialised to zeros: all tokens would sound alike
+    built.generation_config.decoder_start_token_id = 64
+    built.generation_config.pad_token_id = built.generation_config.bos_token_id = 64
+    return built
 
 
 def write(folder: Path, seed: int = 0, **shape) -> Path:
-    """The model and its tokenizer as files."""
+    """Save the model and its tokenizer; the folder."""
     model(seed, **shape).save_pretrained(folder)
     tokenizer().save(str(folder / "tokenizer.json"))
     return folder

@@ -1,4 +1,4 @@
-"""A tiny transformer of ACE-Step's shape with random weights, and inputs for it."""
+"""A tiny transformer of ACE-Step's architecture with random weights, and inputs for it."""
 
 from __future__ import annotations
 
@@ -41,11 +41,13 @@ def inputs(frames: int, rows: int, seed: int = 0, tokens: int = 13):
 
 
 def by_stock(transformer, shared, cond, null):
+    """Output of diffusers' transformer, [rows, frames, channels]."""
     both = torch.cat([cond, null]) if len(shared["timestep"]) == 2 else cond
     return transformer(encoder_hidden_states=both, **shared)[0]
 
 
 def by_fast(fast, shared, constants):
+    """Output of our fast transformer, [rows, frames, channels]."""
     fast.bind(constants)
     placeholder = constants.placeholder.expand(len(shared["timestep"]), -1, -1)
     return fast(encoder_hidden_states=placeholder, **shared)[0]

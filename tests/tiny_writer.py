@@ -22,20 +22,20 @@ TEXTS = (
 
 def tokenizer() -> Tokenizer:
     """Byte-level BPE with Qwen's splitting and its special tokens."""
-    made = Tokenizer(models.BPE())
+    built = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(QWEN), "isolated")
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.pre_tokenizer = pre_tokenizers.Sequence([split, level])
-    made.decoder = decoders.ByteLevel()
+    built.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+    built.decoder = decoders.ByteLevel()
     letters = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=360, initial_alphabet=letters, show_progress=False)
-    made.train_from_iterator(TEXTS, trainer)
-    made.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    return made
+    built.train_from_iterator(TEXTS, trainer)
+    built.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return built
 
 
 def write(folder: Path, seed: int = 0, **changes) -> Path:
-    """A Qwen2 with random weights as transformers saves it; mlx-lm reads the same files."""
+    """Save a Qwen2 with random weights in transformers' layout, which mlx-lm reads too."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -54,7 +54,7 @@ def write(folder: Path, seed: int = 0, **changes) -> Path:
     config = Qwen2Config(**{**shape, **changes})
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(config)
-    with torch.no_grad():  # strong layers, or a tied head only repeats the last token
+    with torch.no_grad():  # large weights, else a tied head only repeats the last token
         for name, weight in model.named_parameters():
             if weight.ndim == 2:
                 weight.normal_(0, 0.15 if "embed" in name else 0.3)
@@ -74,7 +74,7 @@ def load(engine: str, folder: Path) -> Songwriter:
 
 
 def quantise(source: Path, folder: Path) -> Path:
-    """The model in `source` with 4-bit weights, as mlx-lm's own converter saves it."""
+    """Save the model in `source` with 4-bit weights, as mlx-lm's converter does; the folder."""
     import mlx.core as mx
     from mlx_lm.utils import load_model, quantize_model, save_config, save_model
 

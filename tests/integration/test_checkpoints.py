@@ -1,4 +1,4 @@
-"""Models on disk: found, whole, fetched; and every way they can be broken, by name."""
+"""Models on disk: finding, checking and downloading them, and errors that name the damage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MINI = catalog.MODELS["mini"].folder
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of the embedded model to break, as a model of its own."""
+    """A copy of the embedded model to damage."""
     folder = tmp_path / "founders-model"
     shutil.copytree(MINI, folder)
     return folder
@@ -35,11 +35,11 @@ def refused(folder, code):
     with pytest.raises(StudioError) as caught:
         load(folder)
     assert caught.value.code == code, caught.value
-    assert str(folder.parent) not in str(caught.value), "no path of this machine is told"
+    assert str(folder.parent) not in str(caught.value), "no local path in the message"
     return str(caught.value)
 
 
-def test_the_table_is_complete_and_its_defaults_are_safe():
+def test_every_catalog_model_has_a_licence_size_and_sound_defaults():
     for model in catalog.MODELS.values():
         assert model.licence
         assert model.may_sell is not None
@@ -55,16 +55,16 @@ def test_each_device_has_its_default_model():
     assert catalog.default_name("cuda") == catalog.default_name("mps") == "xl-sft"
 
 
-def test_the_embedded_model_is_on_disk_small_and_says_its_size():
+def test_the_embedded_model_is_small_and_its_listed_size_is_right():
     files = [f for f in MINI.glob("**/*") if f.is_file()]
     assert max(f.stat().st_size for f in files) < 24_000_000
     assert sum(f.stat().st_size for f in files) < 62_000_000
-    said = catalog.MODELS["mini"].size_bytes
-    assert abs(sum(f.stat().st_size for f in files) - said) < 0.1 * said
+    listed = catalog.MODELS["mini"].size_bytes
+    assert abs(sum(f.stat().st_size for f in files) - listed) < 0.1 * listed
 
 
 @pytest.mark.parametrize("name", ["nobody", "../etc", "a/b/c", "x/../y", ""])
-def test_unknown_models_are_named(name):
+def test_an_unknown_model_name_lists_the_known_ones(name):
     with pytest.raises(StudioError) as caught:
         catalog.choose(name)
     assert caught.value.code == "model-unknown"
@@ -72,14 +72,14 @@ def test_unknown_models_are_named(name):
 
 
 def test_a_folder_and_a_hub_id_are_models_with_unknown_licence(copy):
-    ours = catalog.choose(str(copy))
-    assert ours.folder == copy
-    assert ours.licence == "unknown"
-    assert ours.may_sell is None
+    local = catalog.choose(str(copy))
+    assert local.folder == copy
+    assert local.licence == "unknown"
+    assert local.may_sell is None
     assert catalog.choose("somebody/something").repo == "somebody/something"
 
 
-def test_a_turbo_folder_gets_turbos_defaults(copy):
+def test_a_turbo_folder_gets_turbo_defaults(copy):
     config = copy / "transformer" / "config.json"
     config.write_text(config.read_text().replace('"is_turbo": false', '"is_turbo": true'))
     model = catalog.choose(str(copy))
@@ -99,11 +99,11 @@ def test_truncated_weights_are_refused_before_loading(copy, part):
 
 def test_other_damage_names_the_file(copy):
     path = weights(copy, "transformer")
-    whole = path.read_bytes()
-    for damage in (b"", whole[:5], struct.pack("<Q", 2**60) + whole[8:], b"\x08" + b"\0" * 99):
+    intact = path.read_bytes()
+    for damage in (b"", intact[:5], struct.pack("<Q", 2**60) + intact[8:], b"\x08" + b"\0" * 99):
         path.write_bytes(damage)
         assert f"transformer/{path.name}" in refused(copy, "model-broken")
-    path.write_bytes(whole)
+    path.write_bytes(intact)
     config = copy / "vae" / "config.json"
     config.write_text("{half")
     assert "vae/config.json" in refused(copy, "model-broken")
@@ -117,7 +117,7 @@ def test_missing_files_are_named(copy):
 
 
 def change(folder, part, edit):
-    """Rewrite the tensors of a part in place, spread over its files as they were."""
+    """Edit the tensors of a part in place, each in its own file."""
     for path in sorted((folder / part).glob("*.safetensors")):
         tensors = load_file(path)
         edit(tensors)
@@ -139,23 +139,23 @@ def test_nan_in_the_weights_is_refused(copy):
 
 
 def test_an_empty_silence_latent_is_refused(copy):
-    def hush(tensors):
+    def silence(tensors):
         if "silence_latent" in tensors:
             tensors["silence_latent"] = torch.zeros_like(tensors["silence_latent"])
 
-    change(copy, "condition_encoder", hush)
+    change(copy, "condition_encoder", silence)
     assert "silence latent" in refused(copy, "model-broken")
 
 
-def test_parts_of_different_models_do_not_fit(copy):
+def test_parts_of_different_models_are_refused(copy):
     config = copy / "vae" / "config.json"
-    said = json.loads(config.read_text())
-    said["sampling_rate"] *= 2
-    config.write_text(json.dumps(said))
+    settings = json.loads(config.read_text())
+    settings["sampling_rate"] *= 2
+    config.write_text(json.dumps(settings))
     assert "latent frames a second 50 against 25" in refused(copy, "model-mismatch")
 
 
-def test_the_fingerprint_follows_the_weights(copy):
+def test_the_fingerprint_changes_with_the_weights(copy):
     before = checkpoints.fingerprint(copy)
     assert before == checkpoints.fingerprint(MINI)
     path = weights(copy, "transformer")
@@ -167,7 +167,7 @@ def test_the_fingerprint_follows_the_weights(copy):
 
 @pytest.fixture
 def hub(copy):
-    """A model hub on this machine that serves the copy as founders/model."""
+    """A local model hub that serves the copy as founders/model."""
     root = copy.parent / "hub"
     (root / "founders").mkdir(parents=True)
     shutil.move(copy, root / "founders" / "model")
@@ -188,7 +188,7 @@ def online(hub, tmp_path):
     }
 
 
-def test_a_model_is_fetched_on_first_use_and_only_then(hub, tmp_path):
+def test_a_model_is_downloaded_on_first_use_only(hub, tmp_path):
     out = tmp_path / "song.wav"
     args = (
         *("generate", "--model", "founders/model", "--planner", "none", "--prompt", "lofi"),
@@ -206,18 +206,18 @@ def test_a_model_is_fetched_on_first_use_and_only_then(hub, tmp_path):
     bodies = len(hub.log)
     second = run_app(*args, **online(hub, tmp_path))
     assert second.returncode == 0, second.stderr
-    assert len(hub.log) == bodies, "nothing is asked of the hub for a model that is here"
+    assert len(hub.log) == bodies, "no request for a model already downloaded"
 
 
-def test_offline_the_model_its_size_and_the_command_are_named(tmp_path):
+def test_offline_error_names_the_model_its_size_and_the_command(tmp_path):
     failed = run_app(
         *("generate", "--model", "xl-sft", "--device", "cpu", "--prompt", "x"),
         HF_HOME=str(tmp_path),
         HF_HUB_OFFLINE="1",
     )
     assert failed.returncode == 1
-    for said in ("ACE-Step 1.5 XL SFT", "11.5 GB", "python app.py fetch xl-sft"):
-        assert said in failed.stderr
+    for text in ("ACE-Step 1.5 XL SFT", "11.5 GB", "python app.py fetch xl-sft"):
+        assert text in failed.stderr
     assert "Traceback" not in failed.stderr
 
 
@@ -226,7 +226,7 @@ def test_unreachable_hub_and_unknown_repository_are_distinguished(hub, tmp_path)
     assert wrong.returncode == 2
     assert "hub-unknown" in wrong.stderr
     hub.stop()
-    gone = run_app("fetch", "founders/model", **online(hub, tmp_path))
-    assert gone.returncode == 2
-    assert "model-missing" in gone.stderr
-    assert "Traceback" not in gone.stderr
+    offline = run_app("fetch", "founders/model", **online(hub, tmp_path))
+    assert offline.returncode == 2
+    assert "model-missing" in offline.stderr
+    assert "Traceback" not in offline.stderr

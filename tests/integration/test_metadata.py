@@ -1,4 +1,4 @@
-"""Tags of files made from others: a recording keeps its own, a studio file names its model."""
+"""Tags of derived files: recordings keep their own, studio files name their model."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def written(path: Path, kind: str, tags: Tags, settings=None) -> Path:
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
-def test_a_persons_recording_keeps_its_tags_and_claims_no_model_and_no_ai(kind, tmp_path):
+def test_a_recording_keeps_its_tags_and_gets_no_model_or_ai_label(kind, tmp_path):
     source = written(tmp_path / f"song.{kind}", kind, MINE)
     tags, notes = metadata.tags_for(source, None, tmp_path)
     assert (tags, notes) == (MINE, ())
 
 
-def test_ai_is_claimed_of_a_recording_only_where_the_person_asks(tmp_path):
+def test_a_recording_gets_the_ai_label_only_on_request(tmp_path):
     source = written(tmp_path / "song.flac", "flac", MINE)
-    for requested, claimed in ((None, False), (False, False), (True, True)):
+    for requested, labelled in ((None, False), (False, False), (True, True)):
         tags, _ = metadata.tags_for(source, None, tmp_path, requested)
-        assert tags.ai_generated is claimed
+        assert tags.ai_generated is labelled
         assert tags.model == ""
     assert metadata.tags_for(source, None, tmp_path, True)[0].line() == "Live. AI-generated."
 
 
-def test_a_studio_file_names_its_model_and_keeps_what_the_person_added(tmp_path):
+def test_a_studio_file_names_its_model_and_keeps_added_tags(tmp_path):
     mixed = Tags("Renamed", "mini", "MIT", recording={"artist": "Me"}, comment="Take 3.")
     source = written(tmp_path / "a.mp3", "mp3", mixed)
     tags, _ = metadata.tags_for(source, SETTINGS, tmp_path)
@@ -51,7 +51,7 @@ def test_a_studio_file_names_its_model_and_keeps_what_the_person_added(tmp_path)
     assert not metadata.tags_for(source, SETTINGS, tmp_path, False)[0].ai_generated
 
 
-def test_a_studio_file_without_a_title_is_named_by_its_style(tmp_path):
+def test_a_studio_file_without_a_title_gets_its_style_as_title(tmp_path):
     source = written(tmp_path / "a.wav", "wav", Tags("x"))
     source.write_bytes(source.read_bytes().replace(b"INAM", b"IXXX"))
     assert metadata.tags_for(source, SETTINGS, tmp_path)[0].title == "warm piano"
@@ -59,7 +59,7 @@ def test_a_studio_file_without_a_title_is_named_by_its_style(tmp_path):
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
-def test_a_studio_file_that_lost_its_settings_still_says_so(kind, tmp_path):
+def test_a_studio_file_without_settings_keeps_its_ai_label_and_model(kind, tmp_path):
     source = written(tmp_path / f"a.{kind}", kind, Tags("Piano", "mini", "MIT"))
     tags, _ = metadata.tags_for(source, None, tmp_path)
     assert tags.ai_generated
@@ -67,7 +67,7 @@ def test_a_studio_file_that_lost_its_settings_still_says_so(kind, tmp_path):
     assert (tags.model, tags.licence) == ("mini", "MIT")
 
 
-def test_tags_that_cannot_be_read_are_a_note_and_no_failure(tmp_path, monkeypatch):
+def test_unreadable_tags_give_a_note_and_no_error(tmp_path, monkeypatch):
     def fail(*_):
         raise StudioError("internal", kind="TypeError")
 
@@ -83,7 +83,7 @@ def test_tags_that_cannot_be_read_are_a_note_and_no_failure(tmp_path, monkeypatc
     ("cover", "word"),
     [(b"GIF89a" + bytes(100), "neither"), (JPEG + bytes(16 << 20), "larger than 15 MB")],
 )
-def test_cover_art_that_cannot_be_kept_is_left_out_with_a_note(cover, word, tmp_path, monkeypatch):
+def test_unsupported_cover_art_is_omitted_with_a_note(cover, word, tmp_path, monkeypatch):
     source = written(tmp_path / "a.wav", "wav", MINE)
     found = decode.FileMetadata({"title": "A"}, cover)
     monkeypatch.setattr(decode, "read_metadata", lambda *_: found)
@@ -92,7 +92,7 @@ def test_cover_art_that_cannot_be_kept_is_left_out_with_a_note(cover, word, tmp_
     assert word in notes[0]
 
 
-def test_titles_are_the_first_words_of_a_style():
+def test_a_title_is_the_first_words_of_the_style():
     assert metadata.title_of(" warm \n piano ") == "warm piano"
     assert metadata.title_of("word " * 30) == ("word " * 12).strip()
     assert metadata.title_of("x" * 99) == "x" * 60

@@ -1,4 +1,4 @@
-"""The embedded model's own making: laws of its parts, and the small mode from end to end."""
+"""Training of the embedded model: properties of its parts, and the small mode end to end."""
 
 import random
 
@@ -24,20 +24,20 @@ from mini.vae import LATENTS, Codec, LatentScale, export, initialise
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_seed_says_everything(style):
+def test_a_seed_determines_the_piece_and_its_audio(style):
     first, second = (compose(7, 12.0, style=style) for _ in range(2))
     assert first == second
     assert first.notes
     assert np.array_equal(render(first), render(second))
 
 
-def test_a_crop_is_a_piece_of_the_whole():
+def test_a_rendered_crop_equals_that_part_of_the_full_render():
     piece = compose(3)
     assert np.array_equal(render(piece, 100, 50), render(piece)[:, 100 * HOP : 150 * HOP])
     assert piano_roll(piece, 0, piece.frames).sum() > 0
 
 
-def test_nothing_is_louder_than_full_scale():
+def test_rendered_audio_stays_below_full_scale():
     assert max(np.abs(render(compose(seed, 12.0))).max() for seed in range(20)) < 1
 
 
@@ -54,16 +54,16 @@ def test_rendered_music_has_the_tempo_and_key_it_was_composed_in():
     assert np.mean(keys) > 0.7  # a loop may dwell on the dominant
 
 
-def test_any_asked_tempo_falls_to_its_nearest_on_the_grid():
+def test_every_prompted_tempo_rounds_to_the_tempo_of_the_piece():
     rng = random.Random(0)
     for beat in BEAT_FRAMES:
         piece = compose(1, 8.0, style="lofi", beat_frames=beat)
-        asked = {bpm_near(piece, rng) for _ in range(50)}
-        assert all(min(BEAT_FRAMES, key=lambda b: abs(1500 / bpm - b)) == beat for bpm in asked)
-        assert bpm_of(beat) in asked
+        prompted = {bpm_near(piece, rng) for _ in range(50)}
+        assert all(min(BEAT_FRAMES, key=lambda b: abs(1500 / bpm - b)) == beat for bpm in prompted)
+        assert bpm_of(beat) in prompted
 
 
-def test_the_exported_codec_is_the_codec():
+def test_the_exported_codec_equals_the_trained_codec():
     torch.manual_seed(0)
     codec = Codec().eval()
     sound = torch.from_numpy(render(compose(1), 0, 80))[None]
@@ -74,13 +74,13 @@ def test_the_exported_codec_is_the_codec():
         latents = codec.encode(sound)
         exported = vae.encode(sound).latent_dist.mean
         assert torch.allclose(exported, scale.normalise(latents), atol=1e-4)
-        # At its ends a decoder sees zeros, which mean another latent once the scale is folded in.
+        # The decoder pads with zeros, which stand for another latent once the scale is folded in.
         inner = slice(25 * HOP, -25 * HOP)
-        played, wanted = vae.decode(exported).sample, codec.decode(latents)
-        assert torch.allclose(played[..., inner], wanted[..., inner], atol=1e-4)
+        decoded, expected = vae.decode(exported).sample, codec.decode(latents)
+        assert torch.allclose(decoded[..., inner], expected[..., inner], atol=1e-4)
 
 
-def test_a_codec_comes_back_out_of_its_export():
+def test_a_codec_is_restored_from_its_export():
     torch.manual_seed(0)
     codec = Codec().eval()
     initialise(codec, torch.from_numpy(render(compose(1), 0, 80))[None])
@@ -91,16 +91,18 @@ def test_a_codec_comes_back_out_of_its_export():
 
 
 @pytest.mark.parametrize("beat", BEAT_FRAMES)
-def test_the_clock_has_a_hand_for_every_beat_and_bar(beat):
-    hands, frames = clock(800), torch.arange(800)
-    assert hands.shape == (800, LATENTS)
+def test_the_clock_has_a_channel_for_every_beat_and_bar_period(beat):
+    channels, frames = clock(800), torch.arange(800)
+    assert channels.shape == (800, LATENTS)
     for period in (beat, 4 * beat):
-        turning = torch.sin(2 * torch.pi * frames / period)
-        likeness = [torch.corrcoef(torch.stack([turning, hand]))[0, 1] for hand in hands.T[:60]]
-        assert max(likeness) > 0.999
+        sine = torch.sin(2 * torch.pi * frames / period)
+        correlations = [
+            torch.corrcoef(torch.stack([sine, channel]))[0, 1] for channel in channels.T[:60]
+        ]
+        assert max(correlations) > 0.999
 
 
-def test_prompts_are_the_pipelines_to_the_byte():
+def test_prompts_equal_the_pipelines_byte_for_byte():
     metas = {"bpm": 92, "keyscale": "F# minor", "timesignature": "4"}
     for given in (metas, dict.fromkeys(metas)):
         text, lyric = AceStepPipeline._format_prompt(
@@ -111,7 +113,7 @@ def test_prompts_are_the_pipelines_to_the_byte():
 
 
 class _Formatter:
-    """As much of the pipeline as formats a prompt."""
+    """The part of the pipeline that formats a prompt."""
 
     _build_metadata_string = staticmethod(AceStepPipeline._build_metadata_string)
 
@@ -123,7 +125,7 @@ def test_keys_and_numbers_are_single_tokens(tmp_path):
     assert tokenizer.decode(tokenizer("the major chord").input_ids) == "the major chord"
 
 
-def test_captions_name_the_style_and_what_plays():
+def test_captions_name_the_style_and_only_instruments_that_play():
     rng = random.Random(1)
     for seed in range(30):
         piece = compose(seed, 8.0)
@@ -132,7 +134,7 @@ def test_captions_name_the_style_and_what_plays():
         assert "drums" not in text or "no drums" in text or "drums" in piece.parts
 
 
-def test_the_small_mode_makes_a_whole_checkpoint(tmp_path):
+def test_the_small_mode_makes_a_complete_checkpoint(tmp_path):
     vendor = tmp_path / "model"
     make(tmp_path / "work", vendor, SMALL)
     pipe = AceStepPipeline.from_pretrained(vendor, torch_dtype=torch.float32)
@@ -172,15 +174,17 @@ def test_the_small_mode_makes_a_whole_checkpoint(tmp_path):
     first, last = (tokenizer.convert_tokens_to_ids(planner.code_token(n)) for n in (0, 4095))
     assert last - first == 4095
 
-    make(tmp_path / "work", vendor, SMALL)  # goes on where it stood: nothing is left to do
-    make(tmp_path / "next", tmp_path / "second", SMALL, start=vendor)  # or from what was made
+    make(tmp_path / "work", vendor, SMALL)  # resumes: nothing is left to do
+    make(
+        tmp_path / "next", tmp_path / "second", SMALL, start=vendor
+    )  # starts from the finished model
     assert (tmp_path / "second" / "model_index.json").exists()
 
 
 @pytest.mark.long
-def test_the_style_of_a_rendered_piece_is_told_at_the_studios_rate():
-    """What is held out and was never sampled must pass the measure that the songs are held to."""
+def test_the_style_of_a_rendered_piece_is_recognised_at_48_khz():
+    """Held-out rendered pieces must pass the style test that generated songs are held to."""
     classifier = evaluation.StyleClassifier(60)
     pieces = evaluation.held_out_pieces(20)
-    told = [classifier.style(*evaluation.as_heard(piece)) == piece.style for piece in pieces]
-    assert np.mean(told) >= 0.9
+    correct = [classifier.style(*evaluation.as_heard(piece)) == piece.style for piece in pieces]
+    assert np.mean(correct) >= 0.9

@@ -1,8 +1,8 @@
-"""A pretended ZeroGPU: the real `spaces` package, forked workers, a scheduler that takes notes.
+"""A simulated ZeroGPU: the real `spaces` package, forked workers, a fake scheduler.
 
 torch is hidden from the child process, since `spaces` would look for a CUDA device in it; the
-engine is a stand-in that yields steps. Everything between is real: pickling, forking, the flag
-file, durations, abortion.
+engine is a fake that yields steps. The rest is real: pickling, forking, the stop file, durations,
+abortion.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from conftest import ROOT
 
 @pytest.fixture
 def scheduler():
-    """ZeroGPU's device API, as far as `spaces` asks for it; notes what is scheduled."""
-    asked = []
+    """A fake of the part of ZeroGPU's device API that `spaces` uses; records its requests."""
+    requests = []
 
     class Api(BaseHTTPRequestHandler):
         def do_POST(self):
             url = urlparse(self.path)
-            asked.append((url.path, {k: v[0] for k, v in parse_qs(url.query).items()}))
+            requests.append((url.path, {k: v[0] for k, v in parse_qs(url.query).items()}))
             body = b""
             if url.path == "/schedule":
                 body = json.dumps(
@@ -47,7 +47,7 @@ def scheduler():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    server.asked = asked
+    server.requests = requests
     yield server
     server.shutdown()
 
@@ -69,39 +69,39 @@ MAIN, MARK, MINI = os.getpid(), {mark!r}, catalog.MODELS["mini"]
 assert device.ON_ZERO
 
 class Engine:
-    "The far wall: steps that take time, in the forked worker."
+    "A fake engine: slow steps in the forked worker."
     model = MINI
 
-    def text_to_music(self, song, **_):
+    def text_to_music(self, request, **_):
         assert os.getpid() != MAIN
         yield Progress(stage="Reading the words")
-        for i in range(song.inference_steps + 1):
-            yield Progress(stage="Denoising", step=i, steps=song.inference_steps)
+        for i in range(request.inference_steps + 1):
+            yield Progress(stage="Denoising", step=i, steps=request.inference_steps)
             time.sleep(0.05)
-            if song.seed == 13 or (song.seed == 14 and not os.path.exists(MARK)):
+            if request.seed == 13 or (request.seed == 14 and not os.path.exists(MARK)):
                 open(MARK, "w").close()
                 os._exit(1)
         yield Progress(stage="Decoding")
-        return RenderedAudio(np.zeros((2, 480), np.float32), None, song.seed)
+        return RenderedAudio(np.zeros((2, 480), np.float32), None, request.seed)
 
-class Nothing:
-    "What scipy measures; it would look for torch."
+class NoCheck:
+    "Replaces the audio check, whose scipy would import torch."
     model_dump = lambda self, **_: {{}}
 
-analysis.check = lambda *_: Nothing()
+analysis.check = lambda *_: NoCheck()
 device.version = lambda _: "hidden"
 device.free = lambda _: None
 studio = backend.Studio(MINI, device.find_device(), planner="none")
 studio.runner.models._loaded[MINI, MINI.folder] = Engine()
 studio.runner.models._fingerprints[MINI.folder] = "0" * 64
 
-def ask(**given):
-    return Generate.of({{"prompt": "x", "duration_s": 10, **given}})
+def song(**params):
+    return Generate.of({{"prompt": "x", "duration_s": 10, **params}})
 """
 
 
-def play(scheduler, tmp_path, body: str) -> str:
-    """Run `body` in a process that believes it is on ZeroGPU; what it printed."""
+def run_on_zerogpu(scheduler, tmp_path, body: str) -> str:
+    """Run `body` in a process with ZeroGPU's environment; its standard output."""
     script = CHILD.format(mark=str(tmp_path / "mark"))
     process = subprocess.Popen(
         [sys.executable, "-c", script + textwrap.dedent(body)],
@@ -124,21 +124,21 @@ def play(scheduler, tmp_path, body: str) -> str:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # forked workers outlive their parent
     assert process.returncode == 0, err[-3000:]
-    said = [line for line in out.splitlines() if not line.startswith("SPACES_ZERO_GPU_DEBUG")]
-    return "\n".join(said)
+    lines = [line for line in out.splitlines() if not line.startswith("SPACES_ZERO_GPU_DEBUG")]
+    return "\n".join(lines)
 
 
-def seconds(scheduler) -> list[int]:
-    return [int(q["durationSeconds"]) for path, q in scheduler.asked if path == "/schedule"]
+def scheduled_seconds(scheduler) -> list[int]:
+    return [int(q["durationSeconds"]) for path, q in scheduler.requests if path == "/schedule"]
 
 
-def test_a_song_is_made_in_a_worker_and_the_next_asks_for_what_was_used(scheduler, tmp_path):
-    out = play(
+def test_a_worker_makes_the_song_and_the_next_duration_is_the_measured_one(scheduler, tmp_path):
+    out = run_on_zerogpu(
         scheduler,
         tmp_path,
         """
         for _ in range(2):
-            events = list(studio.run(ask(inference_steps=4, seed=1), "v"))
+            events = list(studio.run(song(inference_steps=4, seed=1), "v"))
             print(events[-1].kind, [e.step for e in events if getattr(e, "stage", "") == "Denoising"])
         """,
     )
@@ -146,46 +146,46 @@ def test_a_song_is_made_in_a_worker_and_the_next_asks_for_what_was_used(schedule
     assert first.startswith("take")
     assert second.startswith("take")
     assert "4]" in first
-    asked = seconds(scheduler)
-    assert asked[0] == 60, "nothing was measured yet: the least that is asked then"
-    assert asked[1] < 5, "measured: what was used and a margin"
+    requested = scheduled_seconds(scheduler)
+    assert requested[0] == 60, "the minimum before anything was measured"
+    assert requested[1] < 5, "the measured time and a margin"
 
 
-def test_stop_crosses_the_process_and_while_waiting_spends_no_quota(scheduler, tmp_path):
-    out = play(
+def test_stop_reaches_the_worker_and_a_stopped_waiting_job_uses_no_quota(scheduler, tmp_path):
+    out = run_on_zerogpu(
         scheduler,
         tmp_path,
         """
         began = None
-        for event in studio.run(ask(inference_steps=90, seed=1), "v"):
+        for event in studio.run(song(inference_steps=90, seed=1), "v"):
             if event.kind == "progress" and event.stage == "Denoising" and event.step == 3:
                 studio.stop("v"); began = time.monotonic()
         print(event.kind, round(time.monotonic() - began, 2), len(os.listdir(files.private_folder())))
         enter = device_queue.DeviceQueue.enter
-        device_queue.DeviceQueue.enter = lambda *given: (studio.stop("v"), enter(*given))[1]
-        print(list(studio.run(ask(inference_steps=2, seed=1), "v"))[-1].kind)
+        device_queue.DeviceQueue.enter = lambda *args: (studio.stop("v"), enter(*args))[1]
+        print(list(studio.run(song(inference_steps=2, seed=1), "v"))[-1].kind)
         """,
     )
-    crossed, waiting = out.strip().splitlines()
-    kind, took, left = crossed.split()
+    running, waiting = out.strip().splitlines()
+    kind, took, left = running.split()
     assert kind == "cancelled"
     assert float(took) < 1.5
     assert left == "0"
     assert waiting == "cancelled"
-    assert len(seconds(scheduler)) == 1, "of the first"
+    assert len(scheduled_seconds(scheduler)) == 1, "only the first song was scheduled"
 
 
 def test_an_aborted_task_is_retried_once_with_double_the_time(scheduler, tmp_path):
-    out = play(
+    out = run_on_zerogpu(
         scheduler,
         tmp_path,
         """
         for seed in (13, 14):
-            ending = list(studio.run(ask(inference_steps=2, seed=seed), "v"))[-1]
+            ending = list(studio.run(song(inference_steps=2, seed=seed), "v"))[-1]
             print(ending.kind, getattr(ending, "code", ""))
             if seed == 13:
                 os.remove(MARK)
         """,
     )
     assert [line.strip() for line in out.splitlines()] == ["failed gpu-aborted", "take"]
-    assert seconds(scheduler) == [60, 120, 60, 120]
+    assert scheduled_seconds(scheduler) == [60, 120, 60, 120]
