@@ -1,4 +1,4 @@
-"""Adapters from request to sound, on the real studio: what plays, what is told, what is refused."""
+"""Adapters end to end on the studio: applied, recorded, replayed, rejected."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ Q = "layers.0.self_attn.q_proj"
 
 @pytest.fixture(scope="module")
 def played(own_cache):
-    """A studio without a planner, so that adapters alone make the difference."""
-    made = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
-    yield made
-    made.leave("v")
+    """A studio without planner, so that only adapters change the samples."""
+    instance = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
+    yield instance
+    instance.leave("v")
 
 
 def run(studio, **given):
@@ -66,7 +66,7 @@ def plain(played) -> np.ndarray:
     return read_sound(run(played).path)
 
 
-def test_an_adapter_is_heard_and_named_and_nothing_of_it_stays(played, plain, warm, cold):
+def test_adapter_changes_samples_is_recorded_and_is_removed_afterwards(played, plain, warm, cold):
     one = run(played, adapters=[f"{warm}:0.8"])
     assert (read_sound(one.path) != plain).mean() > 0.9
     (used,) = one.adapters
@@ -79,9 +79,7 @@ def test_an_adapter_is_heard_and_named_and_nothing_of_it_stays(played, plain, wa
     assert after.adapters == ()
 
 
-def test_strength_0_is_no_adapter_bit_for_bit_and_the_same_file_twice_is_one(
-    played, plain, warm, tmp_path
-):
+def test_strength_0_changes_no_sample_and_duplicate_files_count_once(played, plain, warm, tmp_path):
     silent = run(played, adapters=[f"{warm}:0"])
     assert np.array_equal(read_sound(silent.path), plain)
     assert silent.adapters == ()
@@ -90,7 +88,7 @@ def test_strength_0_is_no_adapter_bit_for_bit_and_the_same_file_twice_is_one(
     assert np.array_equal(read_sound(twice.path), read_sound(run(played, adapters=[warm]).path))
 
 
-def test_a_take_keeps_its_adapters_whatever_the_visitor_deletes(played, warm, tmp_path):
+def test_take_keeps_its_adapters_after_the_file_is_deleted(played, warm, tmp_path):
     mine = Path(shutil.copy(warm, tmp_path / "mine.safetensors"))
     take = run(played, adapters=[f"{mine}:0.5"])
     mine.unlink()
@@ -101,42 +99,42 @@ def test_a_take_keeps_its_adapters_whatever_the_visitor_deletes(played, warm, tm
     assert str(files.private_folder()) not in Path(take.path).with_suffix(".json").read_text()
 
 
-def test_settings_of_an_adapter_come_with_it_as_a_folder_or_beside_it(played, engine, tmp_path):
+def test_adapter_config_is_read_from_folder_or_separate_file(played, engine, tmp_path):
     from peft import LoraConfig
 
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q"])
     train(engine.pipe.transformer, config, tmp_path / "lora")
-    apart = tmp_path / "apart.safetensors"
-    shutil.copy(tmp_path / "lora" / "adapter_model.safetensors", apart)
-    said = tmp_path / "lora" / "adapter_config.json"
+    copied = tmp_path / "copied.safetensors"
+    shutil.copy(tmp_path / "lora" / "adapter_model.safetensors", copied)
+    config_file = tmp_path / "lora" / "adapter_config.json"
     one = run(played, adapters=[tmp_path / "lora"])
-    two = run(played, adapters=[{"file": apart, "config": said}])
+    two = run(played, adapters=[{"file": copied, "config": config_file}])
     assert one.adapters[0]["sha256"] == two.adapters[0]["sha256"]
     assert np.array_equal(read_sound(one.path), read_sound(two.path))
     for take in (one, two):
         again = list(played.run(take.to_request(), "v"))[-1]
         assert np.array_equal(read_sound(again.path), read_sound(one.path)), (
-            "not at half its strength"
+            "the replay applies the full strength"
         )
-    alone = run(played, adapters=[apart])
+    alone = run(played, adapters=[copied])
     assert "came without its adapter_config.json" in alone.notes[0]
     assert not np.array_equal(read_sound(alone.path), read_sound(one.path))
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
-def test_a_file_asks_for_its_adapters_and_makes_the_same_samples_with_them(
+def test_replay_requires_its_adapters_and_gives_the_same_samples(
     played, plain, warm, cold, tmp_path, kind
 ):
     take = run(played, adapters=[f"{warm}:0.7", f"{cold}:1.2"])
     file = Path(take.path)
     if kind != "wav":
         file = tmp_path / f"song.{kind}"
-        told = settings.settings_of(take)
+        recorded = settings.settings_of(take)
         tags = Tags("x", "mini", "MIT")
-        drain(encode.convert(Path(take.path), file, kind, told, tags))
-    told = settings.read_settings(file)
+        drain(encode.convert(Path(take.path), file, kind, recorded, tags))
+    recorded = settings.read_settings(file)
     with pytest.raises(StudioError) as raised:
-        settings.request_of(told)
+        settings.request_of(recorded)
     assert raised.value.code == "settings-need-adapter"
     assert "warm.safetensors" in raised.value.message
     assert "cold.safetensors" in raised.value.message
@@ -145,48 +143,48 @@ def test_a_file_asks_for_its_adapters_and_makes_the_same_samples_with_them(
         AdapterRef.of(str(cold)),
         AdapterRef.of(str(shutil.copy(warm, tmp_path / "renamed.safetensors"))),
     ]
-    request = settings.request_of(told, adapters=match_adapters(told, given))
+    request = settings.request_of(recorded, adapters=match_adapters(recorded, given))
     again = list(played.run(request, "v"))[-1]
-    assert differences(told, again) == []
+    assert differences(recorded, again) == []
     assert compare(file, again) == "The samples are the same, every one."
 
-    without = list(played.run(settings.request_of(told, adapters=()), "v"))[-1]
+    without = list(played.run(settings.request_of(recorded, adapters=()), "v"))[-1]
     assert np.array_equal(read_sound(without.path), plain)
-    said = differences(told, without)
-    assert len(said) == 2
-    assert any("warm.safetensors was applied at 0.7 then" in line for line in said)
+    notes = differences(recorded, without)
+    assert len(notes) == 2
+    assert any("warm.safetensors was applied at 0.7 then" in line for line in notes)
     with pytest.raises(StudioError, match=r"This song used warm.safetensors"):
-        match_adapters(told, given[:1])
-    louder = match_adapters(told, [AdapterRef.of(f"{warm}:1.5"), AdapterRef.of(str(cold))])
-    other = list(played.run(settings.request_of(told, adapters=louder), "v"))[-1]
-    assert differences(told, other) == [
+        match_adapters(recorded, given[:1])
+    louder = match_adapters(recorded, [AdapterRef.of(f"{warm}:1.5"), AdapterRef.of(str(cold))])
+    other = list(played.run(settings.request_of(recorded, adapters=louder), "v"))[-1]
+    assert differences(recorded, other) == [
         "The adapter warm.safetensors was applied at 0.7 then; here at 1.5."
     ]
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "claim",
     [{"sha256": "../x"}, {"strength": 9}, {"modules": 0}, {"path": "/etc/passwd"}, {"name": 3}],
 )
-def test_what_a_file_claims_of_adapters_is_checked(played, warm, lie, tmp_path):
+def test_recorded_adapter_entries_are_validated(played, warm, claim, tmp_path):
     take = run(played, adapters=[warm])
-    told = settings.settings_of(take)
-    told["adapters"] = [{**take.adapters[0], **lie}]
+    recorded = settings.settings_of(take)
+    recorded["adapters"] = [{**take.adapters[0], **claim}]
     path = tmp_path / "song.json"
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(recorded))
     with pytest.raises(StudioError) as raised:
         settings.read_settings(path)
     assert raised.value.code == "settings-unreadable"
-    told["adapters"] = [{**take.adapters[0], "name": "../../etc/warm"}]
-    told["request"]["adapters"] = [{"file": "/etc/passwd", "strength": 1}]
-    path.write_text(json.dumps(told))
+    recorded["adapters"] = [{**take.adapters[0], "name": "../../etc/warm"}]
+    recorded["request"]["adapters"] = [{"file": "/etc/passwd", "strength": 1}]
+    path.write_text(json.dumps(recorded))
     found = settings.read_settings(path)
     assert found["adapters"][0]["name"] == "warm"
     assert "/etc" not in json.dumps(found)
 
 
-def spoiled(kind: str, folder: Path) -> Path:
-    """An adapter that cannot be played, each in its own way."""
+def invalid_adapter(kind: str, folder: Path) -> Path:
+    """Path of an invalid adapter of the given kind."""
     path = folder / f"{kind}.safetensors"
     if kind == "wide":
         return write(path, pair(Q, into=2560, out=4096))
@@ -210,7 +208,7 @@ def spoiled(kind: str, folder: Path) -> Path:
         forge(path, {})
         with path.open("r+b") as file:
             file.truncate(500_000_001)
-    return path  # "gone" was never written
+    return path  # "gone" is not written
 
 
 @pytest.mark.parametrize(
@@ -228,10 +226,10 @@ def spoiled(kind: str, folder: Path) -> Path:
         ("gone", "adapter-missing"),
     ],
 )
-def test_what_cannot_play_is_told_before_the_queue_by_name_and_without_a_path(
+def test_invalid_adapter_fails_before_the_queue_with_name_but_no_path(
     played, warm, tmp_path, kind, code
 ):
-    bad = spoiled(kind, tmp_path)
+    bad = invalid_adapter(kind, tmp_path)
     before = set(files.private_folder().glob("*/"))
     events = list(played.run(Generate.of({**SHORT, **UNPLANNED, "adapters": [warm, bad]}), "v"))
     ending = events[-1]
@@ -246,9 +244,7 @@ def test_what_cannot_play_is_told_before_the_queue_by_name_and_without_a_path(
     assert raised.value.code == code
 
 
-def test_numbers_that_are_none_are_found_on_the_device_and_the_next_song_is_whole(
-    played, plain, warm, tmp_path
-):
+def test_nan_in_adapter_fails_and_next_job_succeeds(played, plain, warm, tmp_path):
     tensors = pair(Q)
     tensors[f"{Q}.lora_A.weight"][0, 0] = float("nan")
     ending = run(played, adapters=[warm, write(tmp_path / "nan.safetensors", tensors)])
@@ -256,7 +252,7 @@ def test_numbers_that_are_none_are_found_on_the_device_and_the_next_song_is_whol
     assert np.array_equal(read_sound(run(played).path), plain)
 
 
-def test_a_job_with_adapters_goes_to_another_process_and_is_timed(played, warm):
+def test_job_with_adapters_is_picklable_and_counts_reading_them(played, warm):
     request = Generate.of({**SHORT, **UNPLANNED, "adapters": [f"{warm}:0.5"]})
     task, folder = TASKS["generate"], JobFolder.create()
     job = drain(task.prepare(request, played.setup, folder, Uploads()))
@@ -267,27 +263,28 @@ def test_a_job_with_adapters_goes_to_another_process_and_is_timed(played, warm):
     folder.remove()
 
 
-def test_adapters_play_in_an_edit_too_and_outside_it_nothing_changes(played, warm, plain, tmp_path):
+def test_adapters_apply_in_extend_and_change_no_source_sample(played, warm, plain, tmp_path):
     take = run(played)
-    asked = {"source": take.path, "after_s": 1.0, "inference_steps": 2, "seed": 7, **UNPLANNED}
-    made = [
-        list(played.run(Extend.of({**asked, "adapters": worn}), "v"))[-1] for worn in ([], [warm])
+    fields = {"source": take.path, "after_s": 1.0, "inference_steps": 2, "seed": 7, **UNPLANNED}
+    takes = [
+        list(played.run(Extend.of({**fields, "adapters": adapters}), "v"))[-1]
+        for adapters in ([], [warm])
     ]
-    assert all(isinstance(each, Take) for each in made), made
-    before, after = (read_sound(each.path) for each in made)
+    assert all(isinstance(each, Take) for each in takes), takes
+    before, after = (read_sound(each.path) for each in takes)
     kept = plain.shape[1] - 4800
     assert np.array_equal(before[:, :kept], after[:, :kept])
     assert not np.array_equal(before, after)
-    assert made[1].changed_outside == 0
+    assert takes[1].changed_outside == 0
 
 
-def test_the_page_is_told_rank_layers_and_size(played, warm):
-    seen = played.check_adapter(AdapterRef(file=warm))
-    assert (seen.name, seen.rank, seen.modules) == ("warm.safetensors", 4, 12)
-    assert seen.size_bytes == warm.stat().st_size
+def test_check_adapter_returns_rank_modules_and_size(played, warm):
+    info = played.check_adapter(AdapterRef(file=warm))
+    assert (info.name, info.rank, info.modules) == ("warm.safetensors", 4, 12)
+    assert info.size_bytes == warm.stat().st_size
 
 
-def test_a_name_that_means_something_to_a_folder_stays_inside_the_job(played, warm, tmp_path):
+def test_adapter_named_like_a_config_file_is_copied_into_the_job(played, warm, tmp_path):
     shutil.copy(warm, tmp_path / "adapter_config.json")
     original = (tmp_path / "adapter_config.json").read_bytes()
     take = run(played, adapters=[tmp_path / "adapter_config.json"])
@@ -308,29 +305,29 @@ def test_a_name_that_means_something_to_a_folder_stays_inside_the_job(played, wa
         ("take:two", "take:two", 1),
     ],
 )
-def test_a_colon_parts_file_and_strength_where_a_number_follows(text, file, strength):
+def test_colon_separates_strength_only_before_a_number(text, file, strength):
     assert AdapterRef.of(text) == AdapterRef(file=file, strength=strength)
 
 
 @pytest.mark.parametrize("text", ["warm:3.1", "warm:-1"])
-def test_a_strength_out_of_range_is_told(text):
+def test_strength_out_of_range_is_rejected(text):
     with pytest.raises(StudioError, match=r"Strength must be a number from 0 to 3"):
         Generate.of({"prompt": "x", "adapters": [text]})
 
 
-def test_the_command_line_plays_and_replays_with_adapters(command, warm, tmp_path):
-    song, alone = tmp_path / "song.flac", ("--planner", "none")
-    asked = ("--prompt", "lofi", "--duration-s", "5", "--inference-steps", "2", "--seed", "3")
-    worn = ("--adapter", f"{warm}:0.6")
-    made = command("generate", *asked, *worn, *alone, "--out", str(song), "--json")
-    assert made.returncode == 0, made.stderr
-    assert json.loads(made.stdout)["adapters"][0]["strength"] == 0.6
-    bare = command("replay", str(song), *alone)
+def test_command_line_generates_and_replays_with_adapters(command, warm, tmp_path):
+    song, no_planner = tmp_path / "song.flac", ("--planner", "none")
+    fields = ("--prompt", "lofi", "--duration-s", "5", "--inference-steps", "2", "--seed", "3")
+    adapter = ("--adapter", f"{warm}:0.6")
+    generated = command("generate", *fields, *adapter, *no_planner, "--out", str(song), "--json")
+    assert generated.returncode == 0, generated.stderr
+    assert json.loads(generated.stdout)["adapters"][0]["strength"] == 0.6
+    bare = command("replay", str(song), *no_planner)
     assert bare.returncode == 2
     assert "settings-need-adapter: This song used warm.safetensors" in bare.stderr
     out = ("--out", str(tmp_path / "again.wav"))
-    again = command("replay", str(song), "--adapter", str(warm), *alone, *out)
+    again = command("replay", str(song), "--adapter", str(warm), *no_planner, *out)
     assert "The samples are the same, every one." in again.stderr
-    without = command("replay", str(song), "--without-adapters", *alone, *out)
+    without = command("replay", str(song), "--without-adapters", *no_planner, *out)
     assert "The adapter warm.safetensors was applied at 0.6 then" in without.stderr
     assert re.search("dB below the song|another song", without.stderr)

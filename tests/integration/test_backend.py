@@ -1,4 +1,4 @@
-"""One way to a song: events, stop, the queue, the shelf, and every failure by name."""
+"""Studio.run end to end: events, stop, the queue, kept takes, and failures by error code."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from runtime import device, device_queue, estimates, takes
 from runtime.job import Job, JobFolder
 from runtime.tasks import TASKS
 
-MAKING = ["Reading the words", "Denoising", "Decoding", "Writing"]
-"""What a song goes through that nobody planned, on an engine that is loaded."""
+SONG_STAGES = ["Reading the words", "Denoising", "Decoding", "Writing"]
+"""Stages of a song without planner, on a loaded engine."""
 
 
 def end(studio, request, visitor="v"):
@@ -34,7 +34,7 @@ def end(studio, request, visitor="v"):
 
 
 def with_model(studio, **changes) -> None:
-    """Let the studio's model be another one."""
+    """Change fields of the studio's model description."""
     model = replace(studio.setup.model, **changes)
     studio.setup = replace(studio.setup, model=model)
 
@@ -44,17 +44,17 @@ def files() -> set[str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays(studio):
-    """After every test: no half file, no flag, nobody in the queue."""
+def nothing_is_left_behind(studio):
+    """After every test: no partial file, no stop file, no running job."""
     before = files()
     yield
-    kept = {t.id for kept in studio._results.values() for t in kept if isinstance(t, Take)}
-    left = files() - before - kept
-    assert not left
+    ids = {t.id for results in studio._results.values() for t in results if isinstance(t, Take)}
+    leftover = files() - before - ids
+    assert not leftover
     assert not studio._running
 
 
-def test_a_song_is_progress_and_then_a_take(studio):
+def test_song_yields_progress_then_one_take(studio):
     events = list(studio.run(song(duration_s=12.34), "v"))
     assert all(isinstance(e, Progress) for e in events[:-1])
     take = events[-1]
@@ -67,36 +67,36 @@ def test_a_song_is_progress_and_then_a_take(studio):
     assert 20 * np.log10(np.abs(sound).max()) == pytest.approx(-1.0, abs=0.01)
     assert stat.S_IMODE(os.stat(Path(take.path).parent).st_mode) == 0o700
     stages = [e.stage for e in events[:-1]]
-    assert sorted(set(stages), key=stages.index)[-4:] == MAKING
+    assert sorted(set(stages), key=stages.index)[-4:] == SONG_STAGES
     elapsed = [e.elapsed_s for e in events[:-1]]
     assert elapsed == sorted(elapsed)
 
 
-def test_a_take_tells_how_it_was_made_and_no_path(studio):
+def test_take_records_request_and_model_but_no_path(studio):
     take = end(studio, song(prompt="lofi", seed=None, shift=None, inference_steps=1))
     assert take.request["seed"] is not None
     assert take.request["guidance_scale"] == studio.setup.model.guidance
     assert take.request["shift"] == studio.setup.model.shift
     assert len(take.model.sha256) == 64
     assert take.device.threads == studio.setup.device.threads
-    assert set(take.timings_s) == {"Loading", *MAKING}
-    told = json.loads(Path(take.path).with_suffix(".json").read_text())
+    assert set(take.timings_s) == {"Loading", *SONG_STAGES}
+    sidecar = json.loads(Path(take.path).with_suffix(".json").read_text())
     name = f"lofi-{take.request['seed']}"
     assert sorted(os.listdir(Path(take.path).parent)) == [f"{name}.json", f"{name}.wav"]
-    assert str(private_folder()) not in json.dumps(told)
-    assert settings.request_of(told) == Generate.of(take.request)
-    assert settings.settings_of(take) | {"timings_s": {}} == told | {"timings_s": {}}
+    assert str(private_folder()) not in json.dumps(sidecar)
+    assert settings.request_of(sidecar) == Generate.of(take.request)
+    assert settings.settings_of(take) | {"timings_s": {}} == sidecar | {"timings_s": {}}
     assert take.to_request() == Generate.of(take.request)
     assert take.to_request(seed=5).seed == 5
 
 
-def test_one_seed_means_the_same_bytes_and_another_means_others(studio):
+def test_same_seed_gives_same_samples_and_another_seed_differs(studio):
     one, two = (read_sound(end(studio, song()).path) for _ in range(2))
     assert np.array_equal(one, two)
     assert not np.array_equal(read_sound(end(studio, song(seed=8)).path), one)
 
 
-def test_a_retake_of_a_resolved_request_is_the_same_song(studio):
+def test_rerunning_a_resolved_request_gives_the_same_samples(studio):
     first = end(studio, song(prompt="ambient pad", seed=None, inference_steps=None))
     again = end(studio, first.to_request())
     assert np.array_equal(read_sound(first.path), read_sound(again.path))
@@ -116,7 +116,7 @@ def stop_at(studio, request, stage, step, visitor="v"):
 
 
 @pytest.mark.parametrize(("stage", "step"), [("Denoising", 2), ("Decoding", 1)])
-def test_stop_ends_within_one_step_and_leaves_nothing(studio, stage, step):
+def test_stop_takes_effect_within_one_step_and_leaves_no_files(studio, stage, step):
     request = song(duration_s=30, inference_steps=8)
     after = stop_at(studio, request, stage, step)
     assert isinstance(after[-1], Cancelled)
@@ -132,7 +132,7 @@ def test_stop_ends_within_one_step_and_leaves_nothing(studio, stage, step):
     assert isinstance(list(running)[-1], Take)
 
 
-def test_closing_the_events_stops_the_work(studio):
+def test_closing_the_event_generator_stops_the_job(studio):
     running = studio.run(song(duration_s=60, inference_steps=50), "v")
     for event in running:
         if event.stage == "Denoising":
@@ -143,14 +143,14 @@ def test_closing_the_events_stops_the_work(studio):
     assert time.monotonic() - began < 15
 
 
-def test_a_song_that_ends_after_its_visitor_left_is_not_kept(studio, monkeypatch):
+def test_song_finished_after_its_visitor_left_is_not_kept(studio, monkeypatch):
     before, write = files(), atomic_write
 
     def leave_then_write(*args):
         write(*args)
         studio.leave("v")
         for flag in private_folder().glob("*/stop"):
-            flag.unlink()  # too late to stop: the song is done
+            flag.unlink()  # too late to stop: the song is finished
 
     monkeypatch.setattr(takes, "atomic_write", leave_then_write)
     assert isinstance(end(studio, song(inference_steps=1)), Take)
@@ -158,7 +158,7 @@ def test_a_song_that_ends_after_its_visitor_left_is_not_kept(studio, monkeypatch
     assert files() == before
 
 
-def test_jobs_wait_their_turn_and_a_waiting_one_can_be_stopped(studio):
+def test_jobs_run_in_order_and_a_waiting_job_can_be_stopped(studio):
     order, endings = [], {}
 
     def work(name, seen):
@@ -186,18 +186,18 @@ def test_jobs_wait_their_turn_and_a_waiting_one_can_be_stopped(studio):
     assert isinstance(endings["c"], Take)
 
 
-def test_a_full_queue_says_so(studio, monkeypatch):
+def test_full_queue_fails_with_queue_full(studio, monkeypatch):
     monkeypatch.setattr(device_queue, "MAX_WAITING", 0)
-    held = studio.run(song(duration_s=60, inference_steps=50), "a")
-    next(e for e in held if e.stage == "Denoising")
+    running = studio.run(song(duration_s=60, inference_steps=50), "a")
+    next(e for e in running if e.stage == "Denoising")
     ending = end(studio, song(), "b")
     studio.stop("a")
-    assert isinstance(list(held)[-1], Cancelled)
+    assert isinstance(list(running)[-1], Cancelled)
     assert isinstance(ending, Failed)
     assert ending.code == "queue-full"
 
 
-def test_visitors_have_their_own_shelf_of_ten(studio, monkeypatch):
+def test_each_visitor_keeps_only_their_own_latest_takes(studio, monkeypatch):
     monkeypatch.setattr(backend, "RESULTS_KEPT", 2)
     request = song(inference_steps=1)
     mine = [end(studio, request, "me") for _ in range(3)]
@@ -215,13 +215,13 @@ def test_visitors_have_their_own_shelf_of_ten(studio, monkeypatch):
 def failure(studio, request=None, visitor="v"):
     ending = end(studio, request or song(inference_steps=1), visitor)
     assert isinstance(ending, Failed), ending
-    told = f"{ending.message} {ending.action}"
-    assert "Traceback" not in told
-    assert "/" not in told.replace("and/or", "")
+    text = f"{ending.message} {ending.action}"
+    assert "Traceback" not in text
+    assert "/" not in text.replace("and/or", "")
     return ending.code
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_no_file(studio, monkeypatch):
+def test_full_disk_fails_and_leaves_no_file(studio, monkeypatch):
     before = files()
 
     def full(old, new):
@@ -233,7 +233,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_file(studio, monkeypatch):
     assert files() == before
 
 
-def test_a_full_disk_after_the_sound_leaves_no_file_either(studio, monkeypatch):
+def test_full_disk_at_the_sidecar_leaves_no_file(studio, monkeypatch):
     before = files()
 
     def full(old, new):
@@ -247,7 +247,7 @@ def test_a_full_disk_after_the_sound_leaves_no_file_either(studio, monkeypatch):
     assert files() == before
 
 
-def test_no_room_for_a_job_at_all_is_a_sentence(studio, monkeypatch):
+def test_full_disk_at_the_job_folder_fails_with_disk_full(studio, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -256,7 +256,7 @@ def test_no_room_for_a_job_at_all_is_a_sentence(studio, monkeypatch):
         assert failure(studio) == "disk-full"
 
 
-def test_failures_have_names(studio, monkeypatch):
+def test_nan_output_and_other_failures_have_codes_and_next_job_succeeds(studio, monkeypatch):
     assert failure(studio, song(lyrics="ą ć ę " * 600, instrumental=False)) == "lyrics-too-long"
 
     def broken(*_, **__):
@@ -272,20 +272,20 @@ def test_failures_have_names(studio, monkeypatch):
     assert isinstance(end(studio, song(inference_steps=1)), Take)
 
 
-def test_a_model_that_makes_shorter_songs_says_so(studio):
+def test_song_longer_than_the_models_limit_is_rejected(studio):
     with_model(studio, longest_s=60)
     assert failure(studio, song(duration_s=61)) == "song-too-long"
 
 
-def test_a_turbo_model_takes_no_guidance_and_the_take_says_so(studio):
+def test_guidance_is_ignored_on_distilled_models_with_a_note(studio):
     with_model(studio, guidance=1.0)
     take = end(studio, song(guidance_scale=7, inference_steps=1))
     assert take.request["guidance_scale"] == 1.0
     assert "guidance built in" in take.notes[0]
 
 
-def test_stop_wins_over_a_finished_song(studio, monkeypatch):
-    """Stopped while the file is written: no take, no file."""
+def test_stop_during_writing_cancels_a_finished_song(studio, monkeypatch):
+    """Stopped while the file is written: no take and no file remain."""
     before, write = files(), encode.files.atomic_write
 
     def slow(*args):
@@ -297,18 +297,18 @@ def test_stop_wins_over_a_finished_song(studio, monkeypatch):
     assert files() == before
 
 
-def test_the_card_says_what_is_playing(studio):
-    card = studio.model_info()
-    assert card.title == "ACE-Step mini (embedded)"
-    assert studio.setup.device.dtype in card.device
-    assert "python app.py --model xl-sft" in card.hint
-    assert card.takes_guidance
+def test_model_info_describes_model_device_and_hint(studio):
+    info = studio.model_info()
+    assert info.title == "ACE-Step mini (embedded)"
+    assert studio.setup.device.dtype in info.device
+    assert "python app.py --model xl-sft" in info.hint
+    assert info.takes_guidance
 
 
-def test_gpu_time_follows_the_request_before_anything_was_measured():
+def test_gpu_time_without_measurements_is_estimated_from_the_request():
     from models import catalog
 
-    def asked(model="xl-sft", **given):
+    def gpu_seconds(model="xl-sft", **given):
         request = song(**{"guidance_scale": 7.0, **given})
         job = Job(
             request,
@@ -320,8 +320,10 @@ def test_gpu_time_follows_the_request_before_anything_was_measured():
         work = TASKS["generate"].cost(job, lambda weights: weights is None)
         return estimates.gpu_seconds(None, estimates.cautious(work, job.model))
 
-    assert asked(duration_s=30, inference_steps=27) == 60
-    assert 60 < asked(duration_s=240, inference_steps=27) < 120
-    assert asked(duration_s=240, inference_steps=54) > asked(duration_s=240, inference_steps=27)
-    assert asked(duration_s=240, inference_steps=100, infer_method="heun") == 300
-    assert asked("mini", duration_s=240, inference_steps=100) == 60
+    assert gpu_seconds(duration_s=30, inference_steps=27) == 60
+    assert 60 < gpu_seconds(duration_s=240, inference_steps=27) < 120
+    assert gpu_seconds(duration_s=240, inference_steps=54) > gpu_seconds(
+        duration_s=240, inference_steps=27
+    )
+    assert gpu_seconds(duration_s=240, inference_steps=100, infer_method="heun") == 300
+    assert gpu_seconds("mini", duration_s=240, inference_steps=100) == 60

@@ -1,4 +1,4 @@
-"""Where we run, how long it takes, and what is asked of ZeroGPU."""
+"""Device detection, time estimates, ZeroGPU durations, and private files."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def rates(tmp_path, key="cpu|mini"):
     return estimates.Rates(key, tmp_path / "rates.json")
 
 
-def test_a_device_that_is_not_here_is_named():
+def test_unknown_device_fails_with_device_missing():
     with pytest.raises(StudioError) as caught:
         device.find_device("tpu")
     assert caught.value.code == "device-missing"
 
 
-def test_threads_are_fixed_and_recorded(monkeypatch):
+def test_thread_count_is_set_and_recorded(monkeypatch):
     monkeypatch.setenv("ACE_THREADS", "1")
-    place = device.find_device("cpu")
-    assert place.threads == 1
-    assert place.used().threads == 1
-    assert place.dtype in ("float32", "bfloat16")
-    assert "float16" not in {place.dtype}
+    cpu = device.find_device("cpu")
+    assert cpu.threads == 1
+    assert cpu.used().threads == 1
+    assert cpu.dtype in ("float32", "bfloat16")
+    assert "float16" not in {cpu.dtype}
 
 
 def test_bfloat16_only_where_the_processor_computes_it(monkeypatch):
@@ -44,27 +44,27 @@ def test_bfloat16_only_where_the_processor_computes_it(monkeypatch):
     assert device.find_device("cpu").dtype == "bfloat16"
 
 
-def test_rates_are_learned_kept_and_shared_by_key(tmp_path):
-    mine = rates(tmp_path)
-    assert mine.usual({"Denoising": 10}) is None
-    assert mine.predict("Denoising", 10) is None
+def test_rates_are_learned_saved_and_separated_by_key(tmp_path):
+    store = rates(tmp_path)
+    assert store.usual({"Denoising": 10}) is None
+    assert store.predict("Denoising", 10) is None
     for seconds in (10, 20, 30):
-        mine.learn({"Denoising": seconds}, {"Denoising": 10})
-    assert mine.predict("Denoising", 5) == (5.0, 15.0)
+        store.learn({"Denoising": seconds}, {"Denoising": 10})
+    assert store.predict("Denoising", 5) == (5.0, 15.0)
     again = rates(tmp_path)
     assert again.usual({"Denoising": 5}) == pytest.approx(10.0)
     assert rates(tmp_path, "cuda|xl").usual({"Denoising": 5}) is None
 
 
-def test_a_broken_rates_file_is_started_afresh(tmp_path):
+def test_damaged_rates_file_is_replaced(tmp_path):
     (tmp_path / "rates.json").write_text("{half")
-    mine = rates(tmp_path)
-    mine.learn({"Decoding": 2.0}, {"Decoding": 1.0})
+    store = rates(tmp_path)
+    store.learn({"Decoding": 2.0}, {"Decoding": 1.0})
     assert json.loads((tmp_path / "rates.json").read_text()) == {"cpu|mini": {"Decoding": [2.0]}}
 
 
 @pytest.mark.parametrize(
-    ("usual", "guess", "attempt", "asked"),
+    ("usual", "guess", "attempt", "expected"),
     [
         (None, 5, 1, 60),
         (None, 100, 1, 100),
@@ -76,27 +76,27 @@ def test_a_broken_rates_file_is_started_afresh(tmp_path):
         (1000.0, 5, 1, 300),
     ],
 )
-def test_what_is_asked_of_zerogpu(usual, guess, attempt, asked):
-    assert estimates.gpu_seconds(usual, guess, attempt) == asked
+def test_gpu_seconds_by_measured_time_estimate_and_attempt(usual, guess, attempt, expected):
+    assert estimates.gpu_seconds(usual, guess, attempt) == expected
 
 
-def test_once_measured_at_most_1_3_times_the_use_is_asked_at_the_median(tmp_path):
-    """A corpus of jobs whose cost scatters by a quarter around the true rates."""
-    dice, mine, ratios = random.Random(4), rates(tmp_path), []
+def test_learned_gpu_time_is_at_most_1_3_times_the_use_at_the_median(tmp_path):
+    """200 random jobs whose stage times vary by 12 % (one sigma) around the true rates."""
+    rng, store, ratios = random.Random(4), rates(tmp_path), []
     for n in range(200):
-        seconds, rows = dice.uniform(10, 240), dice.choice([16, 27, 54, 100])
+        seconds, rows = rng.uniform(10, 240), rng.choice([16, 27, 54, 100])
         work = {"Reading the words": 1.0, "Denoising": rows * seconds, "Decoding": seconds}
         true = {"Reading the words": 0.3, "Denoising": 0.004, "Decoding": 0.02}
-        used = {s: true[s] * work[s] * dice.gauss(1, 0.12) for s in work}
+        used = {s: true[s] * work[s] * rng.gauss(1, 0.12) for s in work}
         if n > 5:
-            ratios.append(estimates.gpu_seconds(mine.usual(work), 60) / sum(used.values()))
-        mine.learn(used, work)
+            ratios.append(estimates.gpu_seconds(store.usual(work), 60) / sum(used.values()))
+        store.learn(used, work)
     assert statistics.median(ratios) <= 1.3
     assert statistics.median(ratios) >= 1.0
 
 
-class Hands:
-    """A clock that a test moves."""
+class SettableClock:
+    """A clock that the test sets."""
 
     def __init__(self):
         self.at = 0.0
@@ -105,56 +105,56 @@ class Hands:
         return self.at
 
 
-def test_time_left_is_a_range_that_holds_and_nothing_is_said_before_it_is_known(tmp_path):
+def test_time_left_range_contains_the_true_time_and_is_empty_before_learning(tmp_path):
     work = {"Denoising": 100.0, "Decoding": 50.0}
-    hands, mine = Hands(), rates(tmp_path)
-    clock = estimates.TimeLeft(mine, work, hands)
+    timer, store = SettableClock(), rates(tmp_path)
+    clock = estimates.TimeLeft(store, work, timer)
     assert clock.tick(Progress(stage="Waiting", step=1)).left_s is None
     assert clock.tick(Progress(stage="Denoising", step=0, steps=10)).left_s is None
     for seconds in (9.0, 11.0):
-        mine.learn({"Denoising": seconds, "Decoding": seconds / 2}, work)
+        store.learn({"Denoising": seconds, "Decoding": seconds / 2}, work)
 
-    dice, inside, told = random.Random(1), 0, 0
+    rng, inside, total = random.Random(1), 0, 0
     for _ in range(100):
-        hands.at = 0.0
-        clock = estimates.TimeLeft(mine, work, hands)
-        step_s, decode_s = dice.uniform(0.92, 1.08), dice.uniform(4.6, 5.4)
+        timer.at = 0.0
+        clock = estimates.TimeLeft(store, work, timer)
+        step_s, decode_s = rng.uniform(0.92, 1.08), rng.uniform(4.6, 5.4)
         end = 10 * step_s + decode_s
         for i in range(11):
             left = clock.tick(Progress(stage="Denoising", step=i, steps=10)).left_s
-            told += 1
-            inside += left[0] <= end - hands.at <= left[1]
-            hands.at += step_s
-    assert inside / told >= 0.9
+            total += 1
+            inside += left[0] <= end - timer.at <= left[1]
+            timer.at += step_s
+    assert inside / total >= 0.9
 
 
-def test_time_left_falls_while_a_long_step_lasts(tmp_path):
-    hands, mine = Hands(), rates(tmp_path)
-    clock = estimates.TimeLeft(mine, {"Denoising": 1.0}, hands)
+def test_time_left_falls_during_a_long_step(tmp_path):
+    timer, store = SettableClock(), rates(tmp_path)
+    clock = estimates.TimeLeft(store, {"Denoising": 1.0}, timer)
     for i in range(4):
         clock.tick(Progress(stage="Denoising", step=i, steps=10))
-        hands.at += 2.0
+        timer.at += 2.0
     first = clock.tick().left_s
-    hands.at += 1.0
+    timer.at += 1.0
     assert clock.tick().left_s[1] < first[1]
 
 
-class FromSpaces(Exception):
-    """Looks like the `gr.Error` that `spaces` raises."""
+class SpacesError(Exception):
+    """Has the attributes of the `gr.Error` that `spaces` raises."""
 
     def __init__(self, title, message):
         super().__init__(message)
         self.title, self.message = title, message
 
 
-def test_zerogpu_troubles_are_told_apart():
-    assert device.gpu_trouble(FromSpaces("ZeroGPU worker error", "GPU task aborted")) == "aborted"
-    quota = FromSpaces("ZeroGPU quota exceeded", "You have <b>3 s</b> left. <a href='x'>More</a>")
+def test_zerogpu_errors_are_classified():
+    assert device.gpu_trouble(SpacesError("ZeroGPU worker error", "GPU task aborted")) == "aborted"
+    quota = SpacesError("ZeroGPU quota exceeded", "You have <b>3 s</b> left. <a href='x'>More</a>")
     assert device.gpu_trouble(quota) == "You have 3 s left. More"
     assert device.gpu_trouble(ValueError("GPU task aborted")) is None
 
 
-def test_private_files_are_ours_and_go_when_the_process_goes():
+def test_private_folder_is_owner_only_and_removed_with_its_process():
     code = "import time; from core import files; print(files.private_folder(), flush=True); time.sleep({})"
     gone = subprocess.run(
         [sys.executable, "-c", code.format(0)], cwd=ROOT, capture_output=True, text=True
@@ -169,10 +169,10 @@ def test_private_files_are_ours_and_go_when_the_process_goes():
     killed.wait()
     assert os.path.exists(left)
     subprocess.run([sys.executable, "-c", code.format(0)], cwd=ROOT, capture_output=True)
-    assert not os.path.exists(left), "the next start cleans up after a killed one"
+    assert not os.path.exists(left), "the next start removes the files of a killed process"
 
 
-def test_proxies_do_not_reach_for_this_machine(monkeypatch):
+def test_loopback_is_excluded_from_proxies(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "example.org")
     device.reach_loopback()
     assert os.environ["NO_PROXY"].split(",")[:3] == ["example.org", "127.0.0.1", "localhost"]

@@ -1,6 +1,6 @@
-"""Faults injected into the studio, one per error code: what a person reads on the terminal.
+"""Faults injected into the studio, one per error code, and their output on the terminal.
 
-Whatever fails, one line says so: the code, a sentence, an action. No traceback, no internal path.
+Every failure prints one line with code, message and action; no traceback, no internal path.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ QUICK = ("--duration-s", "5", "--inference-steps", "1", "--planner", "none")
 def files(tmp_path_factory) -> dict[str, str]:
     """Audio files by name: a song, one too long, one too short, and files that are not audio."""
     folder = tmp_path_factory.mktemp("inputs")
-    hiss = np.random.default_rng(0).standard_normal((48_000 * 3, 2)) * 0.1
-    made = {"song": hiss, "blink": hiss[:480], "long": np.zeros((48_000 * 250, 2))}
-    for name, sound in made.items():
+    noise = np.random.default_rng(0).standard_normal((48_000 * 3, 2)) * 0.1
+    sounds = {"song": noise, "blink": noise[:480], "long": np.zeros((48_000 * 250, 2))}
+    for name, sound in sounds.items():
         soundfile.write(folder / f"{name}.flac", sound, 48_000)
     (folder / "words.wav").write_text("not music at all")
     (folder / "torn.json").write_text('{"ace-music-studio": 1, "mode": "sing"}')
@@ -113,19 +113,19 @@ def no_such_model(t):
     return t.fails("generate", "--prompt", "x", model="nobody")
 
 
-def not_on_disk(t):
+def not_downloaded(t):
     return t.fails("generate", "--prompt", "x", "--planner", "none", model="xl-sft")
 
 
-def no_writer(t):
+def no_songwriter(t):
     return t.fails("lyrics", "--brief", "rain", model="xl-sft")
 
 
 def truncated_file(t):
-    torn = next((t.model() / "vae").glob("*.safetensors"))
-    begins = torn.read_bytes()[:100_000]
-    torn.unlink()
-    torn.write_bytes(begins)
+    path = next((t.model() / "vae").glob("*.safetensors"))
+    beginning = path.read_bytes()[:100_000]
+    path.unlink()
+    path.write_bytes(beginning)
     return t.fails("generate", "--prompt", "x", *QUICK, model="model")
 
 
@@ -153,7 +153,7 @@ def shorter_model(t):
     return t.fails("generate", "--prompt", "x", "--duration-s", "61")
 
 
-def full_memory(t):
+def out_of_memory(t):
     import torch
     from diffusers import AceStepTransformer1DModel
 
@@ -164,12 +164,12 @@ def full_memory(t):
     return t.fails("generate", "--prompt", "x", *QUICK)
 
 
-def not_numbers(t):
+def nan_output(t):
     t.patch.setattr(acestep, "is_finite", lambda _: False)
     return t.fails("generate", "--prompt", "x", *QUICK)
 
 
-def full_disk(t):
+def disk_full(t):
     def full(*_):
         raise OSError(28, "No space left on device", str(t.folder))
 
@@ -177,13 +177,13 @@ def full_disk(t):
     return t.fails("generate", "--prompt", "x", *QUICK)
 
 
-def busy(t):
+def queue_full(t):
     line = [object()] * (device_queue.MAX_WAITING + 1)
     t.patch.setattr(device_queue, "deque", lambda: deque(line))
     return t.fails("generate", "--prompt", "x", *QUICK)
 
 
-def a_bug(t):
+def internal_error(t):
     def broken(*_, **__):
         raise ZeroDivisionError(f"a bug in {ROOT}")
         yield
@@ -201,17 +201,17 @@ def input_not_given(t):
 
 FAULTS = {
     "model-unknown": no_such_model,
-    "model-missing": not_on_disk,
-    "writer-missing": no_writer,
+    "model-missing": not_downloaded,
+    "writer-missing": no_songwriter,
     "model-broken": truncated_file,
     "model-mismatch": mixed_parts,
     "codes-missing": no_codes,
     "song-too-long": shorter_model,
-    "out-of-memory": full_memory,
-    "sound-not-finite": not_numbers,
-    "disk-full": full_disk,
-    "queue-full": busy,
-    "internal": a_bug,
+    "out-of-memory": out_of_memory,
+    "sound-not-finite": nan_output,
+    "disk-full": disk_full,
+    "queue-full": queue_full,
+    "internal": internal_error,
     "settings-need-file": input_not_given,
 }
 """Errors of the environment: weights, memory, disk, queue, or a bug."""
@@ -226,7 +226,7 @@ def _judge(line: str, code: str, terminal: Terminal) -> None:
     shown, _, text = line.partition(": ")
     assert shown == code
     assert text[0].isalnum()
-    assert ". " in text, "a sentence and an action"
+    assert ". " in text, "a message and an action"
     for internal in (ROOT, terminal.folder, private_folder(), Path.home(), "Error(", "{"):
         assert str(internal) not in text
 

@@ -1,6 +1,6 @@
-"""Cover, Extend and Edit with a planner that listens: what reaches the models, what comes back.
+"""Every mode with a planner: what reaches the transformer, and what the take contains.
 
-The planner has random weights: what it says is nonsense, but legal and always the same.
+The planner has random weights: its plans are nonsense, but valid and repeatable.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from runtime import device
 
 
 @pytest.fixture(scope="module")
-def far_wall(planned, files):
-    """Runs a request; hands over its ending and one hash of all that the transformer received."""
+def run_and_digest(planned, files):
+    """Runs a request; returns its last event and one hash of all transformer inputs."""
     assert isinstance(run(planned, "generate", prompt="x", duration_s=10), Take)
     (engine,) = [v for k, v in planned.runner.models._loaded.items() if k[0] == planned.setup.model]
 
-    def listen(mode: str, **given):
-        heard = hashlib.sha256()
+    def run_and_hash(mode: str, **given):
+        digest = hashlib.sha256()
 
         def record(_module, args, kwargs):
             for value in (*args, *(kwargs[name] for name in sorted(kwargs))):
                 if isinstance(value, torch.Tensor):
-                    heard.update(str(tuple(value.shape)).encode())
-                    heard.update(value.float().contiguous().numpy().tobytes())
+                    digest.update(str(tuple(value.shape)).encode())
+                    digest.update(value.float().contiguous().numpy().tobytes())
 
         hook = engine.pipe.transformer.register_forward_pre_hook(record, with_kwargs=True)
         try:
-            return run(planned, mode, **given), heard.hexdigest()
+            return run(planned, mode, **given), digest.hexdigest()
         finally:
             hook.remove()
 
-    return listen
+    return run_and_hash
 
 
 def run(studio, mode: str, **given):
@@ -86,7 +86,7 @@ SHARED = {
     "vocal_language": "de",
     "adapters": ["adapter"],
 }
-OWN = {
+MODE_FIELDS = {
     "generate": {"duration_s": 11.0, "reference": "other"},
     "cover": {"source": "other", "reference": "other", "strength": 0.5, "noise": 0.5},
     "extend": {"source": "other", "before_s": 1.0, "after_s": 3.0},
@@ -106,60 +106,65 @@ MORPH = {
     "n_max": 0.6,
     "n_avg": 2,
 }
-DEAF = {"lm_cfg_scale", "lm_negative_prompt"}
-"""Knobs that guide what is composed; listening composes nothing."""
+COMPOSING_ONLY = {"lm_cfg_scale", "lm_negative_prompt"}
+"""Parameters of code composition; analysing a source composes nothing."""
 
 
-def asked(mode: str, files, **changes) -> dict:
-    """A mode's base request with `changes`; names of files become their paths."""
+def fields_of(mode: str, files, **changes) -> dict:
+    """Fields of a mode's base request with `changes`; file names become paths."""
     given = {**({} if mode == "generate" else {"source": "song"}), **BASES[mode], **changes}
     given = {k: files[v] if k in ("source", "reference") else v for k, v in given.items()}
     return {k: [files[n] for n in v] if k == "adapters" else v for k, v in given.items()}
 
 
-TURNS = [
+CHANGES = [
     (mode, name, value)
     for mode in MODES
-    for name, value in {**SHARED, **OWN[mode]}.items()
-    if mode == "generate" or name not in DEAF
+    for name, value in {**SHARED, **MODE_FIELDS[mode]}.items()
+    if mode == "generate" or name not in COMPOSING_ONLY
 ]
 
 
-def test_every_knob_of_every_mode_is_turned_here():
+def test_changes_cover_every_parameter_of_every_mode():
     for mode, request in MODES.items():
-        known = {k.name for k in request.params()}
+        declared = {k.name for k in request.params()}
         morph = set(MORPH) if mode == "edit" else set()
-        alone = {"duration_s"} if mode == "cover" else set()
+        source_free = {"duration_s"} if mode == "cover" else set()
         lyrics = {"use_cot_lyrics"} if mode in ("cover", "edit") else set()
-        assert known == set(SHARED) | set(OWN[mode]) | morph | alone | lyrics
+        assert declared == set(SHARED) | set(MODE_FIELDS[mode]) | morph | source_free | lyrics
 
 
 @pytest.fixture(scope="module")
-def at_rest(far_wall, files):
-    """What each mode's base request makes the transformer hear."""
-    return {mode: far_wall(mode, **asked(mode, files))[1] for mode in MODES}
+def base_digests(run_and_digest, files):
+    """Hash of the transformer inputs of each mode's base request."""
+    return {mode: run_and_digest(mode, **fields_of(mode, files))[1] for mode in MODES}
 
 
-@pytest.mark.parametrize(("mode", "name", "value"), TURNS)
-def test_turning_it_changes_what_reaches_the_model(far_wall, at_rest, files, mode, name, value):
-    also = {"prompt": "chimes"} if value == "morph" else {}
-    ending, heard = far_wall(mode, **asked(mode, files, **{name: value}, **also))
+@pytest.mark.parametrize(("mode", "name", "value"), CHANGES)
+def test_changing_a_parameter_changes_transformer_inputs(
+    run_and_digest, base_digests, files, mode, name, value
+):
+    extra = {"prompt": "chimes"} if value == "morph" else {}
+    ending, digest = run_and_digest(mode, **fields_of(mode, files, **{name: value}, **extra))
     assert isinstance(ending, Take), ending
-    assert heard != at_rest[mode]
+    assert digest != base_digests[mode]
 
 
 @pytest.mark.parametrize("name", MORPH)
-def test_every_knob_of_a_morph_reaches_the_model(far_wall, files, name):
-    base = asked("edit", files, kind="morph", prompt="chimes")
-    assert far_wall("edit", **base)[1] != far_wall("edit", **{**base, name: MORPH[name]})[1]
+def test_changing_a_morph_parameter_changes_transformer_inputs(run_and_digest, files, name):
+    base = fields_of("edit", files, kind="morph", prompt="chimes")
+    assert (
+        run_and_digest("edit", **base)[1]
+        != run_and_digest("edit", **{**base, name: MORPH[name]})[1]
+    )
 
 
 @pytest.mark.parametrize("mode", ["cover", "edit"])
-def test_detected_lyrics_reach_the_model_and_the_take(far_wall, files, mode, monkeypatch):
+def test_detected_lyrics_reach_the_model_and_the_take(run_and_digest, files, mode, monkeypatch):
     monkeypatch.setattr(plan_grammar, "DETECTED_LYRIC_TOKENS", 24)
-    base = asked(mode, files, lyrics="")
-    instrumental, before = far_wall(mode, **base)
-    take, after = far_wall(mode, **base, use_cot_lyrics=True)
+    base = fields_of(mode, files, lyrics="")
+    instrumental, before = run_and_digest(mode, **base)
+    take, after = run_and_digest(mode, **base, use_cot_lyrics=True)
     assert after != before
     assert take.plan["lyrics"]
     assert "lyrics" not in instrumental.plan
@@ -167,34 +172,36 @@ def test_detected_lyrics_reach_the_model_and_the_take(far_wall, files, mode, mon
     assert not any("No lyrics were given" in note for note in take.notes)
 
 
-def test_listening_writes_down_the_lyrics_on_request(planned, files, monkeypatch):
+def test_analysis_transcribes_lyrics_only_on_request(planned, files, monkeypatch):
     monkeypatch.setattr(plan_grammar, "DETECTED_LYRIC_TOKENS", 24)
     assert run(planned, "listen", source=files["song"], transcribe=True).lyrics
     assert not run(planned, "listen", source=files["song"]).lyrics
 
 
-def test_the_length_of_a_cover_without_a_song_is_the_one_asked_for(far_wall, files):
+def test_cover_without_source_has_the_requested_length(run_and_digest, files):
     for seconds in (10.0, 11.5):
-        take, _ = far_wall("cover", reference=files["song"], duration_s=seconds)
+        take, _ = run_and_digest("cover", reference=files["song"], duration_s=seconds)
         assert take.samples == seconds * SAMPLE_RATE
 
 
 @pytest.mark.parametrize("mode", ["cover", "extend", "edit"])
-def test_a_knob_that_listening_cannot_use_is_told(far_wall, at_rest, files, mode):
-    take, heard = far_wall(mode, **asked(mode, files, lm_cfg_scale=4.0))
-    assert heard == at_rest[mode]
+def test_composing_parameter_without_effect_is_noted(run_and_digest, base_digests, files, mode):
+    take, digest = run_and_digest(mode, **fields_of(mode, files, lm_cfg_scale=4.0))
+    assert digest == base_digests[mode]
     assert "Planner guidance was left out" in take.notes[0]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_same_request_is_the_same_take(planned, files, mode):
-    one, two = (run(planned, mode, **asked(mode, files, use_cot_caption=True)) for _ in range(2))
+def test_same_request_gives_same_samples_plan_and_codes(planned, files, mode):
+    one, two = (
+        run(planned, mode, **fields_of(mode, files, use_cot_caption=True)) for _ in range(2)
+    )
     assert np.array_equal(read_sound(one.path), read_sound(two.path))
     assert (one.plan, one.codes) == (two.plan, two.codes)
     assert one.plan
 
 
-def test_the_planner_composes_five_codes_a_second_and_the_take_keeps_them(planned):
+def test_take_contains_five_planner_codes_per_second(planned):
     take = run(planned, "generate", prompt="lofi", duration_s=10.5)
     assert len(take.codes) == 52
     assert take.samples == 504_000
@@ -203,35 +210,35 @@ def test_the_planner_composes_five_codes_a_second_and_the_take_keeps_them(planne
     assert len(take.planner.sha256) == 64
 
 
-def test_what_a_person_set_stays(planned, files):
+def test_fields_set_in_the_request_are_not_replaced_by_the_plan(planned, files):
     given = {"bpm": 77, "keyscale": "Eb minor", "timesignature": "3", "vocal_language": "fr"}
     take = run(planned, "generate", prompt="lofi", **given)
     assert take.plan["bpm"] == 77
     assert take.plan["keyscale"] == "Eb minor"
-    heard = run(planned, "cover", source=files["song"], **given)
-    assert not heard.plan, "nothing was left to find"
+    cover = run(planned, "cover", source=files["song"], **given)
+    assert not cover.plan, "every field was set, so nothing is detected"
 
 
 @pytest.mark.parametrize(("name", "rate"), [("song", 48_000), ("mono", 44_100)])
 @pytest.mark.parametrize(("before_s", "after_s"), [(0, 2.0), (1.25, 0), (0.5, 1.5)])
-def test_extended_by_what_was_asked_and_the_song_stays(
+def test_extension_has_requested_length_and_keeps_source_samples(
     planned, files, name, rate, before_s, after_s
 ):
     take = run(planned, "extend", source=files[name], before_s=before_s, after_s=after_s)
-    made = read_sound(take.path)
+    sound = read_sound(take.path)
     source = planned._uploads.read(files[name])
     before, after = round(before_s * SAMPLE_RATE), round(after_s * SAMPLE_RATE)
-    assert made.shape[1] == before + source.samples + after == take.samples
+    assert sound.shape[1] == before + source.samples + after == take.samples
     fade = round(0.05 * SAMPLE_RATE)
     kept = np.load(source.sound)[:, (before and fade) : source.samples - (after and fade)]
-    stayed = made[:, before + (before and fade) :][:, : kept.shape[1]]
+    stayed = sound[:, before + (before and fade) :][:, : kept.shape[1]]
     tolerance = 0 if rate == 48_000 else 2**-23  # 24 bits in the file
     assert np.abs(stayed - kept).max() <= tolerance
     assert take.changed_outside == 0
     assert len(take.seams) == bool(before) + bool(after)
 
 
-def test_a_repaint_says_that_nothing_outside_changed(planned, files):
+def test_repaint_changes_no_sample_outside_the_region(planned, files):
     take = run(planned, "edit", source=files["song"], start_s=1.0, end_s=2.0)
     before, after = read_sound(files["song"]), read_sound(take.path)
     fade = round(0.025 * SAMPLE_RATE)
@@ -243,21 +250,21 @@ def test_a_repaint_says_that_nothing_outside_changed(planned, files):
     assert [round(s.at_s, 2) for s in take.seams] == [0.99, 2.01]
 
 
-def test_a_take_forgets_no_file_and_tells_no_path(planned, files, tmp_path):
-    mine = tmp_path / "my song.wav"
-    mine.write_bytes(files["song"].read_bytes())
-    take = run(planned, "cover", source=mine)
-    digest = hashlib.sha256(mine.read_bytes()).hexdigest()
-    mine.unlink()
+def test_take_keeps_its_source_file_and_contains_no_path(planned, files, tmp_path):
+    source_file = tmp_path / "my song.wav"
+    source_file.write_bytes(files["song"].read_bytes())
+    take = run(planned, "cover", source=source_file)
+    digest = hashlib.sha256(source_file.read_bytes()).hexdigest()
+    source_file.unlink()
     assert take.files == {"source": digest}
-    told = json.loads(Path(take.path).with_suffix(".json").read_text())
-    assert told["names"] == {"source": "my song.wav"}
-    assert str(private_folder()) not in json.dumps(told)
+    sidecar = json.loads(Path(take.path).with_suffix(".json").read_text())
+    assert sidecar["names"] == {"source": "my song.wav"}
+    assert str(private_folder()) not in json.dumps(sidecar)
     again = list(planned.run(take.to_request(), "v"))[-1]
     assert np.array_equal(read_sound(again.path), read_sound(take.path))
 
 
-def test_the_planner_alone_answers_with_an_idea(planned, files):
+def test_planner_helpers_return_repeatable_ideas(planned, files):
     for mode, given in {
         "inspire": {"idea": "rain", "instrumental": True},
         "rewrite": {"prompt": "rain", "lyrics": "la"},
@@ -281,13 +288,15 @@ def test_the_planner_alone_answers_with_an_idea(planned, files):
         ("cover", {"source": Path("/nowhere/song.wav")}, "source-missing"),
     ],
 )
-def test_what_cannot_be_done_has_a_name_and_leaves_nothing(planned, files, mode, given, code):
+def test_invalid_source_requests_fail_with_code_and_leave_no_files(
+    planned, files, mode, given, code
+):
     if given["source"] == "song":
         given = {**given, "source": files["song"]}
     before = set(private_folder().glob("*/"))
     ending = run(planned, mode, **given)
     if code is None:
-        assert isinstance(ending, Take), "a region of no sample but the last is still one"
+        assert isinstance(ending, Take), "a region of a few samples is valid"
         return
     assert isinstance(ending, Failed)
     assert ending.code == code
@@ -295,7 +304,7 @@ def test_what_cannot_be_done_has_a_name_and_leaves_nothing(planned, files, mode,
     assert set(private_folder().glob("*/")) == before
 
 
-def test_without_a_planner_thinking_is_refused_and_the_card_says_why(own_cache):
+def test_without_planner_thinking_fails_and_model_info_gives_the_reason(own_cache):
     studio = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
     assert studio.model_info().planner == ""
     assert "--planner none" in studio.model_info().no_planner

@@ -1,4 +1,4 @@
-"""MusicGen: the tokens of transformers' own loop, one sound at any length, one model in memory."""
+"""MusicGen: same tokens as transformers, seamless long pieces, one model in memory."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def patient_folder(tmp_path_factory) -> Path:
-    """A MusicGen whose frame is a tenth of a second."""
-    return tiny_musicgen.write(tmp_path_factory.mktemp("patient"), ratios=LONG_FRAME)
+def long_frame_folder(tmp_path_factory) -> Path:
+    """A MusicGen with frames of a tenth of a second."""
+    return tiny_musicgen.write(tmp_path_factory.mktemp("long_frame"), ratios=LONG_FRAME)
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +50,22 @@ def composer(own_cache, folder):
 
 
 @pytest.fixture(scope="module")
-def patient(own_cache, patient_folder):
-    chosen = musicgen.choose(patient_folder)
-    return drain(musicgen.MusicgenEngine.load(chosen, patient_folder, "cpu"))
+def long_frame(own_cache, long_frame_folder):
+    chosen = musicgen.choose(long_frame_folder)
+    return drain(musicgen.MusicgenEngine.load(chosen, long_frame_folder, "cpu"))
 
 
 @pytest.fixture
-def duo(own_cache, patient_folder):
+def studio(own_cache, long_frame_folder):
     """A studio on the embedded model, with a tiny MusicGen beside it."""
-    place = device.find_device("cpu")
-    made = backend.Studio(catalog.choose("mini"), place, "none", patient_folder)
-    yield made
-    for visitor in {visitor for visitor, _ in made._results}:
-        made.leave(visitor)
+    cpu = device.find_device("cpu")
+    instance = backend.Studio(catalog.choose("mini"), cpu, "none", long_frame_folder)
+    yield instance
+    for visitor in {visitor for visitor, _ in instance._results}:
+        instance.leave(visitor)
 
 
-def asked(**changes) -> Musicgen:
+def make_request(**changes) -> Musicgen:
     given = {"prompt": "warm slow piano", "duration_s": 5, "seed": 3, "top_k": 20}
     return Musicgen.of({**given, **changes})
 
@@ -74,13 +74,13 @@ def end(studio, request):
     return list(studio.run(request, "v"))[-1]
 
 
-def played(composer, request) -> np.ndarray:
-    """The first sixty frames of a piece, as the codec gives them."""
+def first_frames(composer, request) -> np.ndarray:
+    """The first sixty frames of a piece, decoded."""
     return drain(composer.decode(drain(composer.tokens(request, 60))))
 
 
 def generated(composer, request, frames: int, random, known=None):
-    """What transformers' own `generate` composes on the same draws; greedy where there are none."""
+    """Tokens and samples of transformers' `generate` with the same draws; greedy without `random`."""
     import torch
     from transformers import (
         LogitsProcessor,
@@ -104,7 +104,7 @@ def generated(composer, request, frames: int, random, known=None):
             return raised.masked_fill(raised < least, -math.inf) - (-drawn.log()).log().float()
 
     class DrawLast(LogitsProcessorList):
-        def append(self, one):  # guidance is appended, and comes before the draw
+        def append(self, one):  # guidance is appended, but must run before the draw
             self.insert(len(self) - 1, one)
 
     ids = torch.tensor([composer.tokenizer.encode(request.prompt).ids])
@@ -124,7 +124,7 @@ def generated(composer, request, frames: int, random, known=None):
 
 @pytest.mark.parametrize("guidance", [1, 3])
 def test_greedy_tokens_equal_those_of_transformers(composer, guidance):
-    request = asked(top_k=1, guidance_scale=guidance)
+    request = make_request(top_k=1, guidance_scale=guidance)
     mine = drain(composer.tokens(request, 60))
     theirs, sound = generated(composer, request, 60, None)
     assert (mine == theirs).all()
@@ -132,30 +132,30 @@ def test_greedy_tokens_equal_those_of_transformers(composer, guidance):
 
 
 @pytest.mark.parametrize("guidance", [1, 3])
-def test_the_same_draws_give_the_same_tokens_as_transformers(composer, guidance):
+def test_same_draws_give_the_same_tokens_as_transformers(composer, guidance):
     import torch
 
-    request = asked(temperature=0.8, guidance_scale=guidance)
+    request = make_request(temperature=0.8, guidance_scale=guidance)
     mine = drain(composer.tokens(request, 60))
     theirs, _ = generated(composer, request, 60, torch.Generator().manual_seed(3))
     assert (mine == theirs).all()
     assert len(mine.unique()) > 8
 
 
-def test_a_later_window_continues_as_transformers_does(patient, monkeypatch):
+def test_later_window_equals_transformers_continuation(long_frame, monkeypatch):
     import torch
 
     monkeypatch.setattr(musicgen, "WINDOW_S", 3)
     monkeypatch.setattr(musicgen, "STRIDE_S", 2)
-    request, random = asked(duration_s=7), torch.Generator().manual_seed(3)
-    mine = drain(patient.tokens(request, 70))
-    first, _ = generated(patient, request, 30, random)
-    second, _ = generated(patient, request, 30, random, known=first[:, 20:])
-    third, _ = generated(patient, request, 30, random, known=second[:, 20:])
+    request, random = make_request(duration_s=7), torch.Generator().manual_seed(3)
+    mine = drain(long_frame.tokens(request, 70))
+    first, _ = generated(long_frame, request, 30, random)
+    second, _ = generated(long_frame, request, 30, random, known=first[:, 20:])
+    third, _ = generated(long_frame, request, 30, random, known=second[:, 20:])
     assert (mine == torch.cat([first, second[:, 10:], third[:, 10:]], 1)).all()
 
 
-def test_the_tiled_codec_equals_the_whole_one(composer, monkeypatch):
+def test_tiled_decoding_equals_whole_decoding(composer, monkeypatch):
     import torch
 
     random = torch.Generator().manual_seed(1)
@@ -175,19 +175,19 @@ def test_the_tiled_codec_equals_the_whole_one(composer, monkeypatch):
     assert np.abs(apart - whole).max() > 0.01 * np.abs(whole).max()
 
 
-def test_a_piece_has_the_requested_length_in_two_equal_channels(patient):
+def test_piece_has_the_requested_length_in_two_equal_channels(long_frame):
     for seconds in (5, 5.0001, 7.31):
-        piece = drain(patient.generate(asked(duration_s=seconds)))
+        piece = drain(long_frame.generate(make_request(duration_s=seconds)))
         assert piece.sound.shape == (2, round(seconds * SAMPLE_RATE))
         assert piece.sound.dtype == np.float32
         assert (piece.sound[0] == piece.sound[1]).all()
         assert piece.peak_dbfs == levels.PEAK_DBFS
 
 
-def test_a_seed_gives_the_same_piece_whatever_else_uses_random_numbers(folder, composer):
+def test_seed_fixes_the_piece_while_others_draw_random_numbers(folder, composer):
     import torch
 
-    first = played(composer, asked())
+    first = first_frames(composer, make_request())
     over = threading.Event()
 
     def draw():
@@ -198,17 +198,19 @@ def test_a_seed_gives_the_same_piece_whatever_else_uses_random_numbers(folder, c
     busy.start()
     try:
         fresh = drain(musicgen.MusicgenEngine.load(musicgen.choose(folder), folder, "cpu"))
-        second = played(fresh, asked())
+        second = first_frames(fresh, make_request())
     finally:
         over.set()
         busy.join()
     assert (first == second).all()
-    turned = {"seed": 4, "prompt": "house beat", "guidance_scale": 5, "temperature": 2, "top_k": 9}
-    for name, value in turned.items():
-        assert not np.array_equal(first, played(composer, asked(**{name: value}))), name
+    changes = {"seed": 4, "prompt": "house beat", "guidance_scale": 5, "temperature": 2, "top_k": 9}
+    for name, value in changes.items():
+        assert not np.array_equal(first, first_frames(composer, make_request(**{name: value}))), (
+            name
+        )
 
 
-def test_special_tokens_in_a_style_are_plain_text(composer):
+def test_special_tokens_in_the_prompt_are_plain_text(composer):
     end_mark = composer.tokenizer.token_to_id("</s>")
     ids = composer.tokenizer.encode("warm </s> piano").ids
     assert ids.count(end_mark) == 1
@@ -224,17 +226,17 @@ def jumps(sound: np.ndarray, places, rate: int) -> list[float]:
 
 
 def seamless(sound: np.ndarray, edges, rate: int) -> bool:
-    """Whether no gap, no click and no level tells `edges` [samples] from any other place.
+    """Whether `edges` [samples] show no gap, click or level step larger than elsewhere.
 
-    Whatever is proven of `sound` must fail once each of the three is put into it.
+    Also asserts that each of the three would be detected once inserted into `sound`.
     """
     elsewhere = jumps(sound, range(3 * rate, sound.shape[1] - 3 * rate, 7 * rate // 10), rate)
 
-    def even(heard: np.ndarray) -> bool:
-        return max(jumps(heard, edges, rate)) <= max(elsewhere)
+    def even(samples: np.ndarray) -> bool:
+        return max(jumps(samples, edges, rate)) <= max(elsewhere)
 
-    def good(heard: np.ndarray) -> list[bool]:
-        return [splice.measure_seam(heard, at, rate // 500, rate).good for at in edges]
+    def good(samples: np.ndarray) -> list[bool]:
+        return [splice.measure_seam(samples, at, rate // 500, rate).good for at in edges]
 
     steps, holes, clicks = sound.copy(), sound.copy(), sound.copy()
     for at, end in zip(edges[::2], [*edges[1::2], None][: len(edges[::2])], strict=True):
@@ -242,59 +244,59 @@ def seamless(sound: np.ndarray, edges, rate: int) -> bool:
     for at in edges:
         holes[:, at : at + rate // 50] = 0
         clicks[:, at] += 2 * np.abs(sound).max()
-    assert not even(steps), "a step would be noticed"
-    assert not any(good(holes)), "a hole would be noticed"
-    assert not any(good(clicks)), "a click would be noticed"
+    assert not even(steps), "a level step would be detected"
+    assert not any(good(holes)), "a gap would be detected"
+    assert not any(good(clicks)), "a click would be detected"
     return all(good(sound)) and even(sound)
 
 
-def test_a_long_piece_has_no_seam_at_any_window(patient):
-    request = asked(duration_s=120, top_k=64)
-    tokens = drain(patient.tokens(request, 1200))
-    wave = drain(patient.decode(tokens))
-    edges = [at * patient.hop for at in range(300, 1200, 180)]
+def test_long_piece_has_no_seam_at_any_window(long_frame):
+    request = make_request(duration_s=120, top_k=64)
+    tokens = drain(long_frame.tokens(request, 1200))
+    wave = drain(long_frame.decode(tokens))
+    edges = [at * long_frame.hop for at in range(300, 1200, 180)]
     assert len(edges) == 5
-    assert seamless(wave, edges, patient.rate)
+    assert seamless(wave, edges, long_frame.rate)
 
 
 def test_resampling_leaves_no_artefacts():
-    """32 to 48 kHz: tones stay where and as they are, high ones too, by soxr's HQ."""
+    """32 to 48 kHz with soxr HQ: tones keep their level and phase, high ones too."""
     at, to = np.arange(64_000) / 32_000, np.arange(96_000) / 48_000
     for hertz, least_db in ((1000, 100), (14_000, 80)):
-        tone, wanted = (np.sin(2 * np.pi * hertz * t, dtype=np.float64) / 2 for t in (at, to))
-        made = levels.resample(tone[None].astype(np.float32), 32_000, 48_000, 96_000)
-        assert made.shape == (1, 96_000)
+        tone, expected = (np.sin(2 * np.pi * hertz * t, dtype=np.float64) / 2 for t in (at, to))
+        resampled = levels.resample(tone[None].astype(np.float32), 32_000, 48_000, 96_000)
+        assert resampled.shape == (1, 96_000)
         inner = slice(4800, -4800)
-        off = np.square(made[0, inner] - wanted[inner]).mean()
-        assert 10 * math.log10(np.square(wanted[inner]).mean() / off) > least_db
+        off = np.square(resampled[0, inner] - expected[inner]).mean()
+        assert 10 * math.log10(np.square(expected[inner]).mean() / off) > least_db
 
 
-def test_on_a_mac_everything_computes_in_float32():
+def test_mps_computes_in_float32():
     assert device._dtype("mps") == "float32"
 
 
-def test_a_long_piece_reads_no_more_than_its_window(patient, monkeypatch):
+def test_long_piece_cache_is_no_larger_than_the_window(long_frame, monkeypatch):
     monkeypatch.setattr(musicgen, "WINDOW_S", 4)
     monkeypatch.setattr(musicgen, "STRIDE_S", 2)
-    seen, plain = [], musicgen._cache
+    widths, original = [], musicgen._cache
 
     def cache(model, columns):
-        seen.append(columns)
-        return plain(model, columns)
+        widths.append(columns)
+        return original(model, columns)
 
     monkeypatch.setattr(musicgen, "_cache", cache)
-    steps = list(patient.tokens(asked(), 100))
-    assert seen == [40 + 4] * 4
+    steps = list(long_frame.tokens(make_request(), 100))
+    assert widths == [40 + 4] * 4
     counted = [event.step for event in steps]
     assert counted == sorted(counted)
     assert (counted[0], counted[-1]) == (0, 100)
     assert {event.steps for event in steps} == {100}
 
 
-def test_a_take_names_its_model_and_replays(duo, folder):
-    duo.setup = replace(duo.setup, musicgen=musicgen.choose(folder))
-    request = asked(duration_s=5.5)
-    events = list(duo.run(request, "v"))
+def test_take_records_its_model_and_replays(studio, folder):
+    studio.setup = replace(studio.setup, musicgen=musicgen.choose(folder))
+    request = make_request(duration_s=5.5)
+    events = list(studio.run(request, "v"))
     take = events[-1]
     assert isinstance(take, Take)
     assert (take.mode, take.samples) == ("musicgen", 264_000)
@@ -305,61 +307,61 @@ def test_a_take_names_its_model_and_replays(duo, folder):
     composing = [e for e in events[:-1] if e.stage == musicgen.COMPOSING]
     assert {e.steps for e in composing} == {275}, "fifty tokens a second"
     assert composing[-1].step == 275
-    told = settings.read_settings(Path(take.path))
-    assert told["request"] == request.model_dump(mode="json")
-    assert told == settings.read_settings(Path(take.path).with_suffix(".json"))
+    recorded = settings.read_settings(Path(take.path))
+    assert recorded["request"] == request.model_dump(mode="json")
+    assert recorded == settings.read_settings(Path(take.path).with_suffix(".json"))
     assert b"CC-BY-NC-4.0" in Path(take.path).read_bytes()
-    again = end(duo, settings.request_of(told))
-    assert replay.differences(told, again) == []
+    again = end(studio, settings.request_of(recorded))
+    assert replay.differences(recorded, again) == []
     assert replay.compare(Path(take.path), again) == "The samples are the same, every one."
     assert set(again.timings_s) - {"Loading"} == LOADED
-    work = TASKS["musicgen"].cost(prepared(duo, request), lambda _: True)
+    work = TASKS["musicgen"].cost(prepared(studio, request), lambda _: True)
     assert {stage for stage, units in work.items() if units} == LOADED
 
 
-def test_an_automatic_seed_is_drawn_and_recorded(duo):
-    take = end(duo, asked(seed=None))
+def test_an_automatic_seed_is_drawn_and_recorded(studio):
+    take = end(studio, make_request(seed=None))
     assert take.request["seed"] is not None
 
 
 def prepared(studio, request) -> Job:
-    """The job that `studio` makes of `request`."""
+    """The job that `studio` prepares for `request`."""
     task = TASKS[request.mode]
     return drain(task.prepare(request, studio.setup, JobFolder.create(), Uploads()))
 
 
-def test_stop_takes_effect_before_the_next_token(duo, monkeypatch):
+def test_stop_takes_effect_before_the_next_token(studio, monkeypatch):
     monkeypatch.setattr(musicgen, "PULSE_S", 0.0)
-    job = prepared(duo, asked())
-    plain, read = musicgen.MusicgenEngine._logits, []
+    job = prepared(studio, make_request())
+    original, calls = musicgen.MusicgenEngine._logits, []
 
     def logits(*given):
-        read.append(1)
-        if len(read) == 7:
+        calls.append(1)
+        if len(calls) == 7:
             job.folder.stop_file.touch()
-        return plain(*given)
+        return original(*given)
 
     monkeypatch.setattr(musicgen.MusicgenEngine, "_logits", logits)
-    *_, ending = duo.runner.execute(job, 0)
+    *_, ending = studio.runner.execute(job, 0)
     assert isinstance(ending, Cancelled)
     assert ending.stage == musicgen.COMPOSING
-    assert len(read) == 7
+    assert len(calls) == 7
     job.folder.remove()
     monkeypatch.undo()
-    assert isinstance(end(duo, asked()), Take), "the model stays usable"
+    assert isinstance(end(studio, make_request()), Take), "the model stays usable"
 
 
-def test_changing_models_frees_the_one_before_the_other_is_loaded(duo, monkeypatch):
-    duo.runner.models.unload_all()
-    alive, there = [], []
+def test_changing_models_frees_the_first_before_loading_the_second(studio, monkeypatch):
+    studio.runner.models.unload_all()
+    alive, loads = [], []
 
     def watched(kind):
-        plain = kind.load.__func__
+        original = kind.load.__func__
 
         def load(cls, *given):
             gc.collect()
-            there.append((kind.__name__, [ref() is not None for ref in alive]))
-            loaded = yield from plain(cls, *given)
+            loads.append((kind.__name__, [ref() is not None for ref in alive]))
+            loaded = yield from original(cls, *given)
             alive.append(weakref.ref(loaded))
             return loaded
 
@@ -368,32 +370,32 @@ def test_changing_models_frees_the_one_before_the_other_is_loaded(duo, monkeypat
     watched(acestep.Engine)
     watched(musicgen.MusicgenEngine)
     short = song(duration_s=5, inference_steps=1)
-    for request in (short, asked(), asked(seed=4), short):
-        ending = end(duo, request)
+    for request in (short, make_request(), make_request(seed=4), short):
+        ending = end(studio, request)
         assert isinstance(ending, Take), ending
-        assert len(gc.get_objects()) < 100_000, "answers wait while these are looked through"
-    assert there == [("Engine", []), ("MusicgenEngine", [False]), ("Engine", [False, False])]
+        assert len(gc.get_objects()) < 100_000, "a slow garbage collection would delay responses"
+    assert loads == [("Engine", []), ("MusicgenEngine", [False]), ("Engine", [False, False])]
 
 
 def test_missing_weights_name_the_command_that_fetches_them(own_cache, monkeypatch):
     studio = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
     monkeypatch.setattr(checkpoints, "locate", lambda weights: weights.folder)
-    ending = end(studio, asked())
+    ending = end(studio, make_request())
     assert isinstance(ending, Failed)
     assert ending.code == "model-missing"
     assert "2.4 GB" in ending.message
     assert "fetch musicgen-small" in ending.action
 
 
-def test_out_of_memory_and_nan_are_typed_errors(duo, monkeypatch):
+def test_out_of_memory_and_nan_are_typed_errors(studio, monkeypatch):
     import torch
 
-    assert isinstance(end(duo, asked()), Take)
-    (loaded,) = [v for v in duo.runner.models._loaded.values() if hasattr(v, "books")]
+    assert isinstance(end(studio, make_request()), Take)
+    (loaded,) = [v for v in studio.runner.models._loaded.values() if hasattr(v, "books")]
     head = loaded.model.decoder.lm_heads[0].weight
     kept = head.clone()
     head.fill_(math.nan)
-    ending = end(duo, asked())
+    ending = end(studio, make_request())
     head.copy_(kept)
     assert (ending.kind, ending.code) == ("failed", "sound-not-finite")
 
@@ -401,7 +403,7 @@ def test_out_of_memory_and_nan_are_typed_errors(duo, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(musicgen.MusicgenEngine, "_logits", full)
-    ending = end(duo, asked())
+    ending = end(studio, make_request())
     assert (ending.kind, ending.code) == ("failed", "out-of-memory")
 
 
@@ -423,7 +425,7 @@ def rewrite(folder: Path, change) -> None:
     save_file(change(load_file(path)), path, metadata={"format": "pt"})
 
 
-HURTS = {
+DAMAGES = {
     "model.safetensors is missing": lambda f: (f / "model.safetensors").unlink(),
     "tokenizer.json is missing": lambda f: (f / "tokenizer.json").unlink(),
     "tokenizer.json cannot be read": lambda f: (f / "tokenizer.json").write_text("{"),
@@ -440,17 +442,17 @@ HURTS = {
 }
 
 
-@pytest.mark.parametrize("said", HURTS)
-def test_a_damaged_copy_is_refused_by_name(folder, tmp_path, said):
-    hurt = copy_of(folder, tmp_path)
-    HURTS[said](hurt)
+@pytest.mark.parametrize("problem", DAMAGES)
+def test_damaged_copy_is_rejected_with_the_problem(folder, tmp_path, problem):
+    damaged = copy_of(folder, tmp_path)
+    DAMAGES[problem](damaged)
     with pytest.raises(StudioError) as caught:
-        drain(musicgen.MusicgenEngine.load(musicgen.choose(hurt), hurt, "cpu"))
+        drain(musicgen.MusicgenEngine.load(musicgen.choose(damaged), damaged, "cpu"))
     assert caught.value.code == "model-broken"
-    assert said in caught.value.message
+    assert problem in caught.value.message
 
 
-def test_tokens_that_the_codec_does_not_know_are_refused(tmp_path):
+def test_codebooks_unknown_to_the_codec_are_rejected(tmp_path):
     odd = tiny_musicgen.write(tmp_path, num_codebooks=5)
     with pytest.raises(StudioError) as caught:
         drain(musicgen.MusicgenEngine.load(musicgen.choose(odd), odd, "cpu"))
@@ -458,7 +460,7 @@ def test_tokens_that_the_codec_does_not_know_are_refused(tmp_path):
 
 
 def test_old_weight_names_load_the_same_weights(folder, composer, tmp_path):
-    """Checkpoints of 2023 call the halves of a normed weight `weight_g` and `weight_v`."""
+    """Checkpoints of 2023 name the parts of a normalised weight `weight_g` and `weight_v`."""
     old = copy_of(folder, tmp_path)
     names = {"parametrizations.weight.original0": "weight_g"}
     names |= {"parametrizations.weight.original1": "weight_v"}
@@ -474,7 +476,7 @@ def test_old_weight_names_load_the_same_weights(folder, composer, tmp_path):
 
     rewrite(old, renamed)
     loaded = drain(musicgen.MusicgenEngine.load(musicgen.choose(old), old, "cpu"))
-    assert (played(loaded, asked()) == played(composer, asked())).all()
+    assert (first_frames(loaded, make_request()) == first_frames(composer, make_request())).all()
 
 
 def test_no_pickle_is_fetched():

@@ -1,4 +1,4 @@
-"""What is done to a take: loudness under a ceiling, and stems that are its parts, on real sound."""
+"""Mastering to a loudness under a true-peak ceiling, and stem separation."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from models.demucs import LICENCE_NOTE, STEMS
 from runtime import device, model_cache
 
 
-def mastered(sound, **asked):
-    return drain(post_process.master(sound, **asked))
+def mastered(sound, **settings):
+    return drain(post_process.master(sound, **settings))
 
 
 def silence(seconds):
@@ -56,16 +56,16 @@ PIECES = {
 
 
 @pytest.mark.parametrize("name", PIECES)
-def test_the_requested_loudness_is_reached_under_the_ceiling(name, tmp_path):
+def test_requested_loudness_is_reached_under_the_ceiling(name, tmp_path):
     sound = PIECES[name]()
     before = sound.copy()
-    done, told = mastered(sound)
-    assert np.array_equal(sound, before), "the take itself is not touched"
+    done, report = mastered(sound)
+    assert np.array_equal(sound, before), "the input is not modified"
     assert done.shape == sound.shape
     assert done.dtype == np.float32
-    assert told.reached
+    assert report.reached
     assert loudness.loudness(done) == pytest.approx(-14, abs=0.2)
-    assert told.after_lufs == pytest.approx(loudness.loudness(done), abs=0.01)
+    assert report.after_lufs == pytest.approx(loudness.loudness(done), abs=0.01)
     assert loudness.true_peak(done) <= -1.0
     if name != "a fifth of a second":
         lufs, peak = ebur128(done, tmp_path)
@@ -74,8 +74,8 @@ def test_the_requested_loudness_is_reached_under_the_ceiling(name, tmp_path):
 
 
 def impulses(seed):
-    dice = np.random.default_rng(seed)
-    return (dice.random((2, 4 * RATE)) < 5e-4) * dice.choice([-0.9, 0.9], (2, 4 * RATE))
+    rng = np.random.default_rng(seed)
+    return (rng.random((2, 4 * RATE)) < 5e-4) * rng.choice([-0.9, 0.9], (2, 4 * RATE))
 
 
 HARD = {
@@ -91,69 +91,69 @@ HARD = {
 
 @pytest.mark.parametrize("name", HARD)
 @pytest.mark.parametrize("target", [-14, -6])
-def test_the_ceiling_holds_for_any_input(name, target):
-    done, told = mastered(HARD[name](), target_lufs=target)
+def test_ceiling_is_never_exceeded(name, target):
+    done, report = mastered(HARD[name](), target_lufs=target)
     assert loudness.true_peak(done) <= -1.0
-    assert told.true_peak_dbtp <= -1.0
-    assert told.reduction_db >= -post_process.DEEPEST_DB - 0.5
-    assert told.reached == (abs(loudness.loudness(done) - target) <= 0.2)
+    assert report.true_peak_dbtp <= -1.0
+    assert report.reduction_db >= -post_process.DEEPEST_DB - 0.5
+    assert report.reached == (abs(loudness.loudness(done) - target) <= 0.2)
 
 
-def test_target_and_ceiling_are_the_callers(tmp_path):
-    done, told = mastered(band(8), target_lufs=-18, ceiling_dbtp=-6)
+def test_target_and_ceiling_follow_the_arguments(tmp_path):
+    done, report = mastered(band(8), target_lufs=-18, ceiling_dbtp=-6)
     assert loudness.loudness(done) == pytest.approx(-18, abs=0.2)
     assert loudness.true_peak(done) <= -6
-    assert told.target_lufs == -18
+    assert report.target_lufs == -18
 
 
-def test_silence_stays_silence_to_the_bit():
+def test_silence_is_returned_unchanged():
     faint = noise(3, 10 ** (-90 / 20))
     for sound in (silence(2), silence(0), faint):
-        done, told = mastered(sound)
+        done, report = mastered(sound)
         assert np.array_equal(done, sound)
         assert done is not sound
-        assert told.before_lufs is told.after_lufs is None
-        assert (told.gain_db, told.reduction_db, told.reached) == (0.0, 0.0, False)
+        assert report.before_lufs is report.after_lufs is None
+        assert (report.gain_db, report.reduction_db, report.reached) == (0.0, 0.0, False)
 
 
 def test_gain_is_bounded_and_a_miss_is_reported():
-    done, told = mastered(band(6) * np.float32(0.01))
-    assert told.gain_db == post_process.LARGEST_GAIN_DB
-    assert not told.reached
+    done, report = mastered(band(6) * np.float32(0.01))
+    assert report.gain_db == post_process.LARGEST_GAIN_DB
+    assert not report.reached
     assert loudness.loudness(done) < -20
-    done, told = mastered(impulses(2).astype(np.float32))
-    assert told.reduction_db == pytest.approx(-post_process.DEEPEST_DB, abs=0.5)
-    assert not told.reached
+    done, report = mastered(impulses(2).astype(np.float32))
+    assert report.reduction_db == pytest.approx(-post_process.DEEPEST_DB, abs=0.5)
+    assert not report.reached
 
 
-def test_the_search_for_the_gain_stays_in_its_bounds():
-    """A target just within reach, and peaks that carry the loudness: limiting loses what is sought."""
+def test_gain_search_stays_within_its_bounds():
+    """A target just within reach, with loud peaks: limiting them loses the loudness to be reached."""
     sound = impulses(3).astype(np.float32) + noise(4, 0.003)
     most = -1 - loudness.true_peak(sound) + post_process.DEEPEST_DB
-    _, told = mastered(sound, target_lufs=loudness.loudness(sound) + most - 0.1)
-    assert told.gain_db == pytest.approx(most, abs=0.01)
-    assert not told.reached
+    _, report = mastered(sound, target_lufs=loudness.loudness(sound) + most - 0.1)
+    assert report.gain_db == pytest.approx(most, abs=0.01)
+    assert not report.reached
 
 
-def test_without_loud_peaks_only_the_volume_changes():
+def test_gain_is_constant_away_from_loud_peaks():
     sound = np.concatenate([noise(3, 0.05), noise(0.02, 0.5), noise(3, 0.05)], 1)
-    done, told = mastered(sound)
-    assert told.reduction_db < -1
-    gain = np.float32(10 ** (told.gain_db / 20))
+    done, report = mastered(sound)
+    assert report.reduction_db < -1
+    gain = np.float32(10 ** (report.gain_db / 20))
     early, late = slice(0, int(2.98 * RATE)), slice(int(3.5 * RATE), None)
     for far in (early, late):
         assert np.allclose(done[:, far], sound[:, far] * gain, rtol=2e-3, atol=0)
     moved = 20 * np.log10(np.abs(done / sound)).mean(0)
-    assert np.abs(np.diff(moved)).max() < 0.1, "the gain bends, it does not jump"
+    assert np.abs(np.diff(moved)).max() < 0.1, "the gain changes without steps"
     in_10_ms = moved[480:] - moved[:-480]
-    assert 0.1 < in_10_ms.max() < 1.1 * post_process.RELEASE_DB_S / 100, "and it lets go slowly"
+    assert 0.1 < in_10_ms.max() < 1.1 * post_process.RELEASE_DB_S / 100, "and it is released slowly"
 
 
 def test_both_channels_get_the_same_gain():
     sound = band(6) * np.float32([[1.0], [0.3]])
     done, _ = mastered(sound, target_lufs=-12)
-    heard = np.abs(sound[1]) > 1e-3
-    ratio = done[0, heard] / done[1, heard] / (sound[0, heard] / sound[1, heard])
+    audible = np.abs(sound[1]) > 1e-3
+    ratio = done[0, audible] / done[1, audible] / (sound[0, audible] / sound[1, audible])
     assert np.allclose(ratio, 1, atol=1e-4)
 
 
@@ -177,19 +177,19 @@ SETTINGS = {
     "dconv_mode": 3,
 }
 WINDOW = {"_type": "fraction", "numerator": 39, "denominator": 40}
-"""The authors' own class at a size for tests: windows of 0.975 s, 300 thousand numbers."""
+"""The authors' class at test size: windows of 0.975 s, 300 thousand parameters."""
 
 
-def published(folder, tensors, settings=SETTINGS, **said):
-    """A separator's file in the authors' layout, and the row that pins it."""
+def published(folder, tensors, settings=SETTINGS, **changes):
+    """Write a separator's file in the authors' layout; return the catalog entry that pins it."""
     folder.mkdir(exist_ok=True)
     path = folder / HTDEMUCS.marker
-    told = {
+    metadata = {
         "klass": "demucs.htdemucs.HTDemucs",
         "args": "[]",
         "kwargs": json.dumps({**settings, "segment": WINDOW, "of_the_future": 1}),
     }
-    save_file(tensors, path, metadata={**told, **said})
+    save_file(tensors, path, metadata={**metadata, **changes})
     return pinned(folder)
 
 
@@ -206,7 +206,7 @@ def tensors():
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = HTDemucs(**SETTINGS, segment=Fraction(39, 40))
-    # Untrained, its last layers say next to nothing: let them be heard.
+    # Untrained, the last layers output almost nothing: scale them up.
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for name in state:
         if name.startswith(("decoder.3.conv_tr", "tdecoder.3.conv_tr")):
@@ -234,7 +234,7 @@ def split(separator, mix):
     return drain(demucs.separate(separator, mix))
 
 
-def test_the_loader_builds_the_authors_model(separator, tensors):
+def test_loader_builds_the_authors_model_in_float32(separator, tensors):
     from demucs.htdemucs import HTDemucs
 
     assert type(separator.model) is HTDemucs
@@ -245,8 +245,8 @@ def test_the_loader_builds_the_authors_model(separator, tensors):
         assert torch.equal(tensor, tensors[name].float())
 
 
-def test_the_row_is_the_published_file():
-    """41,984,456 half-precision numbers, as the authors' class has them, and a header."""
+def test_catalog_entry_matches_the_published_file():
+    """41,984,456 half-precision parameters, as in the authors' class, and a header."""
     from demucs.htdemucs import HTDemucs
 
     with torch.device("meta"):
@@ -276,83 +276,83 @@ def test_stems_are_as_long_as_the_mix_and_sum_to_it(split, mix):
 
 
 @pytest.mark.parametrize("samples", [1, 100, 45_860, 46_803, 99_991])
-def test_any_length_is_kept(separator, samples):
+def test_stems_keep_the_length_of_the_input(separator, samples):
     sound = noise(samples / RATE)
     for stem in drain(demucs.separate(separator, sound)).values():
         assert stem.shape == (2, samples)
 
 
-def test_windows_are_joined_as_in_demucs(separator, mix):
+def test_overlap_add_equals_demucs_apply_model(separator, mix):
     from demucs.apply import apply_model
 
-    heard = torch.from_numpy(mix)
-    ours = drain(demucs._windows(separator, heard))
-    theirs = apply_model(separator.model, heard[None], shifts=0, overlap=0.25)[0]
-    assert torch.equal(ours, theirs)
+    samples = torch.from_numpy(mix)
+    separated = drain(demucs._windows(separator, samples))
+    expected = apply_model(separator.model, samples[None], shifts=0, overlap=0.25)[0]
+    assert torch.equal(separated, expected)
 
 
-def test_each_stem_is_the_models_output_in_its_place(separator, split, mix):
-    """By hand: down to 44.1 kHz, to unit deviation, through the model, back again."""
+def test_each_stem_is_the_models_output_for_its_source(separator, split, mix):
+    """Reference: resample to 44.1 kHz, scale to unit deviation, run the model, and invert both."""
     from demucs.apply import apply_model
 
-    heard = levels.resample(mix, RATE, 44_100, math.ceil(mix.shape[1] * 0.91875))
-    mono = heard.mean(0)
-    unit = torch.from_numpy((heard - mono.mean()) / mono.std())
-    said = apply_model(separator.model, unit[None], shifts=0, overlap=0.25)[0].numpy()
+    resampled = levels.resample(mix, RATE, 44_100, math.ceil(mix.shape[1] * 0.91875))
+    mono = resampled.mean(0)
+    unit = torch.from_numpy((resampled - mono.mean()) / mono.std())
+    output = apply_model(separator.model, unit[None], shifts=0, overlap=0.25)[0].numpy()
     for name in ("vocals", "drums", "bass"):
-        part = said[SETTINGS["sources"].index(name)] * mono.std() + mono.mean()
+        part = output[SETTINGS["sources"].index(name)] * mono.std() + mono.mean()
         expected = levels.resample(part, 44_100, RATE, mix.shape[1])
         assert np.allclose(split[name], expected, atol=1e-4)
 
 
-def test_the_level_of_the_mix_is_the_level_of_its_stems(separator, split, mix):
+def test_stems_scale_with_the_level_of_the_mix(separator, split, mix):
     for name, stem in drain(demucs.separate(separator, mix * np.float32(0.01))).items():
         assert np.allclose(stem * 100, split[name], atol=2e-4)
 
 
-def test_the_same_sound_gives_the_same_bits(separator, split, mix):
+def test_same_input_gives_the_same_stems(separator, split, mix):
     random.seed(99)
     torch.manual_seed(99)
     again = drain(demucs.separate(separator, mix))
     assert all(np.array_equal(again[name], split[name]) for name in STEMS)
 
 
-def test_the_studio_splits_a_take_and_frees_memory_first(row, own_cache, monkeypatch):
+def test_stems_of_a_take_unload_the_song_model_when_memory_is_short(row, own_cache, monkeypatch):
     monkeypatch.setattr(model_cache, "HTDEMUCS", row)
-    made = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
-    asked = Generate.of({"prompt": "x", "duration_s": 5, "inference_steps": 1, "seed": 1})
+    studio = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
+    request = Generate.of({"prompt": "x", "duration_s": 5, "inference_steps": 1, "seed": 1})
 
     def loaded():
-        return [weights.name for weights, _ in made.runner.models._loaded]
+        return [weights.name for weights, _ in studio.runner.models._loaded]
 
     def stems(stop_at=None):
-        for event in made.run(Stems.of({"source": take.path}), "v"):
+        for event in studio.run(Stems.of({"source": take.path}), "v"):
             if isinstance(event, Progress) and (event.stage, event.step) == stop_at:
-                made.stop("v")
+                studio.stop("v")
         return event
 
     try:
-        take = list(made.run(asked, "v"))[-1]
-        both = stems()
+        take = list(studio.run(request, "v"))[-1]
+        exported = stems()
         assert loaded() == ["mini", "htdemucs"]
-        assert LICENCE_NOTE in both.notes
-        assert [Path(path).suffix for path in both.paths] == [".zip", *4 * [".wav"]]
-        sound = sum(soundfile.read(path, always_2d=True)[0] for path in both.paths[1:])
+        assert LICENCE_NOTE in exported.notes
+        assert [Path(path).suffix for path in exported.paths] == [".zip", *4 * [".wav"]]
+        sound = sum(soundfile.read(path, always_2d=True)[0] for path in exported.paths[1:])
         assert np.abs(sound.T - read_sound(take.path)).max() < 1e-6
         assert isinstance(stems(stop_at=("Splitting into stems", 1)), Cancelled)
 
-        made.runner.models.unload_all()
-        list(made.run(asked, "v"))
+        studio.runner.models.unload_all()
+        list(studio.run(request, "v"))
         monkeypatch.setattr(device, "memory_gb", lambda _: 4.0)
         again = stems()
-        assert loaded() == ["htdemucs"], "the song's model went before"
-        assert Path(again.paths[0]).read_bytes() == Path(both.paths[0]).read_bytes()
-        song = list(made.run(asked, "v"))[-1]
+        assert loaded() == ["htdemucs"], "the song's model was unloaded first"
+        assert Path(again.paths[0]).read_bytes() == Path(exported.paths[0]).read_bytes()
+        song = list(studio.run(request, "v"))[-1]
         assert loaded() == ["mini"]
         assert np.array_equal(read_sound(song.path), read_sound(take.path))
     finally:
-        made.leave("v")
-        made.runner.models.unload_all()
+        studio.leave("v")
+        studio.runner.models.unload_all()
 
 
 def test_silence_has_silent_stems(separator):
@@ -363,18 +363,18 @@ def test_silence_has_silent_stems(separator):
 
 
 def test_progress_counts_windows_and_closing_stops_at_the_next(separator, mix):
-    heard = []
-    hook = separator.model.register_forward_pre_hook(lambda *_: heard.append(1))
+    calls = []
+    hook = separator.model.register_forward_pre_hook(lambda *_: calls.append(1))
     try:
         events = list(demucs.separate(separator, mix))
         windows = math.ceil(2.9 * 44_100 / int(0.75 * int(0.975 * 44_100)))
         assert [event.step for event in events] == list(range(windows + 1))
-        assert {event.steps for event in events} == {windows} == {len(heard)}
-        heard.clear()
+        assert {event.steps for event in events} == {windows} == {len(calls)}
+        calls.clear()
         running = demucs.separate(separator, mix)
         next(running), next(running)
         running.close()
-        assert len(heard) == 1
+        assert len(calls) == 1
     finally:
         hook.remove()
 
@@ -396,7 +396,7 @@ def refused(row):
     return caught.value
 
 
-def test_damaged_weights_are_refused_by_name(row, tmp_path):
+def test_damaged_weights_are_rejected_with_the_file_name(row, tmp_path):
     whole = (row.folder / row.marker).read_bytes()
     path = tmp_path / row.marker
     for damaged, problem in (
@@ -412,16 +412,16 @@ def test_damaged_weights_are_refused_by_name(row, tmp_path):
         assert problem in error.message
 
 
-def test_nothing_that_a_file_names_is_executed(tensors, tmp_path):
+def test_class_named_in_a_file_is_not_executed(tensors, tmp_path):
     marker = tmp_path / "run"
-    evil = {"klass": "subprocess.Popen", "kwargs": json.dumps({"args": ["touch", str(marker)]})}
-    error = refused(published(tmp_path / "evil", tensors, **evil))
+    metadata = {"klass": "subprocess.Popen", "kwargs": json.dumps({"args": ["touch", str(marker)]})}
+    error = refused(published(tmp_path / "metadata", tensors, **metadata))
     assert error.code == "model-broken"
     assert "another kind of model" in error.message
     assert not marker.exists()
 
 
-def test_a_file_that_does_not_fit_is_refused(tensors, tmp_path):
+def test_weights_of_another_shape_are_rejected(tensors, tmp_path):
     less = {name: tensor for name, tensor in tensors.items() if name != "freq_emb.embedding.weight"}
     assert "lacks" in refused(published(tmp_path / "less", less)).message
     others = {**SETTINGS, "sources": ["drums", "bass", "other", "kazoo"]}
@@ -446,11 +446,11 @@ print(checkpoints.locate(row) / row.marker)
 """
 
 
-def test_weights_are_fetched_by_the_hub_module(row, tmp_path):
-    place = tmp_path / "hub" / "adefossez" / "HTDemucs"
-    place.mkdir(parents=True)
-    (place / row.marker).write_bytes((row.folder / row.marker).read_bytes())
-    (place / "htdemucs.yaml").write_text("models: ['955717e8']")
+def test_fetch_downloads_only_the_weights(row, tmp_path):
+    repo = tmp_path / "hub" / "adefossez" / "HTDemucs"
+    repo.mkdir(parents=True)
+    (repo / row.marker).write_bytes((row.folder / row.marker).read_bytes())
+    (repo / "htdemucs.yaml").write_text("models: ['955717e8']")
     with FakeHub(tmp_path / "hub", lfs_threshold=100_000) as hub:
         env = {
             **os.environ,
@@ -461,13 +461,13 @@ def test_weights_are_fetched_by_the_hub_module(row, tmp_path):
             "HTTP_PROXY": "",
             "HTTPS_PROXY": "",
         }
-        here = replace(row, folder=None, revision=hub.commit("adefossez/HTDemucs"))
-        script = FETCH.format(root=str(ROOT), revision=here.revision)
+        entry = replace(row, folder=None, revision=hub.commit("adefossez/HTDemucs"))
+        script = FETCH.format(root=str(ROOT), revision=entry.revision)
         command = [sys.executable, "-c", script]
         run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
         assert run.returncode == 0, run.stderr
         assert Path(run.stdout.strip()).read_bytes() == (row.folder / row.marker).read_bytes()
-        assert not [asked for asked in hub.log if asked.path.endswith(".yaml")]
+        assert not [request for request in hub.log if request.path.endswith(".yaml")]
 
 
 def test_stems_are_written_unchanged_beside_one_zip(split, tmp_path):
@@ -488,7 +488,7 @@ def test_stems_are_written_unchanged_beside_one_zip(split, tmp_path):
     assert drain(post_process.save_stems(split, tmp_path, "my song")).zip.read_bytes() == first
 
 
-def test_a_stop_or_a_full_disk_leaves_no_file(split, tmp_path, monkeypatch):
+def test_stop_or_full_disk_leaves_no_stem_files(split, tmp_path, monkeypatch):
     events = sum(1 for _ in post_process.save_stems(split, tmp_path / "..", "counted"))
     for path in (tmp_path / "..").glob("counted*"):
         path.unlink()
@@ -512,8 +512,8 @@ def test_a_stop_or_a_full_disk_leaves_no_file(split, tmp_path, monkeypatch):
     assert caught.value.code == "not-writable"
 
 
-def test_importing_stays_light():
-    """Importing brings no torch; the model's package brings neither codecs nor torchaudio."""
+def test_importing_loads_no_heavy_packages():
+    """Importing loads no torch; the model's package loads neither codecs nor torchaudio."""
     heavy = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import post_process;"
         "assert not {'torch', 'scipy', 'numpy', 'demucs'} & set(sys.modules);"
