@@ -1,4 +1,4 @@
-"""A small stand-in for the Hugging Face Hub, for tests without a network.
+"""A small fake of the Hugging Face Hub, for tests without a network.
 
 It serves the folders below a root, ``<root>/<owner>/<repo>/...`` (or ``<root>/<repo>/...``),
 as model repositories over HTTP on the loopback interface: repository info, the recursive
@@ -52,12 +52,12 @@ CHUNK = 16 * 1024
 
 @dataclasses.dataclass
 class Faults:
-    """What goes wrong on purpose. Every field may be changed while the server runs."""
+    """Injected faults; every field may be changed while the server runs."""
 
     rate: float = 0.0  # bytes per second of one response body, 0 = unlimited
     drop_after: int = 0  # cut a body after this many bytes, 0 = never
     drops: int = 1  # how many bodies to cut before serving whole ones again (-1 = always)
-    no_range: bool = False  # answer 200 with the whole file although a range was asked for
+    no_range: bool = False  # answer 200 with the whole file although a range was requested
     no_length: bool = False  # chunked body without Content-Length (as for compressed text)
     corrupt: str = ""  # flip one byte in the bodies of paths that contain this text
     truncate: str = ""  # serve one byte too few (with a matching Content-Length) for such paths
@@ -66,9 +66,9 @@ class Faults:
     status_times: int = -1  # ... so many times, -1 = always
     retry_after: str = ""  # Retry-After header that goes with `status`
     gated: int = 0  # refuse files with this HTTP status, as the Hub does before terms are accepted
-    etag: str = ""  # what the pretended CDN calls a file, instead of its sha256
-    latency: float = 0.0  # seconds to wait before each answer
-    xet: bool = False  # announce Xet storage in the headers (no Xet service is there)
+    etag: str = ""  # ETag of files on the fake CDN, instead of their sha256
+    latency: float = 0.0  # seconds to wait before each response
+    xet: bool = False  # announce Xet storage in the headers (there is no Xet service)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class _File:
 
 
 class _Repo:
-    """A folder seen as a repository with one commit."""
+    """A folder served as a repository with one commit."""
 
     def __init__(self, folder: Path, lfs_threshold: int):
         self.files: dict[str, _File] = {}
@@ -121,7 +121,7 @@ class _Repo:
 
 
 class _Server(ThreadingHTTPServer):
-    """Says nothing of clients that were killed."""
+    """Logs no error for clients that were killed."""
 
     def handle_error(self, request: object, client_address: object) -> None:
         if not isinstance(sys.exception(), ConnectionError):
@@ -183,7 +183,7 @@ class FakeHub:
         self.stop()
 
     def reset(self) -> None:
-        """Forget the log and switch every fault off."""
+        """Clear the log and all faults."""
         with self._lock:
             self.log.clear()
             self.faults = Faults()
@@ -194,7 +194,7 @@ class FakeHub:
         return repo.commit
 
     def bytes_sent(self, path_part: str = "") -> int:
-        """Body bytes written so far for such paths, answers still under way included."""
+        """Body bytes written so far for matching paths, unfinished responses included."""
         with self._lock:
             done = [(r.path, r.sent) for r in self.log if r.method == "GET"]
             return sum(n for path, n in (*done, *self._live.values()) if path_part in path)
@@ -205,13 +205,13 @@ class FakeHub:
             return None
         stamp = max((p.stat().st_mtime for p in folder.rglob("*")), default=0.0)
         with self._lock:
-            known = self._repos.get(repo_id)
-            if known is None or known[0] != stamp:
-                self._repos[repo_id] = known = (stamp, _Repo(folder, self.lfs_threshold))
-        return known[1]
+            entry = self._repos.get(repo_id)
+            if entry is None or entry[0] != stamp:
+                self._repos[repo_id] = entry = (stamp, _Repo(folder, self.lfs_threshold))
+        return entry[1]
 
     def _take(self, field: str) -> bool:
-        """Use up one of a counted fault; true if it was still due."""
+        """Consume one occurrence of a counted fault; whether one was left."""
         with self._lock:
             left = getattr(self.faults, field)
             if left == 0:
@@ -253,7 +253,7 @@ class FakeHub:
                     return self._json(404, {"error": "not found"})
                 self._json(200, dataclasses.asdict(hub.faults))
 
-            # -- answering ---------------------------------------------------------------
+            # -- responses ---------------------------------------------------------------
 
             def _serve(self) -> None:
                 self.sent = self.code = 0
@@ -421,10 +421,10 @@ class FakeHub:
                 if redirected:
                     headers["Content-Disposition"] = f'inline; filename="{entry.disk.name}";'
                 first, last, status = 0, size - 1, 200
-                asked = self.headers.get("Range")
+                requested = self.headers.get("Range")
                 stale = self.headers.get("If-Range") not in (None, f'"{etag}"')
-                if asked and not f.no_range and not stale:
-                    m = re.fullmatch(r"bytes=(\d*)-(\d*)", asked.strip())
+                if requested and not f.no_range and not stale:
+                    m = re.fullmatch(r"bytes=(\d*)-(\d*)", requested.strip())
                     if m and (m[1] or m[2]):
                         first = int(m[1]) if m[1] else max(0, size - int(m[2]))
                         last = min(int(m[2]), size - 1) if m[1] and m[2] else size - 1
@@ -490,8 +490,8 @@ class FakeHub:
 
             def _refuse(self) -> None:
                 f = hub.faults
-                asked = {"Retry-After": f.retry_after} if f.retry_after else {}
-                self._error(f.status, "", "fault injected", asked)
+                headers = {"Retry-After": f.retry_after} if f.retry_after else {}
+                self._error(f.status, "", "fault injected", headers)
 
             # -- plumbing ----------------------------------------------------------------
 
@@ -530,7 +530,7 @@ class FakeHub:
 
 @contextlib.contextmanager
 def repository(root: Path, repo_id: str, files: dict[str, bytes | int]) -> Iterator[Path]:
-    """Write a repository below root; an int asks for that many reproducible bytes."""
+    """Write a repository below root; an int stands for that many reproducible bytes."""
     folder = root / repo_id
     for name, content in files.items():
         path = folder / name

@@ -1,4 +1,4 @@
-"""Decoding the files that people bring: good, damaged and hostile, and a decoder that fails."""
+"""Decoding uploaded files: good, damaged and hostile ones, and a failing decoder."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def encoded(
     import av
 
     with (
-        tempfile.NamedTemporaryFile() as held,  # faststart opens it a second time, by name
+        tempfile.NamedTemporaryFile() as held,  # faststart opens the file again by name
         av.open(held.name, "w", format=format, options=options) as container,
     ):
         stream = container.add_stream(codec, rate=rate, layout=layout)
@@ -102,7 +102,7 @@ def half(data: bytes) -> bytes:
 
 
 def scratched(data: bytes, spare: int = 2000, times: int = 30) -> bytes:
-    """With some bytes replaced, headers left alone."""
+    """Some bytes replaced, headers unchanged."""
     dice = random.Random(1)
     hurt = bytearray(data)
     for _ in range(times):
@@ -118,7 +118,7 @@ def with_sizes(data: bytes, size: int) -> bytes:
 
 
 def header(rate: int = 48_000, channels: int = 2, sound: bytes = b"\0" * 40_000) -> bytes:
-    """A 16-bit WAV by hand, with claims that no library would write."""
+    """A 16-bit WAV by hand, with header values that no library writes."""
     claims = (1, channels, rate & 0xFFFFFFFF, rate * channels * 2 & 0xFFFFFFFF)
     fmt = struct.pack("<HHIIHH", *claims, channels * 2 & 0xFFFF, 16)
     body = b"WAVEfmt " + struct.pack("<I", 16) + fmt + b"data" + struct.pack("<I", len(sound))
@@ -268,12 +268,12 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "session.sdp": (lambda: b"v=0\nm=audio 5004 RTP/AVP 0\nc=IN IP4 127.0.0.1\n", "not a kind"),
 }
-"""Maker and part of the problem that is told; empty where FFmpeg's guess decides which."""
+"""Maker and part of the reported problem; empty where it depends on FFmpeg's guess."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("brought")
+    return tmp_path_factory.mktemp("files")
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +297,7 @@ def decoded(place, private) -> dict[str, DecodedAudio | StudioError]:
 
     makers = {**GOOD, **{name: row[0] for name, row in (MENDED | BAD).items()}}
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as hands:
-        patch.chdir(place)  # where a playlist would find what it names
+        patch.chdir(place)  # where a playlist would find its files
         return dict(zip(makers, hands.map(hear, makers, makers.values()), strict=True))
 
 
@@ -322,7 +322,7 @@ def check_sound(source: DecodedAudio, seconds: float, slack_s: float) -> None:
 def test_good_files_decode_completely(decoded, name):
     source = decoded[name]
     assert isinstance(source, DecodedAudio), source
-    coarse = name in ("bare.aac", "without index.mp3")  # which tell of no padding
+    coarse = name in ("bare.aac", "without index.mp3")  # which do not record their padding
     check_sound(source, SECONDS, 0.06 if coarse else 0.0)
     if not coarse:
         assert source.sound.shape[1] == SECONDS * SAMPLE_RATE
@@ -352,7 +352,7 @@ def test_other_files_are_refused_in_one_sentence(decoded, place, name):
 
 @pytest.fixture(autouse=True)
 def no_process_is_left():
-    """The child is gone afterwards. Other tests may have left children of their own."""
+    """No child process is left, those of other tests aside."""
     before = {child.pid for child in psutil.Process().children()}
     yield
     assert not {child.pid for child in psutil.Process().children()} - before
@@ -476,7 +476,7 @@ def test_two_hours_are_refused_in_under_a_second_of_computing(tmp_path, private,
 def test_length_is_checked_before_decoding_and_again_while_decoding(
     tmp_path, private, monkeypatch, broken
 ):
-    """Either alone refuses two hours, without room for them in memory."""
+    """Each check alone refuses two hours without that much memory."""
     (tmp_path / "long.wav").write_bytes(two_hours("wav"))
     run_as_worker(
         monkeypatch,
@@ -497,7 +497,7 @@ def test_a_length_guessed_from_the_bit_rate_gives_no_note(tmp_path, private):
 
 
 def run_as_worker(monkeypatch, program: str) -> None:
-    """Let `program` be the child process."""
+    """Run `program` instead of the decoder's child process."""
     start = "import os, sys, time; from audio import decode_worker as worker\n"
     monkeypatch.setattr(decoder, "WORKER", (sys.executable, "-c", start + program))
 
@@ -566,7 +566,7 @@ def test_a_broken_decoder_is_internal_with_its_reason_in_the_log(
 def test_an_unknown_argument_of_the_decoding_library_is_internal(
     tmp_path, private, monkeypatch, caplog
 ):
-    """PyAV 19 dropped an argument of `av.open`, and every upload was called damaged."""
+    """PyAV 19 removed an argument of `av.open`, and every upload was reported as damaged."""
     (tmp_path / "a.wav").write_bytes(wav())
     run_as_worker(
         monkeypatch,
@@ -629,19 +629,19 @@ def test_no_room_for_the_temporary_file_is_named_by_its_error_number(
 def test_a_result_that_is_only_half_written_is_a_full_disk(
     tmp_path, private, monkeypatch, unbuffered
 ):
-    """A disk takes what it can first, and only the next write fails."""
+    """A full disk writes what fits first; only the next write fails."""
     (tmp_path / "a.wav").write_bytes(wav())
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     run_as_worker(
         monkeypatch,
         """
-real, room = os.write, 100_000
+real, space = os.write, 100_000
 def write(number, data):
-    global room
-    if not room:
+    global space
+    if not space:
         raise OSError(28, "no room")
-    written = real(number, data[:room])
-    room -= written
+    written = real(number, data[:space])
+    space -= written
     return written
 os.write = write
 worker.main(["audio", "48000", "20"])
@@ -692,7 +692,7 @@ def test_the_child_starts_from_any_folder_and_with_a_safe_path(
 
 
 def test_the_child_runs_from_a_copy_of_the_packages_alone(tmp_path):
-    """As from site-packages, where nothing else of the project lies."""
+    """As from site-packages, which contains nothing else of the project."""
     for package in ("audio", "core"):
         shutil.copytree(
             ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")

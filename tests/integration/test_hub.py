@@ -1,4 +1,4 @@
-"""Downloads that keep their promises, against a hub on this machine with two origins."""
+"""Downloads: resuming, checking, errors and concurrency, against a local hub with two origins."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FILES = {
     BIG: SIZE,
     "evil.py": b"raise SystemExit",
 }
-WHOLE = 4 + 40_000 + SIZE
+TOTAL = 4 + 40_000 + SIZE
 BLOCK = 256 * 1024
 
 MODEL = Weights(
@@ -53,13 +53,13 @@ MODEL = Weights(
     revision="main",
     licence="MIT",
     may_sell=True,
-    size_bytes=WHOLE,
+    size_bytes=TOTAL,
 )
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub with one model; this process is online, with an empty cache and little patience."""
+    """A hub with one model; this process is online with an empty cache and short retry pauses."""
     device.reach_loopback()
     close_session()
     with repository(tmp_path / "served", MODEL.repo, FILES):
@@ -98,7 +98,7 @@ class Cache:
         return self.home.parent / ".locks" / self.home.name / f"{self.file().sha256}.lock"
 
     def begin(self, content: bytes, tag: str = "") -> None:
-        """Leave `content` as if an earlier process had been killed."""
+        """Write `content` as the partial file of a killed process."""
         self.partial.parent.mkdir(parents=True, exist_ok=True)
         self.partial.write_bytes(content)
         if tag:
@@ -107,7 +107,7 @@ class Cache:
     def source(self) -> bytes:
         return self.file().disk.read_bytes()
 
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         rest = list((self.home / "partial").iterdir())
         return self.blob.read_bytes() == self.source() and not rest
 
@@ -118,7 +118,7 @@ def cache(hub, tmp_path):
 
 
 def bodies(hub, name: str = BIG):
-    """The answers that carried the file, in order, from the origin that holds it."""
+    """Log entries of the responses that sent the file, in order."""
     return [r for r in hub.log if r.path.endswith("~/" + name)]
 
 
@@ -154,7 +154,7 @@ while True:
 
 @pytest.fixture
 def process(hub, tmp_path):
-    """Start real processes that fetch the model, each telling the bytes on disk in its own file."""
+    """Start processes that download the model and write their progress in bytes to a file each."""
     started = []
     env = {
         **os.environ,
@@ -165,11 +165,11 @@ def process(hub, tmp_path):
     script = PROCESS.format(root=str(ROOT), weights=vars(MODEL), big=BIG)
 
     def start():
-        told = tmp_path / f"told-{len(started)}.txt"
-        with told.open("w") as out:
+        output = tmp_path / f"output-{len(started)}.txt"
+        with output.open("w") as out:
             run = subprocess.Popen([sys.executable, "-c", script], env=env, stdout=out)
         started.append(run)
-        return run, told
+        return run, output
 
     yield start
     for run in started:
@@ -177,13 +177,13 @@ def process(hub, tmp_path):
         run.wait()
 
 
-# --- what is promised when all goes well
+# --- complete downloads
 
 
 def test_a_complete_model_is_found_by_the_hubs_own_functions(hub, cache):
     steps = list(fetch(MODEL))
     folder = find(MODEL)
-    assert cache.is_whole()
+    assert cache.is_complete()
     assert (folder / "tokenizer/merges.txt").read_bytes() == b""
     assert (folder / "tokenizer/again.json").read_bytes() == b"{}"
     assert not (folder / "evil.py").exists()
@@ -192,14 +192,14 @@ def test_a_complete_model_is_found_by_the_hubs_own_functions(hub, cache):
     assert all(0 <= s.component_done <= s.component_total for s in rest)
     assert all(b.done - a.done <= BLOCK for a, b in pairwise(rest))
     assert all(a.done <= b.done for a, b in pairwise(rest))
-    assert {s.total for s in rest} == {WHOLE}
-    assert rest[-1] == DownloadProgress(BIG, SIZE, SIZE, WHOLE, WHOLE, 5, 5)
+    assert {s.total for s in rest} == {TOTAL}
+    assert rest[-1] == DownloadProgress(BIG, SIZE, SIZE, TOTAL, TOTAL, 5, 5)
     assert rest[-1].overall_percent == rest[-1].component_percent == 100
     assert str(rest[-1]) == f"{BIG} 100 % of 3 MB · all 100 % of 3 MB · file 5 of 5"
 
-    asked, sent = len(hub.log), hub.bytes_sent("~/")
+    requests, sent = len(hub.log), hub.bytes_sent("~/")
     assert list(fetch(MODEL)) == []
-    assert len(hub.log) == asked, "nothing is asked for what is here"
+    assert len(hub.log) == requests, "no request for a complete model"
     patterns = list(MODEL.files)
     offline = snapshot_download(MODEL.repo, allow_patterns=patterns, local_files_only=True)
     assert offline == str(folder)
@@ -221,37 +221,37 @@ def test_files_shared_with_another_commit_are_not_downloaded_again(hub, cache):
     assert len(bodies(hub)) == 1
 
 
-# --- what is promised when it is broken off
+# --- interrupted downloads
 
 
 def test_a_download_killed_twice_resumes(hub, cache, process):
     hub.faults.rate = 1_500_000
     kept = []
     for mark in (SIZE // 4, SIZE // 2):
-        run, told = process()
+        run, output = process()
         until(lambda mark=mark: cache.partial.exists() and cache.partial.stat().st_size > mark)
         run.send_signal(signal.SIGKILL)
         run.wait()
         kept.append(cache.partial.stat().st_size)
         until(lambda: not hub._live)
-        assert int(told.read_text().split()[-1]) <= kept[-1], "what was told is on disk"
+        assert int(output.read_text().split()[-1]) <= kept[-1], "reported bytes are on disk"
     hub.faults.rate = 0
     run, _ = process()
     assert run.wait(60) == 0
-    assert cache.is_whole()
+    assert cache.is_complete()
     first, second, third = bodies(hub)
     assert [first.range, second.range, third.range] == ["", *(f"bytes={n}-" for n in kept)]
     assert second.if_range == third.if_range == f'"{cache.file().sha256}"'
     assert third.sent == SIZE - kept[1]
     again = first.sent + second.sent + third.sent - SIZE
-    assert again <= 2 * BLOCK, "what was on its way at each kill, and no more"
+    assert again <= 2 * BLOCK, "at most one block is repeated per kill"
 
 
 @pytest.mark.parametrize("drops", [1, 4])
 def test_a_dropped_connection_resumes_where_it_was(hub, cache, drops):
     hub.faults.drop_after, hub.faults.drops = 500_000, drops
     drain(fetch(MODEL))
-    assert cache.is_whole()
+    assert cache.is_complete()
     assert len(bodies(hub)) == drops + 1
     assert sum(r.sent for r in bodies(hub)) <= SIZE + BLOCK
 
@@ -268,38 +268,38 @@ def test_a_server_that_always_drops_at_the_same_byte_fails(hub, cache):
 def test_a_server_without_ranges_restarts_the_file(hub, cache):
     hub.faults.drop_after, hub.faults.no_range = 500_000, True
     drain(fetch(MODEL))
-    assert cache.is_whole()
+    assert cache.is_complete()
     assert [r.status for r in bodies(hub)] == [200, 200]
 
 
 def test_if_range_sends_the_etag_of_the_server(hub, cache):
-    """Real content servers have ETags of their own, not the hash of the hub's listing."""
+    """Content servers send their own ETags, not the hash in the hub's listing."""
     hub.faults.etag, hub.faults.drop_after = "parts-7", 500_000
     drain(fetch(MODEL))
     assert [r.if_range for r in bodies(hub)] == ["", '"parts-7"']
     assert bodies(hub)[1].status == 206
-    assert cache.is_whole()
+    assert cache.is_complete()
 
 
 def test_a_changed_file_is_restarted(hub, cache):
     cache.begin(b"something else" * 1000, tag='"what it was called then"')
     drain(fetch(MODEL))
     assert [(r.status, r.sent) for r in bodies(hub)] == [(200, SIZE)]
-    assert cache.is_whole()
+    assert cache.is_complete()
 
 
 def test_a_damaged_partial_file_is_restarted_once(hub, cache):
     cache.begin(b"\0" * 1_000_000)
     drain(fetch(MODEL))
     assert [r.sent for r in bodies(hub)] == [SIZE - 1_000_000, SIZE]
-    assert cache.is_whole()
+    assert cache.is_complete()
 
 
 def test_a_complete_partial_file_needs_no_request(hub, cache):
     cache.begin(cache.source())
     drain(fetch(MODEL))
     assert not bodies(hub)
-    assert cache.is_whole()
+    assert cache.is_complete()
 
 
 def test_closing_stops_within_a_block_and_the_next_call_resumes(hub, cache):
@@ -307,17 +307,17 @@ def test_closing_stops_within_a_block_and_the_next_call_resumes(hub, cache):
     fetching = fetch(MODEL)
     step = next(s for s in fetching if s.component == BIG and s.component_done > 300_000)
     fetching.close()
-    asked = hub.bytes_sent("~/" + BIG)
+    before = hub.bytes_sent("~/" + BIG)
     assert cache.partial.stat().st_size == step.component_done
     until(lambda: not hub._live)
-    assert hub.bytes_sent("~/" + BIG) - asked <= BLOCK
+    assert hub.bytes_sent("~/" + BIG) - before <= BLOCK
     hub.faults.rate = 0
     drain(fetch(MODEL))
     assert bodies(hub)[1].range == f"bytes={step.component_done}-"
-    assert cache.is_whole()
+    assert cache.is_complete()
 
 
-# --- what is promised when the hub misbehaves
+# --- faults of the hub
 
 
 def test_a_flipped_byte_never_becomes_a_model(hub, cache):
@@ -330,7 +330,7 @@ def test_a_flipped_byte_never_becomes_a_model(hub, cache):
     assert find(MODEL) is None
     hub.faults.corrupt = ""
     drain(fetch(MODEL))
-    assert cache.is_whole()
+    assert cache.is_complete()
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -348,12 +348,14 @@ def test_retry_after_is_obeyed(hub, cache):
     steps += fetch(MODEL)
     assert time.monotonic() - began >= 1
     assert len([s for s in steps if (s.component, s.component_done) == (BIG, 0)]) >= 3
-    assert cache.is_whole()
+    assert cache.is_complete()
 
 
-@pytest.mark.parametrize(("asked", "attempts"), [("", http_download.RETRIES + 1), ("3600", 1)])
-def test_a_server_that_stays_busy_fails(hub, cache, asked, attempts):
-    hub.faults.status, hub.faults.retry_after, hub.faults.status_for = 503, asked, BIG
+@pytest.mark.parametrize(
+    ("retry_after", "attempts"), [("", http_download.RETRIES + 1), ("3600", 1)]
+)
+def test_a_server_that_stays_busy_fails(hub, cache, retry_after, attempts):
+    hub.faults.status, hub.faults.retry_after, hub.faults.status_for = 503, retry_after, BIG
     error = refused()
     assert error.code == "download-failed"
     assert "HTTP 503" in error.message
@@ -364,20 +366,20 @@ def test_a_busy_listing_is_retried(hub, cache):
     hub.faults.status, hub.faults.status_times = 503, 2
     hub.faults.status_for = "/api/models"
     drain(fetch(MODEL))
-    assert cache.is_whole()
+    assert cache.is_complete()
 
 
 def test_retry_after_may_be_a_date():
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
 
-    def asks(said: str) -> float | None:
-        answer = SimpleNamespace(headers={"Retry-After": said}, status_code=503)
+    def pause(header: str) -> float | None:
+        answer = SimpleNamespace(headers={"Retry-After": header}, status_code=503)
         return http_download._retry_after(SimpleNamespace(response=answer))
 
-    assert 25 < asks(soon) <= 30
-    assert asks("7") == 7
-    assert asks("soon") is None
-    assert asks("") is None
+    assert 25 < pause(soon) <= 30
+    assert pause("7") == 7
+    assert pause("soon") is None
+    assert pause("") is None
 
 
 def test_the_token_stays_with_the_hub(hub, cache, monkeypatch):
@@ -427,12 +429,12 @@ def test_a_listing_cannot_name_a_path_outside(path, hash_):
     assert not RemoteFile(path, 1, hash_).is_safe()
 
 
-# --- what is promised of the disk
+# --- disk
 
 
 def test_a_disk_that_is_too_small_fails_before_the_download(hub, cache, monkeypatch):
     cache.begin(cache.source()[:1_000_000])
-    free = SimpleNamespace(free=WHOLE - 2 - 1_000_000 - 700_000)
+    free = SimpleNamespace(free=TOTAL - 2 - 1_000_000 - 700_000)
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: free)
     error = refused()
     assert error.code == "disk-full"
@@ -440,7 +442,7 @@ def test_a_disk_that_is_too_small_fails_before_the_download(hub, cache, monkeypa
     assert not bodies(hub, "words.safetensors")
     free.free += 700_000
     drain(fetch(MODEL))
-    assert cache.is_whole()
+    assert cache.is_complete()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full disk")
@@ -475,31 +477,31 @@ def test_stale_partial_files_are_removed_unless_locked(hub, cache):
     assert [p.name for p in (cache.home / "partial").iterdir()] == [busy]
 
 
-# --- several at once
+# --- concurrent processes
 
 
 def test_two_processes_share_one_download(hub, cache, process):
     hub.faults.rate = 2_000_000
     runs = [process() for _ in range(2)]
     assert [run.wait(60) for run, _ in runs] == [0, 0]
-    assert cache.is_whole()
+    assert cache.is_complete()
     assert hub.bytes_sent("~/" + BIG) == SIZE
-    told = [path.read_text().splitlines() for _, path in runs]
-    assert told[0][-1] == told[1][-1], "the same folder"
-    assert all(len(set(lines)) > 3 for lines in told), "who waits tells how far the other is"
+    outputs = [path.read_text().splitlines() for _, path in runs]
+    assert outputs[0][-1] == outputs[1][-1], "the same folder"
+    assert all(len(set(lines)) > 3 for lines in outputs), "the waiting process reports progress too"
 
 
 def test_a_waiting_process_resumes_when_the_other_is_killed(hub, cache, process):
     hub.faults.rate = 300_000
     first, _ = process()
     until(lambda: cache.partial.exists() and cache.partial.stat().st_size > 300_000)
-    second, told = process()
-    until(lambda: told.read_text().count("\n") > 1)
+    second, output = process()
+    until(lambda: output.read_text().count("\n") > 1)
     first.kill()
     first.wait()
     hub.faults.rate = 0
     assert second.wait(60) == 0
-    assert cache.is_whole()
+    assert cache.is_complete()
     until(lambda: not hub._live)
     assert len(bodies(hub)) == 2
     assert bodies(hub)[1].status == 206
@@ -515,7 +517,7 @@ def test_waiting_for_another_process_can_be_cancelled(hub, cache):
     assert not bodies(hub)
 
 
-# --- the faces
+# --- progress and command line
 
 
 def test_progress_is_in_megabytes_and_can_be_cancelled(hub, cache):
@@ -523,27 +525,27 @@ def test_progress_is_in_megabytes_and_can_be_cancelled(hub, cache):
     events = [next(fetching) for _ in range(3)]
     assert events[0].stage == "Fetching The model"
     assert events[2].stage.startswith("Fetching ")
-    assert events[2].steps == WHOLE >> 20
+    assert events[2].steps == TOTAL >> 20
     fetching.close()
     assert drain(checkpoints.fetch(MODEL)) == find(MODEL)
-    assert cache.is_whole()
+    assert cache.is_complete()
 
 
 @pytest.mark.parametrize("weights", catalog.BY_NAME.values(), ids=lambda weights: weights.name)
 def test_every_shown_command_fetches_its_model(weights, monkeypatch, capsys):
-    asked = []
-    monkeypatch.setattr(downloads, "fetch", lambda wanted: iter(asked.append(wanted) or ()))
+    fetched = []
+    monkeypatch.setattr(downloads, "fetch", lambda wanted: iter(fetched.append(wanted) or ()))
     python, program, *arguments = shlex.split(weights.command)
     assert (python, program) == ("python", "app.py")
     assert app.main([*arguments, "--device", "cpu"]) == 0
-    assert asked == [weights]
+    assert fetched == [weights]
     assert f"{weights.title} is here." in capsys.readouterr().err
 
 
 def test_an_unknown_name_lists_the_known_ones(capsys):
     assert app.main(["fetch", "nobody", "--device", "cpu"]) == cli.USAGE
-    told = capsys.readouterr().err
-    assert all(name in told for name in ("xl-sft", "4B", "qwen", "htdemucs"))
+    message = capsys.readouterr().err
+    assert all(name in message for name in ("xl-sft", "4B", "qwen", "htdemucs"))
 
 
 def test_ctrl_c_leaves_a_download_that_resumes(hub, cache, tmp_path):
@@ -560,12 +562,12 @@ def test_ctrl_c_leaves_a_download_that_resumes(hub, cache, tmp_path):
     run = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
     until(lambda: cache.partial.exists() and cache.partial.stat().st_size > 200_000, 60)
     run.send_signal(signal.SIGINT)
-    told = run.communicate(timeout=60)[1]
+    log = run.communicate(timeout=60)[1]
     assert run.returncode == cli.INTERRUPTED
-    assert f"Stopped. This goes on from here: python app.py fetch {MODEL.repo}" in told
-    assert f"{BIG} " in told
-    assert " · file 6 of 6" in told
-    assert "Traceback" not in told
+    assert f"Stopped. This goes on from here: python app.py fetch {MODEL.repo}" in log
+    assert f"{BIG} " in log
+    assert " · file 6 of 6" in log
+    assert "Traceback" not in log
     kept = cache.partial.stat().st_size
     hub.faults.rate = 0
     drain(fetch(MODEL))

@@ -1,4 +1,4 @@
-"""Adapter files: what is judged, by the header alone, and what hostile ones come to."""
+"""Adapter files: checks by the header alone, and refusal of hostile files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refused(path, code: str, *words: str, config=None) -> StudioError:
 
 
 def announce(**shapes):
-    """A header and its zeros, for float32 tensors of these shapes, in order."""
+    """A safetensors file of zeros with float32 tensors of these shapes, in order."""
     header, end = {}, 0
     for name, shape in shapes.items():
         size = 4 * int(torch.tensor(shape).prod())
@@ -209,7 +209,7 @@ def test_the_size_is_limited(tmp_path):
 
 
 def test_the_header_is_checked_before_anything_else_is_read(tmp_path, monkeypatch):
-    """499 MB that would have to be read for the hash, and are not."""
+    """Hashing would read 499 MB; the refusal comes before."""
     header = {}
     for i, part in enumerate(("lora_A.weight", "dora_scale")):
         shape, size = [1, 62_000_000], 248_000_000
@@ -274,10 +274,10 @@ def test_an_inconsistent_header_is_refused(tmp_path, kind):
 @pytest.mark.parametrize("cut", [0.001, 0.3, 0.9, 0.9999])
 def test_a_truncated_file_is_refused(tmp_path, cut):
     path = write(tmp_path / "a.safetensors", pair())
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(cut * len(whole))])
+    intact = path.read_bytes()
+    path.write_bytes(intact[: int(cut * len(intact))])
     refused(path, "adapter-unreadable")
-    path.write_bytes(whole + b"more")
+    path.write_bytes(intact + b"more")
     refused(path, "adapter-unreadable", "longer than it says")
 
 
@@ -338,17 +338,17 @@ def test_hostile_paths_are_refused(tmp_path):
 @given(data=st.data())
 def test_any_mutation_of_a_file_is_read_or_refused(tmp_path, data):
     path = tmp_path / "a.safetensors"
-    whole = bytearray(write(path, pair(rank=1, into=4, out=4)).read_bytes())
+    intact = bytearray(write(path, pair(rank=1, into=4, out=4)).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(whole) - 1))
-        whole[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
-    path.write_bytes(whole)
+        at = data.draw(st.integers(0, len(intact) - 1))
+        intact[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    path.write_bytes(intact)
     try:
         adapter = adapter_files.inspect(path)
     except StudioError as error:
         assert re.fullmatch("adapter-(unreadable|refused|too-big)", error.code)  # noqa: PT017
     else:
-        assert sum(len(raw) for *_, raw in adapter_files.read(adapter)) < len(whole)
+        assert sum(len(raw) for *_, raw in adapter_files.read(adapter)) < len(intact)
 
 
 FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}

@@ -1,4 +1,4 @@
-"""Adapters beside the transformer: every layout as PEFT itself plays it, and gone without a trace."""
+"""Adapter layers: every layout equals PEFT's own output, and removal leaves no trace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from core.errors import StudioError
 from models import adapter_files, adapter_layers
 
 CLOSE = 1e-5
-"""Of the loudest difference that the adapter makes. Sums in another order cost 4e-6."""
+"""Tolerance relative to the adapter's largest difference. Summing in another order costs 4e-6."""
 
 TRAININGS = {
     "the official trainer's": LoraConfig(r=8, lora_alpha=16, target_modules=ATTENTION),
@@ -37,7 +37,7 @@ TRAININGS = {
     ),
     "the patches": LoraConfig(r=4, lora_alpha=8, target_modules=["proj_in_conv"]),
     "LoKr": LoKrConfig(r=4, alpha=8, target_modules=[*ATTENTION, "gate_proj", "down_proj"]),
-    "LoKr of whole matrices": LoKrConfig(r=100, alpha=50, target_modules=ATTENTION),
+    "LoKr of full matrices": LoKrConfig(r=100, alpha=50, target_modules=ATTENTION),
     "LoKr, both sides in two": LoKrConfig(
         r=2, alpha=1, target_modules=ATTENTION, decompose_both=True, decompose_factor=16
     ),
@@ -55,7 +55,7 @@ def plain(dit):
 
 
 @pytest.fixture
-def rack(dit):
+def stack(dit):
     made = adapter_layers.AdapterStack(dit, "ACE-Step mini")
     yield made
     made.clear()
@@ -63,35 +63,35 @@ def rack(dit):
 
 @pytest.fixture(scope="module")
 def official(dit, tmp_path_factory):
-    """A folder as the official trainer saves it, and what PEFT makes of it."""
+    """A folder as the official trainer saves it, and PEFT's output with it."""
     folder = tmp_path_factory.mktemp("official")
     return folder, trained.train(dit, TRAININGS["the official trainer's"], folder)
 
 
 def weights_hash(module: torch.nn.Module) -> str:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        whole.update(name.encode() + tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return whole.hexdigest()
+        digest.update(name.encode() + tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def assert_like(ours, theirs, plain):
-    """The same difference from the plain model, which is not a small one."""
+    """Assert an equal, and not small, difference from the plain model."""
     difference = (theirs - plain).abs().max()
     assert difference > 0.02
     assert (ours - theirs).abs().max() < CLOSE * max(1, float(difference))
 
 
 @pytest.mark.parametrize("kind", TRAININGS)
-def test_a_peft_adapter_equals_peft(dit, plain, rack, tmp_path, kind):
+def test_a_peft_adapter_equals_peft(dit, plain, stack, tmp_path, kind):
     theirs = trained.train(dit, TRAININGS[kind], tmp_path)
     adapter = adapter_files.inspect(tmp_path)
-    (used,) = drain(rack.apply([(adapter, 1.0)]))
+    (used,) = drain(stack.apply([(adapter, 1.0)]))
     assert_like(hear(dit), theirs, plain)
     modules = {name.rsplit(".", 1)[0] for name in saved(tmp_path)[0]}
     assert set(adapter.deltas) == modules
     assert used.modules == len(modules)
-    assert rack.unused == ()
+    assert stack.unused == ()
     assert not adapter.notes
 
 
@@ -105,7 +105,7 @@ def _peft(tensors, config, folder, infix="", end=".weight"):
 
 
 def _alone(tensors, config, folder, *, to="{}", down="lora_A", up="lora_B", flat=False, old=True):
-    """A single file that carries alpha itself."""
+    """A single file that contains alpha."""
     found = {}
     for name, tensor in tensors.items():
         module, part = (first_names(name) if old else name).rsplit(".", 1)
@@ -121,11 +121,11 @@ def _config_beside(tensors, config, folder):
 
 
 def _with_metadata(tensors, config, folder):
-    told = {f"transformer.{key}": value for key, value in config.items()}
+    metadata = {f"transformer.{key}": value for key, value in config.items()}
     return write(
         folder / "pytorch_lora_weights.safetensors",
         {f"transformer.{name}.weight": tensor for name, tensor in tensors.items()},
-        {"format": "pt", "lora_adapter_metadata": json.dumps(told)},
+        {"format": "pt", "lora_adapter_metadata": json.dumps(metadata)},
     )
 
 
@@ -152,18 +152,18 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_the_same_adapter(dit, plain, rack, official, tmp_path, layout):
+def test_every_layout_is_the_same_adapter(dit, plain, stack, official, tmp_path, layout):
     folder, theirs = official
     tensors, config = saved(folder)
     adapter = adapter_files.inspect(LAYOUTS[layout](tensors, config, tmp_path))
-    (used,) = drain(rack.apply([(adapter, 1.0)]))
+    (used,) = drain(stack.apply([(adapter, 1.0)]))
     assert_like(hear(dit), theirs, plain)
     assert used.modules == len(tensors) // 2 == 48
     assert not adapter.notes
 
 
 @pytest.mark.slow
-def test_an_adapter_that_diffusers_saved(engine, dit, plain, rack, official, tmp_path):
+def test_an_adapter_that_diffusers_saved(engine, dit, plain, stack, official, tmp_path):
     from peft.utils import get_peft_model_state_dict
 
     wrapped = get_peft_model(
@@ -175,29 +175,31 @@ def test_an_adapter_that_diffusers_saved(engine, dit, plain, rack, official, tmp
                 weight.shape, generator=torch.Generator().manual_seed(1)
             )
     theirs = hear(wrapped)
-    told = wrapped.peft_config["default"].to_dict()
+    metadata = wrapped.peft_config["default"].to_dict()
     layers = {
         name.removeprefix("base_model.model."): tensor
         for name, tensor in get_peft_model_state_dict(wrapped).items()
     }
-    type(engine.pipe).save_lora_weights(tmp_path, layers, transformer_lora_adapter_metadata=told)
-    drain(rack.apply([(adapter_files.inspect(tmp_path), 1.0)]))
+    type(engine.pipe).save_lora_weights(
+        tmp_path, layers, transformer_lora_adapter_metadata=metadata
+    )
+    drain(stack.apply([(adapter_files.inspect(tmp_path), 1.0)]))
     assert_like(hear(dit), theirs, plain)
 
 
 def test_settings_from_elsewhere_are_used_and_their_absence_is_noted(
-    dit, plain, rack, official, tmp_path
+    dit, plain, stack, official, tmp_path
 ):
     folder, theirs = official
     alone = tmp_path / "upload.safetensors"
     shutil.copy(folder / "adapter_model.safetensors", alone)
-    told = adapter_files.inspect(alone, folder / "adapter_config.json")
-    drain(rack.apply([(told, 1.0)]))
+    configured = adapter_files.inspect(alone, folder / "adapter_config.json")
+    drain(stack.apply([(configured, 1.0)]))
     assert_like(hear(dit), theirs, plain)
     bare = adapter_files.inspect(alone)
     assert "adapter_config.json" in bare.notes[0]
-    assert bare.sha256 == hashlib.sha256(alone.read_bytes()).hexdigest() != told.sha256
-    drain(rack.apply([(bare, 1.0)]))
+    assert bare.sha256 == hashlib.sha256(alone.read_bytes()).hexdigest() != configured.sha256
+    drain(stack.apply([(bare, 1.0)]))
     assert (hear(dit) - theirs).abs().max() > 0.02
 
 
@@ -212,7 +214,7 @@ def test_dora_as_peft_saves_it_is_refused_by_name(dit, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["LoKr", "LoKr, both sides in two"])
-def test_lycoris_names_are_the_same_lokr(dit, plain, rack, tmp_path, kind):
+def test_lycoris_names_are_the_same_lokr(dit, plain, stack, tmp_path, kind):
     theirs = trained.train(dit, TRAININGS[kind], tmp_path)
     tensors, config = saved(tmp_path)
     found = {}
@@ -221,11 +223,11 @@ def test_lycoris_names_are_the_same_lokr(dit, plain, rack, tmp_path, kind):
         module = "lycoris_" + module.replace(".", "_")
         found |= {f"{module}.{part}": tensor, f"{module}.alpha": torch.tensor(config["alpha"])}
     path = write(tmp_path / "lycoris" / "lokr_weights.safetensors", found, {"lokr_config": "{}"})
-    drain(rack.apply([(adapter_files.inspect(path), 1.0)]))
+    drain(stack.apply([(adapter_files.inspect(path), 1.0)]))
     assert_like(hear(dit), theirs, plain)
 
 
-def test_full_lycoris_matrices_ignore_alpha(dit, plain, rack, tmp_path):
+def test_full_lycoris_matrices_ignore_alpha(dit, plain, stack, tmp_path):
     draw = torch.Generator().manual_seed(5)
     w1, w2 = 0.1 * torch.randn(8, 32, generator=draw), 0.1 * torch.randn(32, 8, generator=draw)
     patches, patch = (
@@ -245,22 +247,22 @@ def test_full_lycoris_matrices_ignore_alpha(dit, plain, rack, tmp_path):
     merged = copy.deepcopy(dit)
     merged.layers[2].self_attn.to_q.weight.data += torch.kron(w1, w2)
     merged.proj_in_conv.weight.data += torch.kron(patches[:, :, None], patch)
-    drain(rack.apply([(adapter_files.inspect(path), 1.0)]))
+    drain(stack.apply([(adapter_files.inspect(path), 1.0)]))
     assert_like(hear(dit), hear(merged), plain)
 
 
-def test_a_full_delta_is_added_as_it_is(dit, plain, rack, tmp_path):
+def test_a_full_delta_is_added_as_it_is(dit, plain, stack, tmp_path):
     delta = 0.02 * torch.randn(704, 256, generator=torch.Generator().manual_seed(6))
     path = write(
         tmp_path / "full.safetensors", {"diffusion_model.layers.3.mlp.up_proj.diff": delta}
     )
     merged = copy.deepcopy(dit)
     merged.layers[3].mlp.up_proj.weight.data += delta
-    drain(rack.apply([(adapter_files.inspect(path), 1.0)]))
+    drain(stack.apply([(adapter_files.inspect(path), 1.0)]))
     assert_like(hear(dit), hear(merged), plain)
 
 
-def test_every_layer_can_be_adapted_and_changes_the_output(dit, plain, rack, tmp_path):
+def test_every_layer_can_be_adapted_and_changes_the_output(dit, plain, stack, tmp_path):
     kinds = (torch.nn.Linear, torch.nn.Conv1d)
     real = {
         name: (len(module.weight), module.weight[0].numel())
@@ -276,10 +278,10 @@ def test_every_layer_can_be_adapted_and_changes_the_output(dit, plain, rack, tmp
         }
         adapter = adapter_files.inspect(write(tmp_path / f"{i}.safetensors", tensors))
         assert set(adapter.deltas) == {name}
-        drain(rack.apply([(adapter, 1.0)]))
-        assert rack.unused == (name,)
+        drain(stack.apply([(adapter, 1.0)]))
+        assert stack.unused == (name,)
         assert not torch.equal(hear(dit), plain), name
-        assert rack.unused == ()
+        assert stack.unused == ()
 
 
 @pytest.fixture(scope="module")
@@ -291,29 +293,29 @@ def three(dit, tmp_path_factory):
     return [adapter_files.inspect(tmp_path / str(i)) for i in range(3)]
 
 
-def test_three_adapters_leave_the_weights_unchanged(dit, plain, rack, three):
+def test_three_adapters_leave_the_weights_unchanged(dit, plain, stack, three):
     before, names = weights_hash(dit), set(dit.state_dict())
     modules = [name for name, _ in dit.named_modules()]
-    heard = []
+    outputs = []
     for strengths in ((1.0, 0.6, 1.5), (0.3, 1.0, 0.1), (1.0, 0, 0), (0.3, 1.0, 0.1), (0, 0, 0)):
-        used = drain(rack.apply(list(zip(three, strengths, strict=True))))
-        heard.append(hear(dit))
+        used = drain(stack.apply(list(zip(three, strengths, strict=True))))
+        outputs.append(hear(dit))
         assert {u.sha256: u.strength for u in used} == {
             a.sha256: s for a, s in zip(three, strengths, strict=True) if s
         }
         assert weights_hash(dit) == before
         assert set(dit.state_dict()) == names
-    assert torch.equal(heard[1], heard[3])
-    assert not torch.equal(heard[0], heard[1])
-    assert torch.equal(heard[4], plain)
-    drain(rack.apply([(adapter, 1.0) for adapter in three]))
-    rack.clear()
+    assert torch.equal(outputs[1], outputs[3])
+    assert not torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[4], plain)
+    drain(stack.apply([(adapter, 1.0) for adapter in three]))
+    stack.clear()
     assert torch.equal(hear(dit), plain)
     assert [name for name, _ in dit.named_modules()] == modules
     assert not any(module._forward_hooks for module in dit.modules())
 
 
-def test_two_adapters_equal_peft(dit, plain, rack, tmp_path):
+def test_two_adapters_equal_peft(dit, plain, stack, tmp_path):
     wrapped = get_peft_model(copy.deepcopy(dit), TRAININGS["the official trainer's"], "one")
     wrapped.add_adapter("two", TRAININGS["only the feed-forward"])
     wrapped.base_model.set_adapter(["one", "two"])
@@ -323,41 +325,41 @@ def test_two_adapters_equal_peft(dit, plain, rack, tmp_path):
             weight.data = 0.1 * torch.randn(weight.shape, generator=draw)
     wrapped.save_pretrained(tmp_path)
     theirs = hear(wrapped)
-    drain(rack.apply([(adapter_files.inspect(tmp_path / name), 1.0) for name in ("one", "two")]))
+    drain(stack.apply([(adapter_files.inspect(tmp_path / name), 1.0) for name in ("one", "two")]))
     assert_like(hear(dit), theirs, plain)
 
 
-def test_their_order_makes_no_difference(dit, rack, three):
-    heard = []
+def test_their_order_makes_no_difference(dit, stack, three):
+    outputs = []
     for order in ((0, 1, 2), (2, 0, 1), (1, 0, 2)):
-        drain(rack.apply([(three[i], 1.0) for i in order]))
-        heard.append(hear(dit))
-    assert torch.equal(heard[0], heard[1])
-    assert torch.equal(heard[0], heard[2])
+        drain(stack.apply([(three[i], 1.0) for i in order]))
+        outputs.append(hear(dit))
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
 
 
-def test_strength_is_a_factor_of_the_delta(dit, rack, official, tmp_path):
+def test_strength_is_a_factor_of_the_delta(dit, stack, official, tmp_path):
     folder, _ = official
     tensors, config = saved(folder)
     half = adapter_files.inspect(_peft(tensors, {**config, "lora_alpha": 8}, tmp_path))
-    drain(rack.apply([(half, 1.0)]))
+    drain(stack.apply([(half, 1.0)]))
     softly = hear(dit)
-    drain(rack.apply([(adapter_files.inspect(folder), 0.5)]))
+    drain(stack.apply([(adapter_files.inspect(folder), 0.5)]))
     assert torch.allclose(hear(dit), softly, atol=CLOSE)
 
 
-def test_the_same_file_twice_is_one(dit, rack, official, tmp_path):
+def test_the_same_file_twice_is_one(dit, stack, official, tmp_path):
     folder, theirs = official
     shutil.copytree(folder, tmp_path / "copy")
     one, other = adapter_files.inspect(folder), adapter_files.inspect(tmp_path / "copy")
-    used = drain(rack.apply([(one, 0.5), (other, 1.0)]))
+    used = drain(stack.apply([(one, 0.5), (other, 1.0)]))
     assert [(u.sha256, u.strength) for u in used] == [(one.sha256, 1.0)]
     assert torch.allclose(hear(dit), theirs, atol=CLOSE)
 
 
-def test_failing_or_cancelled_apply_changes_nothing(dit, rack, official, three, tmp_path):
-    drain(rack.apply([(three[0], 1.0)]))
-    playing, used = hear(dit), rack.used
+def test_failing_or_cancelled_apply_changes_nothing(dit, stack, official, three, tmp_path):
+    drain(stack.apply([(three[0], 1.0)]))
+    playing, used = hear(dit), stack.used
     wide = adapter_files.inspect(write(tmp_path / "wide.safetensors", pair(into=2048, out=2048)))
     shutil.copytree(three[1].path.parent, tmp_path / "gone")
     gone = adapter_files.inspect(tmp_path / "gone")
@@ -370,44 +372,44 @@ def test_failing_or_cancelled_apply_changes_nothing(dit, rack, official, three, 
         ([(three[2], True)], "value-out-of-range"),
     ):
         with pytest.raises(StudioError) as raised:
-            drain(rack.apply(chosen))
+            drain(stack.apply(chosen))
         assert raised.value.code == code
-    stopped = rack.apply([(three[1], 1.0), (three[2], 1.0)])
+    stopped = stack.apply([(three[1], 1.0), (three[2], 1.0)])
     seen = [(p.stage, p.step, p.steps) for p in (next(stopped), next(stopped))]
     assert seen == [("Reading adapters", 0, 2), ("Reading adapters", 1, 2)]
     stopped.close()
-    assert rack.used == used
+    assert stack.used == used
     assert torch.equal(hear(dit), playing)
 
 
-def test_strengths_change_without_reading_the_file_again(dit, rack, three, monkeypatch):
-    drain(rack.apply([(three[0], 1.0), (three[1], 1.0)]))
+def test_strengths_change_without_reading_the_file_again(dit, stack, three, monkeypatch):
+    drain(stack.apply([(three[0], 1.0), (three[1], 1.0)]))
     monkeypatch.setattr(adapter_files, "read", lambda adapter: pytest.fail("read again"))
-    drain(rack.apply([(three[0], 0.2)]))
+    drain(stack.apply([(three[0], 0.2)]))
 
 
 @pytest.mark.parametrize("spoil", ["change", "cut"])
-def test_a_file_that_changed_after_it_was_chosen_is_refused(rack, tmp_path, spoil):
+def test_a_file_that_changed_after_it_was_chosen_is_refused(stack, tmp_path, spoil):
     path = write(tmp_path / "mine.safetensors", pair())
-    adapter, whole = adapter_files.inspect(path), path.read_bytes()
-    path.write_bytes(whole[:-1] + b"\1" if spoil == "change" else whole[: len(whole) // 2])
+    adapter, intact = adapter_files.inspect(path), path.read_bytes()
+    path.write_bytes(intact[:-1] + b"\1" if spoil == "change" else intact[: len(intact) // 2])
     with pytest.raises(StudioError, match="changed after it was chosen"):
-        drain(rack.apply([(adapter, 1.0)]))
+        drain(stack.apply([(adapter, 1.0)]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_float8_matrices_are_applied_as_what_they_stand_for(dit, rack, tmp_path, dtype):
+def test_float8_matrices_are_applied_as_what_they_stand_for(dit, stack, tmp_path, dtype):
     small = {name: tensor.to(dtype) for name, tensor in pair().items()}
     wide = {name: tensor.float() for name, tensor in small.items()}
     outputs = []
     for name, tensors in (("small", small), ("wide", wide)):
         adapter = adapter_files.inspect(write(tmp_path / f"{name}.safetensors", tensors))
-        drain(rack.apply([(adapter, 1.0)]))
+        drain(stack.apply([(adapter, 1.0)]))
         outputs.append(hear(dit))
     assert torch.equal(*outputs)
 
 
-def test_nan_and_all_zero_adapters_are_refused(rack, tmp_path):
+def test_nan_and_all_zero_adapters_are_refused(stack, tmp_path):
     broken = pair()
     broken["layers.0.self_attn.q_proj.lora_A.weight"][1, 1] = float("nan")
     huge = {name: 1e3 * tensor for name, tensor in pair().items()}
@@ -423,7 +425,7 @@ def test_nan_and_all_zero_adapters_are_refused(rack, tmp_path):
     ):
         adapter = adapter_files.inspect(write(tmp_path / f"{i}.safetensors", tensors))
         with pytest.raises(StudioError) as raised:
-            drain(rack.apply([(adapter, 1.0)]))
+            drain(stack.apply([(adapter, 1.0)]))
         assert raised.value.code == code
 
 
@@ -438,7 +440,7 @@ XL = {
     "in_channels": 192,
     "patch_size": 2,
 }
-"""The config of XL's transformer, as far as it decides shapes."""
+"""The fields of XL's transformer config that determine shapes."""
 
 
 @pytest.mark.parametrize(
@@ -480,12 +482,12 @@ def test_bfloat16_equals_float32_to_eight_bits(dit, plain, official):
     narrow = copy.deepcopy(dit).to(torch.bfloat16)
     before = weights_hash(narrow)
     bare = hear(narrow, torch.bfloat16).float()
-    rack = adapter_layers.AdapterStack(narrow, "mini")
-    drain(rack.apply([(adapter_files.inspect(folder), 1.0)]))
+    stack = adapter_layers.AdapterStack(narrow, "mini")
+    drain(stack.apply([(adapter_files.inspect(folder), 1.0)]))
     ours = hear(narrow, torch.bfloat16).float()
     far = torch.stack([(ours - bare).flatten(), (theirs - plain).flatten()])
     assert torch.corrcoef(far)[0, 1] > 0.995
-    rack.clear()
+    stack.clear()
     assert torch.equal(hear(narrow, torch.bfloat16).float(), bare)
     assert weights_hash(narrow) == before
 
@@ -493,22 +495,22 @@ def test_bfloat16_equals_float32_to_eight_bits(dit, plain, official):
 def test_adapters_move_with_the_model(dit, official):
     folder, theirs = official
     moved = copy.deepcopy(dit)
-    rack = adapter_layers.AdapterStack(moved, "mini")
-    drain(rack.apply([(adapter_files.inspect(folder), 1.0)]))
+    stack = adapter_layers.AdapterStack(moved, "mini")
+    drain(stack.apply([(adapter_files.inspect(folder), 1.0)]))
     moved.to(torch.float64)
     assert torch.allclose(hear(moved, torch.float64).float(), theirs, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_removing_an_adapter_restores_the_song_exactly(engine, rack, official):
+def test_removing_an_adapter_restores_the_song_exactly(engine, stack, official):
     def render():
         return drain(engine.text_to_music(song(inference_steps=2))).sound
 
     first = render()
-    (used,) = drain(rack.apply([(adapter_files.inspect(official[0]), 1.2)]))
+    (used,) = drain(stack.apply([(adapter_files.inspect(official[0]), 1.2)]))
     adapted = render()
-    assert rack.unused == ()
-    drain(rack.apply([(adapter_files.inspect(official[0]), 0.0)]))
+    assert stack.unused == ()
+    drain(stack.apply([(adapter_files.inspect(official[0]), 0.0)]))
     assert (render() == first).all()
     assert (adapted != first).mean() > 0.9
     assert results.AdapterUsed.model_validate_json(used.model_dump_json()) == used
@@ -516,11 +518,11 @@ def test_removing_an_adapter_restores_the_song_exactly(engine, rack, official):
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "change",
     [{"sha256": "../x"}, {"strength": 9}, {"strength": "nan"}, {"path": "/etc"}, {"modules": 0}],
 )
-def test_adapter_records_from_files_are_validated(lie):
-    honest = {"name": "a", "sha256": "0" * 64, "strength": 1.0, "rank": 8, "modules": 48}
-    results.AdapterUsed.model_validate(honest)
+def test_adapter_records_from_files_are_validated(change):
+    valid = {"name": "a", "sha256": "0" * 64, "strength": 1.0, "rank": 8, "modules": 48}
+    results.AdapterUsed.model_validate(valid)
     with pytest.raises(ValidationError):
-        results.AdapterUsed.model_validate({**honest, **lie})
+        results.AdapterUsed.model_validate({**valid, **change})

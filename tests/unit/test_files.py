@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, under names that every system accepts."""
+"""Files are written completely or not at all, under names that every system accepts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Faults:
             if len(self.made) - 1 != self._at:
                 return call(*args)
             if name == "close":
-                call(*args)  # a failing close frees its handle, too
+                call(*args)  # a failing close frees its handle too
             return self._fault(call, *args)
 
         return counted
@@ -207,7 +207,7 @@ def test_a_name_of_62_emoji_is_written(tmp_path):
     assert target.read_bytes() == NEW
 
 
-# Checking a place before the work.
+# Checking the folder before the work.
 
 
 @pytest.mark.parametrize("name", ["song.wav", "x" * 250 + ".wav", "मेरा गाना.wav"])
@@ -266,7 +266,7 @@ def test_a_probe_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch, n
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_without_room_for_the_file_is_full(tmp_path):
+def test_a_file_larger_than_the_free_space_is_disk_full(tmp_path):
     with pytest.raises(StudioError) as caught:
         files.check_writable(tmp_path / "song.wav", 1 << 60)
     assert caught.value.code == "disk-full"
@@ -281,7 +281,7 @@ def test_the_error_number_decides_and_not_the_free_space(tmp_path):
     assert files.write_error(tmp_path / "a", short_write, 1).code == "disk-full"
 
 
-def test_the_advice_fits_the_place(tmp_path):
+def test_the_advice_depends_on_the_folder(tmp_path):
     problem = OSError(errno.EROFS, "no")
     private = files.private_folder() / "job" / "a.wav"
     assert "TMPDIR" in files.write_error(private, problem, 1).action
@@ -352,7 +352,7 @@ def test_safe_names_are_accepted_everywhere(tmp_path_factory, name):
         ("", "song"),
     ],
 )
-def test_safe_names_stay_close_to_what_was_given(name, safe):
+def test_safe_names_stay_close_to_the_original(name, safe):
     assert files.safe_name(name) == safe
 
 

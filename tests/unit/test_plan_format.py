@@ -1,4 +1,4 @@
-"""The planner's text formats, to the byte, and what a request leaves to the planner."""
+"""The planner's text formats byte for byte, and the fields a request leaves to the planner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.requests import HELPERS, MODES, effective_lyrics, lyrics_note
 from models import plan_format
 from models.plan_format import Plan
 
-WHOLE = Plan(92, "A calm piano piece", 30, "F# minor", "en", "4")
+FULL_PLAN = Plan(92, "A calm piano piece", 30, "F# minor", "en", "4")
 
 
 def test_prompts_equal_those_of_training_to_the_byte():
@@ -22,7 +22,7 @@ def test_prompts_equal_those_of_training_to_the_byte():
         "<think>\nbpm: 92\ncaption: A calm piano piece\nduration: 30\nkeyscale: F# minor\n"
         "language: en\ntimesignature: 4\n</think>\n\n"
     )
-    assert plan_format.codes_prompt("lofi", "[Verse]\nhi", WHOLE) == generate + user + reasoning
+    assert plan_format.codes_prompt("lofi", "[Verse]\nhi", FULL_PLAN) == generate + user + reasoning
     unconditional = generate + "{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     for negative in ("", " \n", "NO USER INPUT"):
         assert plan_format.unconditional_prompt(negative) == unconditional.format("NO USER INPUT")
@@ -145,8 +145,8 @@ def test_set_values_stay_and_open_ones_are_filled():
 
 
 def test_requested_values_are_those_the_request_sets():
-    asked = song(bpm=120, keyscale="C major", vocal_language="de", timesignature="3")
-    assert plan_format.requested_values(asked, 12.7) == {
+    request = song(bpm=120, keyscale="C major", vocal_language="de", timesignature="3")
+    assert plan_format.requested_values(request, 12.7) == {
         "bpm": 120, "duration": 12, "keyscale": "C major", "language": "de", "timesignature": "3",
     }  # fmt: skip
     assert plan_format.requested_values(song(), 700) == {"duration": 600}
@@ -217,7 +217,7 @@ def test_helpers_ask_for_every_field(mode):
 
 
 @pytest.mark.parametrize(
-    ("mode", "values", "asks"),
+    ("mode", "values", "detects"),
     [
         ("cover", {"use_cot_lyrics": True}, True),
         ("cover", {}, False),
@@ -234,9 +234,9 @@ def test_helpers_ask_for_every_field(mode):
     ],
 )
 def test_lyrics_are_detected_only_on_request_and_where_there_is_a_place_for_them(
-    mode, values, asks
+    mode, values, detects
 ):
     given = {"prompt": "lofi", "thinking": True} if mode in MODES else {}
     given |= {} if mode == "generate" else {"source": "a.wav"}
     request = (MODES | HELPERS)[mode].of({**given, **values})
-    assert plan_format.requests_lyrics(request) is asks
+    assert plan_format.requests_lyrics(request) is detects

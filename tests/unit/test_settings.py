@@ -116,7 +116,7 @@ def read(tmp_path):
     """Settings of some bytes."""
 
     def read(data: bytes):
-        path = tmp_path / "brought.bin"
+        path = tmp_path / "upload.bin"
         path.write_bytes(data)
         return read_settings(path)
 
@@ -125,7 +125,7 @@ def read(tmp_path):
 
 @pytest.fixture
 def refusal(read):
-    """What the studio says of some bytes that it refuses."""
+    """The error message for bytes that are refused."""
 
     def refusal(data: bytes) -> str:
         with pytest.raises(StudioError) as caught:
@@ -136,7 +136,7 @@ def refusal(read):
     return refusal
 
 
-# The sound
+# Samples
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
@@ -223,7 +223,7 @@ def test_other_programs_play_it_without_warnings(kind, tmp_path):
         ["sox", path, "-t", "f32", "-"],
     ):
         if not shutil.which(command[0]) or (command[0], kind) == ("sox", "mp3"):
-            continue  # few builds of sox read MP3
+            continue  # few builds of SoX read MP3
         played = subprocess.run(command, capture_output=True, timeout=60, check=True)
         assert len(played.stdout) == sound.nbytes
         assert not played.stderr, played.stderr.decode()
@@ -287,7 +287,7 @@ def test_closing_the_generator_leaves_the_older_file(kind, tmp_path):
 )
 def test_a_full_disk_leaves_no_file(number, code, tmp_path, monkeypatch):
     def full(*_):
-        assert list(tmp_path.iterdir()), "half of it is written"
+        assert list(tmp_path.iterdir()), "part of it is written"
         raise OSError(number, "no")
 
     monkeypatch.setattr(os, "replace", full)
@@ -358,11 +358,11 @@ def test_a_file_without_settings_holds_no_trace_of_them(kind, tmp_path):
         assert trace not in data
 
 
-# The file is the project
+# Embedded settings
 
 
 def values(param) -> st.SearchStrategy:
-    """Anything that a knob takes."""
+    """Any valid value of a parameter."""
     if param.choices:
         found = st.sampled_from(param.choices)
     elif param.type is bool:
@@ -388,7 +388,7 @@ def values(param) -> st.SearchStrategy:
 
 @st.composite
 def requests(draw, mode: str) -> dict:
-    """Values for every knob of a mode, as its `of` accepts them."""
+    """Values for every parameter of a mode, as its `of` accepts them."""
     made = draw(st.fixed_dictionaries({k.name: values(k) for k in MODES[mode].params()}))
     for low, high in (
         ("cfg_interval_start", "cfg_interval_end"),
@@ -423,12 +423,12 @@ def test_every_field_of_every_mode_survives_every_format(mode, data, tmp_path):
     codes = data.draw(st.lists(st.integers(0, 63_999), max_size=1200))
     take = a_take(mode, codes=tuple(codes)).model_copy(update={"request": request})
     embedded = settings_of(take)
-    brought = {k: v for k, v in request.items() if isinstance(v, Path) or k == "adapters"}
+    uploads = {k: v for k, v in request.items() if isinstance(v, Path) or k == "adapters"}
     for kind in KINDS:
         path = saved(tmp_path / f"a.{kind}", kind, SHORT[:, :480], embedded)
         found = read_settings(path)
         assert found == embedded
-        assert request_of(found, **brought).model_dump() == request
+        assert request_of(found, **uploads).model_dump() == request
         assert tuple(found["codes"]) == take.codes
     again = Take.model_validate({**found, "path": take.path, "request": request})
     assert again == take
@@ -471,7 +471,7 @@ def test_json_beside_a_song_is_read_too(read, refusal):
 
 
 def test_version_1_stays_readable(read):
-    """What the first studio wrote, with nothing that came later."""
+    """Settings of format version 1 without later fields."""
     first = """{
         "ace-music-studio": 1, "kind": "take", "id": "a", "mode": "generate", "notes": [],
         "request": {"prompt": "piano", "seed": 3, "inference_steps": 16, "thinking": null},
@@ -486,7 +486,7 @@ def test_version_1_stays_readable(read):
     assert found["request"]["infer_method"] == "ode"
 
 
-# Through other hands
+# Files rewritten by other programs
 
 
 @pytest.mark.parametrize(
@@ -569,7 +569,7 @@ def test_files_of_other_programs_hold_no_settings(read, tmp_path):
         assert read(data) is None
 
 
-# Work that needs only the sound
+# Work that needs only the audio
 
 
 def test_unusable_settings_do_not_stop_work_that_needs_only_the_sound(tmp_path):
@@ -641,7 +641,7 @@ def test_odd_tags_never_stop_work_on_good_sound(name, tmp_path):
     saved(tmp_path / "again.flac", "flac", sound, settings)
 
 
-# Hostile
+# Hostile files
 
 
 def chunk(body: bytes, name: bytes = CHUNK) -> bytes:
@@ -819,7 +819,7 @@ class Counting(io.FileIO):
 
 
 def sparse(path: Path, head: bytes, size: int = 200 << 20) -> Path:
-    """A file of `size` bytes that takes no room."""
+    """A sparse file of `size` bytes."""
     with path.open("wb") as file:
         file.write(head)
         file.truncate(size)

@@ -72,7 +72,7 @@ def test_a_downloaded_songwriter_is_found_offline(folder, tmp_path):
     with FakeHub(tmp_path / "hub", lfs_threshold=1024) as hub:
         env["HF_ENDPOINT"] = hub.url
         for argument, offline in (("fetch", "0"), ("", "1")):
-            told = subprocess.run(
+            process = subprocess.run(
                 [sys.executable, "-c", script, *filter(None, [argument])],
                 cwd=ROOT,
                 env={**env, "HF_HUB_OFFLINE": offline},
@@ -80,8 +80,8 @@ def test_a_downloaded_songwriter_is_found_offline(folder, tmp_path):
                 text=True,
                 timeout=120,
             )
-            assert told.returncode == 0, told.stderr
-            count, place = told.stdout.split(maxsplit=1)
+            assert process.returncode == 0, process.stderr
+            count, place = process.stdout.split(maxsplit=1)
             assert (int(count) > 0) == bool(argument)
     assert (tmp_path / "home") in lyrics.Path(place).parents
 
@@ -117,7 +117,7 @@ def forget_marks(folder):
 
 @pytest.mark.parametrize("engine", ["torch", "mlx"])
 @pytest.mark.parametrize(
-    ("spoil", "code", "told"),
+    ("spoil", "code", "problem"),
     [
         (drop_config, "model-broken", "config.json is missing"),
         (cut_weights, "model-broken", "model.safetensors is cut off"),
@@ -131,7 +131,7 @@ def forget_marks(folder):
         (lambda f: (f / "tokenizer.json").write_text("{}"), "model-broken", "tokenizer.json"),
     ],
 )
-def test_a_broken_songwriter_is_refused_by_name(engine, spoil, code, told, folder, tmp_path):
+def test_a_broken_songwriter_is_refused_by_name(engine, spoil, code, problem, folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "x.py").write_text("raise SystemExit('it ran')")
@@ -139,7 +139,7 @@ def test_a_broken_songwriter_is_refused_by_name(engine, spoil, code, told, folde
     with pytest.raises(StudioError) as caught:
         load(engine, copy)
     assert caught.value.code == code
-    assert told in caught.value.message
+    assert problem in caught.value.message
     assert str(tmp_path) not in str(caught.value)
     assert "\n" not in str(caught.value)
 

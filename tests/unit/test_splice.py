@@ -19,7 +19,7 @@ def noise(seconds: float = 4.0, seed: int = 0, level: float = 0.1) -> np.ndarray
 
 
 def chord(seed: int, seconds: float = 4.0) -> np.ndarray:
-    """Sustained tones: nowhere for a click to hide."""
+    """Sustained tones, in which any click is audible."""
     dice = np.random.default_rng(seed)
     t = np.arange(round(seconds * S)) / S
     hz, phase = dice.uniform(80, 1200, 5), dice.uniform(0, 2 * np.pi, (2, 5))
@@ -57,7 +57,7 @@ def test_samples_outside_the_region_and_its_fades_equal_the_source(total, ends, 
     assert np.array_equal(made, given_)
     low, high = (start + fade, end - fade) if inside else (start, end)
     low, high = (low if start else 0), (high if end < total else total)
-    if high > low:  # between the fades it is what was made, at one level
+    if high > low:  # between the fades it is the new sound at one level
         ratio = result[:, low:high] / made[:, low:high]
         assert np.ptp(ratio) < 1e-4 * np.abs(ratio).max()
 

@@ -1,4 +1,4 @@
-"""Text is normalised to one spelling for what looks the same, and cut between characters."""
+"""Text that looks the same is normalised to one spelling, and cut between characters."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ def test_truncated_text_is_a_beginning_within_both_limits(given, chars, size):
 def test_truncating_keeps_visible_characters_whole(unit):
     long = unit * 30
     cut = text.truncate(long, 40, 60)
-    whole = len(cut) // len(unit)
-    assert whole
-    assert cut in (unit * whole, unit * whole + "n")
+    units = len(cut) // len(unit)
+    assert units
+    assert cut in (unit * units, unit * units + "n")
 
 
 @pytest.mark.parametrize(
