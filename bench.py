@@ -1,6 +1,6 @@
-"""What the studio costs, as ratios within one run: `make bench`.
+"""Benchmarks of the studio: `make bench`.
 
-Seconds depend on the machine and on what else it does; compare the ratios.
+Seconds depend on the machine and its load; compare the ratios within one run.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent
 
 
 def drain(steps: Iterator[Any]) -> Any:
+    """Run a generator to its end; its return value."""
     while True:
         try:
             next(steps)
@@ -39,26 +40,26 @@ def drain(steps: Iterator[Any]) -> Any:
 
 
 def median_s(work: Callable[[], Any], times: int) -> float:
-    """Median seconds of `work`, after one run that warms up."""
+    """Median seconds of `work` over `times` runs, after one warm-up run."""
     work()
-    taken = []
+    durations = []
     for _ in range(times):
         began = time.perf_counter()
         work()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+        durations.append(time.perf_counter() - began)
+    return statistics.median(durations)
 
 
 def engine_against_stock(seconds: float, times: int) -> list[tuple[str, str]]:
-    """Our engine and diffusers' pipeline: same weights, float32, settings and noise."""
+    """Compare our engine with diffusers' pipeline: same weights, float32, settings and noise."""
     import torch
     from diffusers import AceStepPipeline
 
-    place = device.find_device("cpu")
-    device.set_threads(place)
+    cpu = device.find_device("cpu")
+    device.set_threads(cpu)
     model = catalog.choose("mini")
     engine = drain(acestep.Engine.load(model, model.folder, "cpu", "float32"))
-    fast = drain(acestep.Engine.load(model, model.folder, "cpu", place.dtype))
+    fast = drain(acestep.Engine.load(model, model.folder, "cpu", cpu.dtype))
     stock = AceStepPipeline.from_pretrained(model.folder, dtype=torch.float32)
     stock.set_progress_bar_config(disable=True)
     song = Generate.of(
@@ -73,7 +74,7 @@ def engine_against_stock(seconds: float, times: int) -> list[tuple[str, str]]:
         }
     )
     noise, _ = sampler.draw_noise(7, acestep.frames_for(seconds), engine.channels)
-    given = {
+    arguments = {
         "prompt": [song.prompt],
         "lyrics": [INSTRUMENTAL],
         "vocal_language": "unknown",
@@ -93,23 +94,23 @@ def engine_against_stock(seconds: float, times: int) -> list[tuple[str, str]]:
             "decode": median_s(lambda: drain(vae.decode(engine.pipe.vae, latents)), times),
         }
         fast_s = median_s(lambda: drain(fast.denoise(fast_conditions, song)), times)
-        whole = median_s(lambda: stock(**given, output_type="latent"), times)
-        theirs_decode = median_s(lambda: stock.vae.decode(latents.transpose(1, 2)), times)
+        stock_s = median_s(lambda: stock(**arguments, output_type="latent"), times)
+        stock_decode_s = median_s(lambda: stock.vae.decode(latents.transpose(1, 2)), times)
     total = sum(ours.values())
     rows = [(f"{name} of {seconds:g} s", f"{taken:.2f} s") for name, taken in ours.items()]
     denoise = ours["conditions"] + ours["denoise"]
     return [
         *rows,
-        ("conditions and denoising, ours / stock", f"{denoise / whole:.2f}"),
-        ("decoding, ours / stock", f"{ours['decode'] / theirs_decode:.2f}"),
-        ("all, ours / stock", f"{total / (whole + theirs_decode):.2f}"),
-        (f"denoising in {place.dtype} / float32", f"{fast_s / ours['denoise']:.2f}"),
+        ("conditions and denoising, ours / stock", f"{denoise / stock_s:.2f}"),
+        ("decoding, ours / stock", f"{ours['decode'] / stock_decode_s:.2f}"),
+        ("all, ours / stock", f"{total / (stock_s + stock_decode_s):.2f}"),
+        (f"denoising in {cpu.dtype} / float32", f"{fast_s / ours['denoise']:.2f}"),
         ("seconds of sound a second", f"{seconds / total:.1f}"),
     ]
 
 
 def imports() -> list[tuple[str, str]]:
-    """How long each entry takes to import in a new process, and whether it imports torch."""
+    """Import time of each entry module in a new process, and whether it imports torch."""
     rows = []
     code = (
         "import time, sys; t = time.perf_counter(); import {0}; "
@@ -126,7 +127,7 @@ def imports() -> list[tuple[str, str]]:
 
 
 def start() -> list[tuple[str, str]]:
-    """From starting the process to the page, and to the first song's file."""
+    """Seconds from process start to the page, and to the first song's file."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -171,17 +172,17 @@ def start() -> list[tuple[str, str]]:
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
-    whole = time.perf_counter() - began
+    finished = time.perf_counter() - began
     stages = json.loads(output.stdout)["timings_s"]
     stages_text = ", ".join(f"{re.sub(' .*', '', k).lower()} {v:.1f}" for k, v in stages.items())
     return [
         ("process start to page", f"{served:.1f} s"),
-        ("process start to a 30 s song on disk", f"{whole:.1f} s ({stages_text})"),
+        ("process start to a 30 s song on disk", f"{finished:.1f} s ({stages_text})"),
     ]
 
 
 def daemon(seconds: float) -> list[tuple[str, str]]:
-    """What an editor waits for, while the daemon plays the embedded model."""
+    """Latencies of the daemon while it runs the embedded model."""
     began, notes = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
@@ -193,7 +194,7 @@ def daemon(seconds: float) -> list[tuple[str, str]]:
             env={
                 **os.environ,
                 "LOFI_CACHE_PATH": folder,
-                "XDG_CACHE_HOME": folder,  # what other songs have cost here is no part of this
+                "XDG_CACHE_HOME": folder,  # without measured rates of earlier songs
                 "HF_HUB_OFFLINE": "1",
             },
         )
@@ -204,27 +205,27 @@ def daemon(seconds: float) -> list[tuple[str, str]]:
                 notes.append((time.monotonic(), message["method"], message["params"]))
             return message
 
-        def ask(method: str, **params: Any) -> dict[str, Any]:
-            asked = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-            process.stdin.write(json.dumps(asked).encode() + b"\n")
+        def call(method: str, **params: Any) -> dict[str, Any]:
+            request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+            process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
             while "result" not in (message := read()):
                 pass
             return message["result"]
 
         def song(seed: int) -> list[float]:
-            """Seconds that pings took while a song was made, and not only loaded."""
+            """Seconds per ping while a song is generated, loading excluded."""
             notes.clear()
-            ask("generate", prompt="warm lofi piano", duration_sec=round(seconds), seed=seed)
+            call("generate", prompt="warm lofi piano", duration_sec=round(seconds), seed=seed)
             pings = []
             while not notes or notes[-1][1] != "generation_complete":
-                asked = time.monotonic()
-                ask("ping")
-                pings += [time.monotonic() - asked] if notes else []
+                sent = time.monotonic()
+                call("ping")
+                pings += [time.monotonic() - sent] if notes else []
                 time.sleep(0.01)
             return pings
 
-        ask("ping")
+        call("ping")
         answered = time.monotonic() - began
         song(1)
         started = time.monotonic()
@@ -235,21 +236,21 @@ def daemon(seconds: float) -> list[tuple[str, str]]:
             for at, _, params in notes
             if params.get("percent", 0) >= 10
         )
-        track = ask("generate", prompt="long", duration_sec=round(seconds), inference_steps=200)
+        track = call("generate", prompt="long", duration_sec=round(seconds), inference_steps=200)
         while read().get("method") != "generation_progress":
             pass
-        asked = time.monotonic()
-        ask("cancel", track_id=track["track_id"])
+        sent = time.monotonic()
+        call("cancel", track_id=track["track_id"])
         while notes[-1][1] != "generation_cancelled":
             read()
-        cancelled = notes[-1][0] - asked
-        ask("generate", prompt="long", duration_sec=round(seconds), inference_steps=200)
+        cancelled = notes[-1][0] - sent
+        call("generate", prompt="long", duration_sec=round(seconds), inference_steps=200)
         while read().get("method") != "generation_progress":
             pass
         closed = time.monotonic()
         process.stdin.close()
         process.wait()
-        gone = time.monotonic() - closed
+        exited = time.monotonic() - closed
         process.stdout.close()
     middle, most = 1000 * statistics.median(pings), 1000 * max(pings)
     return [
@@ -257,12 +258,12 @@ def daemon(seconds: float) -> list[tuple[str, str]]:
         ("ping while a song is made", f"{middle:.1f} ms, {most:.0f} ms at most"),
         ("largest error of the time left, after a tenth", f"{100 * off:.0f} % of the whole"),
         ("cancel to its notification", f"{1000 * cancelled:.0f} ms"),
-        ("end of the input to end of the process", f"{1000 * gone:.0f} ms"),
+        ("end of the input to end of the process", f"{1000 * exited:.0f} ms"),
     ]
 
 
 def planner_against_generate(times: int) -> list[tuple[str, str]]:
-    """Guided audio codes: our decoding against the library's, on the embedded planner's weights."""
+    """Compare guided audio-code decoding with transformers' on the embedded planner's weights."""
     import torch
     from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor as Guide
 
@@ -274,7 +275,7 @@ def planner_against_generate(times: int) -> list[tuple[str, str]]:
     ours = drain(Planner.load(folder / "planner", checkpoints.codebook(folder), "cpu", "float32"))
     plan, codes = plan_format.Plan(bpm=100, keyscale="A minor"), 150
     prompt = ours.vocabulary.encode(plan_format.codes_prompt("warm lofi piano", INSTRUMENTAL, plan))
-    away = torch.tensor([ours.vocabulary.encode(plan_format.unconditional_prompt(""))])
+    unconditional = torch.tensor([ours.vocabulary.encode(plan_format.unconditional_prompt(""))])
 
     def ours_once() -> None:
         drain(
@@ -289,7 +290,7 @@ def planner_against_generate(times: int) -> list[tuple[str, str]]:
             )
         )
 
-    def theirs_once() -> None:
+    def stock_once() -> None:
         torch.manual_seed(1)
         ours.model.generate(
             torch.tensor([prompt]),
@@ -300,11 +301,11 @@ def planner_against_generate(times: int) -> list[tuple[str, str]]:
             min_new_tokens=codes,
             max_new_tokens=codes,
             pad_token_id=0,
-            logits_processor=[Guide(2.0, ours.model, unconditional_ids=away)],
+            logits_processor=[Guide(2.0, ours.model, unconditional_ids=unconditional)],
         )
 
     spent = {}
-    for name, work in (("ours", ours_once), ("theirs", theirs_once)):
+    for name, work in (("ours", ours_once), ("stock", stock_once)):
         seconds = []
         for _ in range(times):
             began = time.process_time()
@@ -312,8 +313,8 @@ def planner_against_generate(times: int) -> list[tuple[str, str]]:
             seconds.append(time.process_time() - began)
         spent[name] = statistics.median(seconds) * 1000 / codes
     return [
-        ("guided code, ours / transformers.generate", f"{spent['ours'] / spent['theirs']:.2f}"),
-        ("CPU milliseconds a code", f"{spent['ours']:.1f} against {spent['theirs']:.1f}"),
+        ("guided code, ours / transformers.generate", f"{spent['ours'] / spent['stock']:.2f}"),
+        ("CPU milliseconds a code", f"{spent['ours']:.1f} against {spent['stock']:.1f}"),
     ]
 
 
