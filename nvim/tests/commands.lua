@@ -59,12 +59,12 @@ end)
 t.test("what is wrong with a command is one sentence", function()
   t.fresh()
   for command, part in pairs({
-    ["Lofi beats of 1990"] = "The length is 5 to 240 whole seconds, not 1990.",
+    ["Lofi beats of 1990"] = "The duration must be 5 to 240 whole seconds, not 1990.",
     ["Lofi refuse"] = "Ten songs wait already.",
     ["Lofi fail"] = "Too large.",
-    ["LofiCancel"] = "Nothing is being made.",
+    ["LofiCancel"] = "There is no track to cancel.",
     ["LofiPlay " .. t.folder .. "/none.wav"] = "none.wav",
-    ["LofiPlay"] = "nothing to play yet",
+    ["LofiPlay"] = "no track yet",
     ["LofiStop"] = "nothing is playing",
   }) do
     local texts = t.shown(function()

@@ -106,7 +106,7 @@ def test_a_take_is_exported_compared_and_regenerated_from_its_file(
     page.locator("#generate-export").wait_for()
 
     # Export with and without embedded settings.
-    page.locator("#generate-export-format").get_by_text("FLAC").click()
+    page.locator("#generate-export-format").get_by_text("FLAC", exact=True).click()
     (flac,) = _run_export(page, "export", tmp_path)
     wav = _save_take(page, tmp_path)
     assert np.array_equal(read_sound(flac), read_sound(wav))

@@ -37,6 +37,8 @@ http {{
     scgi_temp_path {folder}/scgi;
     server {{
         listen 127.0.0.1:{port};
+        # The icon that browsers ask a site for is the site's own affair.
+        location = /favicon.ico {{ return 204; }}
         {locations}
     }}
 }}

@@ -866,9 +866,9 @@ def test_musicgen_makes_a_track_and_unloads_the_other_model(real, tmp_path, monk
     assert np.array_equal(track, to_16_bit(out))
     assert settings.read_settings(out)["mode"] == "musicgen"
 
-    monkeypatch.setattr(restore, "brought", lambda _: out)
+    monkeypatch.setattr(restore, "uploaded_path", lambda _: out)
     with pytest.raises(StudioError) as caught:
-        restore._found({"file": "an upload"}, CARD)
+        restore._find_settings({"file": "an upload"}, CARD)
     assert caught.value.code == "settings-elsewhere", "the page has no tab for it"
     assert "app.py replay" in caught.value.action
 

@@ -539,7 +539,7 @@ def test_every_shown_command_fetches_its_model(weights, monkeypatch, capsys):
     assert (python, program) == ("python", "app.py")
     assert app.main([*arguments, "--device", "cpu"]) == 0
     assert fetched == [weights]
-    assert f"{weights.title} is here." in capsys.readouterr().err
+    assert f"{weights.title} is installed." in capsys.readouterr().err
 
 
 def test_an_unknown_name_lists_the_known_ones(capsys):
@@ -564,7 +564,7 @@ def test_ctrl_c_leaves_a_download_that_resumes(hub, cache, tmp_path):
     run.send_signal(signal.SIGINT)
     log = run.communicate(timeout=60)[1]
     assert run.returncode == cli.INTERRUPTED
-    assert f"Stopped. This goes on from here: python app.py fetch {MODEL.repo}" in log
+    assert f"Stopped. Resume with: python app.py fetch {MODEL.repo}" in log
     assert f"{BIG} " in log
     assert " · file 6 of 6" in log
     assert "Traceback" not in log

@@ -188,7 +188,7 @@ def test_cover_without_source_has_the_requested_length(run_and_digest, files):
 def test_composing_parameter_without_effect_is_noted(run_and_digest, base_digests, files, mode):
     take, digest = run_and_digest(mode, **fields_of(mode, files, lm_cfg_scale=4.0))
     assert digest == base_digests[mode]
-    assert "Planner guidance was left out" in take.notes[0]
+    assert "Planner guidance was ignored" in take.notes[0]
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -32,7 +32,7 @@ from core.results import Cancelled, Progress
 from models import catalog, demucs
 from models.catalog import HTDEMUCS
 from models.demucs import LICENCE_NOTE, STEMS
-from runtime import device, model_cache
+from runtime import device
 
 
 def mastered(sound, **settings):
@@ -318,7 +318,7 @@ def test_same_input_gives_the_same_stems(separator, split, mix):
 
 
 def test_stems_of_a_take_unload_the_song_model_when_memory_is_short(row, own_cache, monkeypatch):
-    monkeypatch.setattr(model_cache, "HTDEMUCS", row)
+    monkeypatch.setattr(catalog, "HTDEMUCS", row)
     studio = backend.Studio(catalog.choose("mini"), device.find_device("cpu"), "none")
     request = Generate.of({"prompt": "x", "duration_s": 5, "inference_steps": 1, "seed": 1})
 
