@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import cli  # first: it imports `spaces`, which ZeroGPU wants before anything touches CUDA
+import cli_output
 from core import files
 from core.errors import StudioError
 
@@ -45,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return cli.run(args) if args.command else serve(args)
     except StudioError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
-        return cli.USAGE
+        return cli_output.USAGE
     except OSError as error:
         log.debug("A file could not be written.", exc_info=True)
         trouble = files.write_error(Path(str(error.filename or ".")), error, 1 << 20)
         print(f"{trouble.code}: {trouble}", file=sys.stderr)
-        return cli.FAILED
+        return cli_output.FAILED
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -65,10 +66,10 @@ def serve(args: argparse.Namespace) -> int:
     serving = False
 
     def end(number: int, _: Any) -> NoReturn:
-        code = cli.INTERRUPTED if number == signal.SIGINT else 0
+        code = cli_output.INTERRUPTED if number == signal.SIGINT else 0
         if serving:
             sys.exit(code)
-        cli.exit_now(code)
+        cli_output.exit_now(code)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)

@@ -15,7 +15,7 @@ TARGET = Path(__file__).parent / "architecture.svg"
 
 GROUPS = {
     "app": ("app.py", "serve the page, or run a command"),
-    "cli": ("cli.py", "the commands"),
+    "cli": ("cli.py cli_output.py", "the commands, and what they write"),
     "web": ("web/ theme.py tooltips.py", "the page and its API"),
     "lofi": ("lofi/", "the JSON-RPC daemon"),
     "backend": ("backend.py", "Studio: accept a request, run it, stop it, keep the takes"),

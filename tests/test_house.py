@@ -13,6 +13,7 @@ from conftest import ROOT
 GROUP_OF = {
     **dict.fromkeys(("pipeline", "lyrics", "post_process"), "tasks"),
     **dict.fromkeys(("theme", "tooltips"), "web"),
+    "cli_output": "cli",
 }
 """Files at the root that belong to a group; any other file or package is a group of its own."""
 

@@ -28,7 +28,7 @@ from fake_studio import CARD
 from page_handlers import Page
 
 import app
-import cli
+import cli_output
 from audio import settings
 from core.errors import StudioError
 from core.requests import Generate
@@ -883,7 +883,7 @@ def test_musicgen_makes_a_track_and_unloads_the_other_model(real, tmp_path, monk
 )
 def test_the_command_line_checks_each_backends_duration_range(capsys, name, seconds, limits):
     line = ("generate", "--backend", name, "--prompt", "x", "--duration-s", seconds)
-    assert app.main([*line, "--model", "mini", "--device", "cpu"]) == cli.USAGE
+    assert app.main([*line, "--model", "mini", "--device", "cpu"]) == cli_output.USAGE
     assert limits in capsys.readouterr().err
 
 

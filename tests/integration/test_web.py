@@ -240,7 +240,7 @@ def test_upload_that_is_not_audio_is_rejected_and_cleared(
         "notes.txt cannot be read as audio: it holds no sound.",
     )
     assert preview["notes"][0].startswith("Save it as WAV, FLAC or MP3")
-    monkeypatch.setattr(page.studio, "look", lambda _: 1 / 0)
+    monkeypatch.setattr(page.studio, "inspect_audio", lambda _: 1 / 0)
     *_, broken = page.press("cover-source", upload(), does="upload")
     assert "An unexpected error occurred (ZeroDivisionError)." in str(broken)
 
