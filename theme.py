@@ -150,9 +150,21 @@ VARIABLES: dict[str, str] = {
 """Theme variables. Each is set for light and dark mode alike, so that they cannot differ."""
 
 
-def theme() -> gr.themes.Base:
+class StudioTheme(gr.themes.Base):
+    """A theme with a style sheet of its own, sent once.
+
+    Gradio 6.31 sends `custom_css` three times: as it is, and as a variable for either mode. And
+    `launch(css=)` prefixes the rules inside @media, where `:root` then never matches.
+    """
+
+    def _get_theme_css(self) -> str:
+        parts = (_fonts(), _tokens(), (ASSETS / "studio.css").read_text("utf-8"))
+        return "\n".join((super()._get_theme_css(), "", *parts))
+
+
+def theme() -> StudioTheme:
     """The Gradio theme with fonts, palette and style sheet in its own CSS."""
-    theme = gr.themes.Base(
+    theme = StudioTheme(
         primary_hue=GREYS,
         secondary_hue=GREYS,
         neutral_hue=GREYS,
@@ -163,9 +175,6 @@ def theme() -> gr.themes.Base:
         font_mono=["JetBrains Mono", "ui-monospace", "monospace"],
     )
     theme.set(color_accent=INK, **VARIABLES, **_dark(VARIABLES))
-    # Not `launch(css=)`: it prefixes the rules inside @media, where `:root` then never matches
-    # (Gradio 6.31).
-    theme.custom_css = "\n".join((_fonts(), _tokens(), (ASSETS / "studio.css").read_text("utf-8")))
     return theme
 
 

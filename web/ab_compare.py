@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import uuid
 from collections.abc import Iterable, Iterator
@@ -11,12 +10,11 @@ from typing import Any
 
 import gradio as gr
 
-import theme
 import tooltips
 from audio.loudness import matching_gains
 from core.errors import StudioError
 from core.results import Take
-from web import markup, summaries
+from web import markup, scripts, summaries
 from web.handlers import WORK, Update, find_take, serve_file
 from web.sessions import Sessions
 
@@ -48,9 +46,8 @@ class AbCompare:
             self.start = gr.Button(tooltips.COMPARE_RUN, size="md", elem_id=f"{mode}-compare")
             self.player = gr.HTML(
                 None,
-                html_template=(theme.ASSETS / "ab_compare.html").read_text("utf-8"),
-                js_on_load=f"const text = {json.dumps(tooltips.AB_PLAYER)};\n"
-                + (theme.ASSETS / "ab_compare.js").read_text("utf-8"),
+                html_template=scripts.template("ab_compare"),
+                js_on_load=scripts.on_load("ab_compare", text=tooltips.AB_PLAYER),
                 apply_default_css=False,
                 elem_id=f"{mode}-ab",
                 takes=[],

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-import theme
 import tooltips
 from core.errors import StudioError
 from core.params import MAX_ADAPTER_STRENGTH, AdapterRef, Param
+from web import scripts
 from web.handlers import WORK, Studio, Update, serve_file, uploaded_path
 
 CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -46,9 +45,8 @@ class AdapterPicker:
             )
             self.box = gr.HTML(
                 [],
-                html_template=(theme.ASSETS / "adapter_picker.html").read_text("utf-8"),
-                js_on_load=f"const text = {json.dumps(text)};\n"
-                + (theme.ASSETS / "adapter_picker.js").read_text("utf-8"),
+                html_template=scripts.template("adapter_picker"),
+                js_on_load=scripts.on_load("adapter_picker", text=text),
                 apply_default_css=False,
                 elem_id=f"{mode}-{param.name}",
                 **self._props(),

@@ -11,10 +11,11 @@ from starlette.middleware import Middleware
 import tooltips
 from core.requests import MODES, Lyrics
 from theme import ASSETS, GROUND, theme
-from web import markup
+from web import markup, scripts
 from web.api import REQUESTS, Blocks, UnpackErrors, publish, wrong_names
 from web.handlers import PRIVATE, Studio
 from web.lyrics_tab import LyricsTab
+from web.page_cache import PageCache
 from web.restore import RestorePanel, Tab
 from web.sessions import Sessions
 from web.song_tab import SongTab
@@ -86,7 +87,7 @@ def launch_options() -> dict[str, Any]:
         "ssr_mode": False,
         "app_kwargs": {
             "exception_handlers": {TypeError: wrong_names},
-            "middleware": [Middleware(UnpackErrors)],
+            "middleware": [Middleware(PageCache), Middleware(UnpackErrors)],
         },
         "share": False,
         "enable_monitoring": False,
@@ -105,5 +106,5 @@ def _head() -> str:
         "document.documentElement.classList.add('dark');"
         "addEventListener('DOMContentLoaded',"
         "()=>document.querySelector('link[rel=manifest]')?.remove());\n"
-        f"{(ASSETS / 'session.js').read_text('utf-8')}</script>"
+        f"{(ASSETS / 'session.js').read_text('utf-8')}{scripts.shared()}</script>"
     )

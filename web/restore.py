@@ -6,7 +6,6 @@ nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,14 +13,13 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import gradio as gr
 
-import theme
 import tooltips
 from audio import settings
 from core.errors import StudioError
 from core.requests import MODES, Lyrics
 from core.results import ModelInfo, Take
 from core.text import printable
-from web import markup
+from web import markup, scripts
 from web.handlers import WORK, Update, uploaded_path
 from web.sessions import Sessions
 
@@ -150,9 +148,8 @@ class RestorePanel:
     def __init__(self) -> None:
         self.box = gr.HTML(
             None,
-            html_template=(theme.ASSETS / "restore.html").read_text("utf-8"),
-            js_on_load=f"const text = {json.dumps(tooltips.RESTORE)};\n"
-            + (theme.ASSETS / "restore.js").read_text("utf-8"),
+            html_template=scripts.template("restore"),
+            js_on_load=scripts.on_load("restore", text=tooltips.RESTORE),
             apply_default_css=False,
             elem_id="doors",
             state="empty",

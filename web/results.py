@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import gradio as gr
 import theme
 import tooltips
 from core.results import ModelInfo, Take
-from web import markup, summaries
+from web import markup, scripts, summaries
 from web.ab_compare import AbCompare
 from web.export_panel import ExportPanel
 from web.form import unused
@@ -71,9 +70,8 @@ class ResultPanel(JobControls):
             self.json = gr.DownloadButton(tooltips.SAVE_JSON, size="md", elem_id=f"{mode}-json")
             self.share = gr.HTML(
                 None,
-                html_template=(theme.ASSETS / "share.html").read_text("utf-8"),
-                js_on_load=f"const text = {json.dumps(tooltips.SHARE)};\n"
-                + (theme.ASSETS / "share.js").read_text("utf-8"),
+                html_template=scripts.template("share"),
+                js_on_load=scripts.on_load("share", text=tooltips.SHARE),
                 apply_default_css=False,
                 elem_id=f"{mode}-share",
                 elem_classes="share",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
-import theme
 import tooltips
 from core.errors import StudioError
 from core.results import AudioInfo, Failed
+from web import scripts
 
 
 class UploadPreview:
@@ -23,12 +22,12 @@ class UploadPreview:
 
     def __init__(self, elem_id: str, help_text: str, has_region: bool) -> None:
         self.help_text, self.has_region = help_text, has_region
-        constants = {"text": tooltips.PREVIEW, "empty": self._props(message=help_text)}
         self.box = gr.HTML(
             None,
-            html_template=(theme.ASSETS / "upload_preview.html").read_text("utf-8"),
-            js_on_load="".join(f"const {n} = {json.dumps(v)};\n" for n, v in constants.items())
-            + (theme.ASSETS / "upload_preview.js").read_text("utf-8"),
+            html_template=scripts.template("upload_preview"),
+            js_on_load=scripts.on_load(
+                "upload_preview", text=tooltips.PREVIEW, empty=self._props(message=help_text)
+            ),
             apply_default_css=False,
             elem_id=elem_id,
             **self._props(message=help_text),
