@@ -37,6 +37,14 @@ ERRORS: dict[str, ErrorText] = {
         "There is no model called {name!r}.",
         "Choose one of {known}, or give a folder, a hub repository or a safetensors file.",
     ),
+    "model-not-loaded": ErrorText(
+        "{name!r} is not the model that this studio runs.", "Use {known}, or leave model out."
+    ),
+    "api-key-wrong": ErrorText(
+        "The API key is missing or wrong.",
+        "Send the header Authorization: Bearer KEY, with the key that the studio was started with.",
+    ),
+    "endpoint-unknown": ErrorText("There is no {path}.", "Use one of: {known}."),
     "model-missing": ErrorText(
         "{model} ({size}) is not on this computer, and the model hub cannot be reached.",
         "Go online and run: {command}",

@@ -63,7 +63,13 @@ class ApiError(gr.Error):
 
 
 class Blocks(gr.Blocks):
-    """Gradio's blocks, with an `ApiError` for an API call that sends too few values."""
+    """Gradio's blocks, with an `ApiError` for an API call that sends too few values.
+
+    Attributes:
+        studio: for the routes of the server besides Gradio's.
+    """
+
+    studio: Studio
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         """Check the number of values of a call.

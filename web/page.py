@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 import tooltips
 from core.requests import MODES, Lyrics
 from theme import ASSETS, GROUND, theme
-from web import markup, scripts
+from web import markup, openai_api, scripts
 from web.api import REQUESTS, Blocks, UnpackErrors, publish, wrong_names
 from web.handlers import PRIVATE, Studio
 from web.lyrics_tab import LyricsTab
@@ -31,6 +31,7 @@ def build(studio: Studio) -> gr.Blocks:
         analytics_enabled=False,
         delete_cache=(1800, 6 * 3600),
     ) as demo:
+        demo.studio = studio
         gr.HTML(markup.masthead(info), elem_id="masthead")
         if info.hint:
             gr.HTML(f"<p>{markup.with_commands(info.hint)}</p>", elem_id="hint")
@@ -86,6 +87,7 @@ def launch_options() -> dict[str, Any]:
         "pwa": False,
         "ssr_mode": False,
         "app_kwargs": {
+            "routes": openai_api.routes(),
             "exception_handlers": {TypeError: wrong_names},
             "middleware": [Middleware(PageCache), Middleware(UnpackErrors)],
         },

@@ -17,6 +17,7 @@ from typing import Any
 
 import brotli
 from starlette.datastructures import Headers, QueryParams
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
@@ -81,26 +82,36 @@ class PageCache:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer from memory, or pass the request on."""
         key = _key(scope)
-        answer = None if key is None else await self._find(key, scope)
+        if key is None:
+            await self.app(scope, receive, send)
+            return
+        answer = self._stored(key)
+        if answer is None:
+            making = self._start(key, scope)
+            if (scope["method"], scope["path"]) == ("HEAD", "/"):
+                # Gradio asks this of itself at the start, and gives up after three seconds.
+                await Response(media_type="text/html")(scope, receive, send)
+                return
+            # A visitor who goes away must not take the answer from the others who wait for it.
+            answer = await asyncio.shield(making)
         if answer is None:
             await self.app(scope, receive, send)
         else:
             await _respond(answer, scope, send)
 
-    async def _find(self, key: Key, scope: Scope) -> Answer | None:
-        """The answer to a request, made now if this is the first of its kind; None for failures."""
-        stored = self._files.get(key) or self._pages.get(key)
-        if stored is not None:
-            if key in self._pages:
-                self._pages.move_to_end(key)
-            return stored
+    def _stored(self, key: Key) -> Answer | None:
+        if key in self._pages:
+            self._pages.move_to_end(key)
+        return self._pages.get(key) or self._files.get(key)
+
+    def _start(self, key: Key, scope: Scope) -> asyncio.Task[Answer | None]:
+        """Make an answer, unless that is going on already; None will come of a failure."""
         task = self._in_progress.get(key)
         if task is None or task.get_loop() is not asyncio.get_running_loop():
             task = asyncio.create_task(self._make(key, scope))
             self._in_progress[key] = task
             task.add_done_callback(lambda _: self._in_progress.pop(key, None))
-        # A visitor who goes away must not take the answer from the others who wait for it.
-        return await asyncio.shield(task)
+        return task
 
     async def _make(self, key: Key, scope: Scope) -> Answer | None:
         status, headers, body = await _response_of(self.app, scope)

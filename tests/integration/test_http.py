@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import gradio as gr
 import httpx
+import openai
 import pytest
+from conftest import read_sound
 from fake_studio import FakeStudio
 
+from audio.settings import read_settings
+from web.openai_api import KINDS
 from web.page import build, launch_options
 from web.page_cache import ADDRESSES_KEPT, CONFIG_MARK, UNUSED_BY_THE_PAGE
 
@@ -155,5 +164,194 @@ def test_named_files_of_the_bundle_may_be_kept_for_good(http: httpx.Client):
     assert http.get("/assets/none.js").status_code == 404
 
 
+def test_the_first_question_at_the_start_does_not_wait_for_the_page(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    original, begun = gr.routes.templates.TemplateResponse, threading.Event()
+
+    def slow(*args, **kwargs):
+        begun.set()
+        time.sleep(0.5)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(gr.routes.templates, "TemplateResponse", slow)
+    headers = {"x-forwarded-host": "start.example"}
+    head = http.head("/", headers=headers)
+    assert head.headers["content-type"].startswith("text/html")
+    assert "etag" not in head.headers, "it is not made yet"
+    assert begun.wait(20), "but begun"
+    assert http.get("/", headers=headers).headers["etag"]
+
+
 def test_a_deep_link_is_left_to_gradio(http: httpx.Client):
     assert "etag" not in http.head("/?deep_link=none").headers
+
+
+# ---- OpenAI's manner ----
+
+SONG = {"prompt": "warm lofi piano", "duration_s": 5, "seed": 3}
+
+
+@pytest.fixture(autouse=True)
+def quiet_studio(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key from the environment, and no calls left from other tests."""
+    monkeypatch.delenv("ACE_API_KEY", raising=False)
+    request.getfixturevalue("served").studio.reset()
+
+
+def wait_for(done, timeout_s: float = 20) -> None:
+    until = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < until, "timed out"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def openai_client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(api_key="any", base_url=f"{served.url}v1", max_retries=2) as client:
+        yield client
+
+
+def test_openais_client_lists_the_model_and_gets_a_song(
+    served: Served, openai_client: openai.OpenAI
+):
+    assert [model.id for model in openai_client.models.list()] == ["mini"]
+    assert openai_client.models.retrieve("mini").owned_by == "ace-step"
+    sound = openai_client.audio.speech.create(
+        model="mini",
+        voice="de",
+        input="[Verse]\nDer Regen kennt mich",
+        instructions="waltz",
+        response_format="wav",
+        extra_body={"duration_s": 5, "seed": 3},
+    )
+    assert sound.content[:4] == b"RIFF"
+    song = served.studio.requests[-1]
+    assert (song.prompt, song.lyrics) == ("waltz", "[Verse]\nDer Regen kennt mich")
+    assert (song.vocal_language, song.duration_s, song.seed) == ("de", 5, 3)
+    wait_for(lambda: served.studio.left)
+
+
+@pytest.mark.parametrize(("format_", "kind"), KINDS.items())
+def test_the_song_comes_in_the_format_asked_for(served, http, format_: str, kind: str):
+    answer = http.post("/v1/audio/music", json={**SONG, "response_format": format_})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
+    assert answer.headers["content-disposition"] == f'attachment; filename="song-3.{format_}"'
+    exports = [r.format for r in served.studio.requests if r.mode == "export"]
+    assert exports == ([] if format_ == "wav" else [format_])
+    assert len(served.studio.left) == 1, "nothing is kept for the caller"
+
+
+def test_a_stream_tells_progress_and_ends_with_the_sound(http: httpx.Client):
+    body = {**SONG, "duration_s": 10, "stream": True, "response_format": "wav"}
+    with http.stream("POST", "/v1/audio/music", json=body) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [*answer.iter_lines()]
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    kinds = [event["type"] for event in events]
+    assert list(dict.fromkeys(kinds)) == ["progress", "speech.audio.delta", "speech.audio.done"]
+    assert {"stage", "step", "steps", "elapsed_s", "left_s"} <= set(events[1])
+    assert kinds.count("speech.audio.delta") > 1
+    sound = base64.b64decode("".join(e["audio"] for e in events if "audio" in e))
+    assert sound[:4] == b"RIFF"
+    assert len(sound) == 44 + 10 * 48_000 * 6
+    assert events[-1]["take"]["request"]["seed"] == 3
+    assert "path" not in events[-1]["take"]
+
+
+def error_of(answer: httpx.Response, status: int) -> dict:
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code", "action"}
+    assert error["message"].endswith(error["action"])
+    assert answer.headers["x-should-retry"] == "false"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "named"),
+    [
+        ({**SONG, "tempo": 90}, "unknown-field", "tempo"),
+        ({**SONG, "reference": "/etc/passwd"}, "unknown-field", "reference"),
+        ({**SONG, "duration_s": 9999}, "value-out-of-range", "Length"),
+        ({**SONG, "input": "waltz"}, "value-out-of-range", "input"),
+        ({**SONG, "response_format": "ogg"}, "value-out-of-range", "response_format"),
+        ({**SONG, "stream": 1}, "value-out-of-range", "stream"),
+        ({"input": " "}, "prompt-empty", "style"),
+        ([SONG], "value-out-of-range", "body"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_name(served, http, body: object, code: str, named: str):
+    error = error_of(http.post("/v1/audio/music", json=body), 400)
+    assert (error["code"], error["type"]) == (code, "invalid_request_error")
+    assert named in error["message"]
+    assert not served.studio.requests
+
+
+def test_wrong_bodies_models_voices_and_paths_are_refused(http: httpx.Client):
+    text = {"content-type": "text/plain"}
+    answer = http.post("/v1/audio/music", content=json.dumps(SONG), headers=text)
+    assert "application/json" in error_of(answer, 400)["message"], "no web page can send it unasked"
+    big = {**SONG, "lyrics": "la " * 200_000}
+    assert "larger" in error_of(http.post("/v1/audio/music", json=big), 400)["message"]
+    other = {**SONG, "model": "tts-1"}
+    assert error_of(http.post("/v1/audio/music", json=other), 404)["code"] == "model-not-loaded"
+    voice = {"input": "la", "instructions": "x", "voice": "alloy"}
+    assert "voice" in error_of(http.post("/v1/audio/speech", json=voice), 400)["message"]
+    assert error_of(http.get("/v1/chat/completions"), 404)["code"] == "endpoint-unknown"
+
+
+def test_a_job_that_fails_is_answered_in_the_envelope(served, http, openai_client):
+    failing = {**SONG, "prompt": "fail"}
+    error = error_of(http.post("/v1/audio/music", json=failing), 500)
+    assert (error["code"], error["type"]) == ("out-of-memory", "server_error")
+    assert error["action"].startswith("Shorten")
+    streamed = http.post("/v1/audio/music", json={**failing, "stream": True}).text
+    assert streamed.splitlines()[-3] == "event: error"
+    served.studio.reset()
+    with pytest.raises(openai.InternalServerError) as caught:
+        openai_client.audio.speech.create(
+            model="mini", voice="auto", input="x", instructions="fail"
+        )
+    assert caught.value.code == "out-of-memory"
+    assert len(served.studio.requests) == 1, "the client does not make the song again"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_cancels_its_job(served, http, stream: bool):
+    body = {**SONG, "prompt": "slow", "stream": stream}
+    if stream:
+        with http.stream("POST", "/v1/audio/music", json=body) as answer:
+            assert "progress" in next(answer.iter_lines())
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            http.post("/v1/audio/music", json=body, timeout=0.5)
+    # A slow song takes 8 s: it was told to stop.
+    wait_for(lambda: served.studio.left, 4)
+
+
+def test_the_key_is_asked_for_when_it_is_set(http: httpx.Client, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ACE_API_KEY", "geheim-ü")
+    for header in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Basic geheim-ü".encode()},
+    ):
+        error = error_of(http.post("/v1/audio/music", json=SONG, headers=header), 401)
+        assert (error["code"], error["type"]) == ("api-key-wrong", "authentication_error")
+    right = {"authorization": "Bearer geheim-ü".encode()}
+    assert http.get("/v1/models", headers=right).status_code == 200
+    assert http.get("/").status_code == 200, "it guards /v1 alone"
+
+
+@pytest.mark.slow
+def test_curl_gets_the_song_of_the_embedded_model(request: pytest.FixtureRequest, tmp_path: Path):
+    url = request.getfixturevalue("_real")
+    path = tmp_path / "song.flac"
+    body = {**SONG, "inference_steps": 2, "response_format": "flac"}
+    command = ["curl", "-sSf", "--noproxy", "*", f"{url}v1/audio/music", "-o", str(path)]
+    command += ["-H", "Content-Type: application/json", "-d", json.dumps(body)]
+    subprocess.run(command, check=True, timeout=200)
+    made = read_settings(path)
+    assert (made["request"]["seed"], made["request"]["inference_steps"]) == (3, 2)
+    assert read_sound(path).shape == (2, 5 * 48_000)

@@ -8,7 +8,14 @@ import re
 import pytest
 from conftest import ROOT
 
-PAGES = ("README.md", "AGENTS.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md")
+PAGES = (
+    "README.md",
+    "AGENTS.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/architecture.md",
+    "docs/http.md",
+)
 
 
 @pytest.fixture(scope="module")
