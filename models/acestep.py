@@ -21,6 +21,7 @@ from core.requests import EDITION, SAMPLE_RATE, Generate, effective_lyrics, lyri
 from core.results import Progress
 from core.text import describe_length
 from models import catalog, checkpoints, sampler, timbre_token
+from models.cuda_graph import compiling
 from models.fast_transformer import FastTransformer
 from models.loading import check_pipeline, is_finite, load_pipeline, memory_errors
 from models.vae import FRAME_RATE, decode, skip_zeros
@@ -131,7 +132,7 @@ class Engine:
         device: str,
         dtype: str,
         fast: bool | None = None,
-        compiled: bool = False,
+        compiled: bool | None = None,
     ) -> Generator[Progress, None, Engine]:
         """Load `model` from `folder` and check that it is complete.
 
@@ -142,8 +143,8 @@ class Engine:
             fast: whether the transformer computes by `models/fast_transformer`, which is equal to
                 diffusers' way up to rounding. On CUDA if None; elsewhere samples stay the same
                 bit for bit.
-            compiled: whether to compile the layers of the fast transformer: half a minute at the
-                first song, then fewer and larger kernels. Only on CUDA.
+            compiled: whether to compile the layers of the fast transformer, only on CUDA; as
+                `cuda_graph.compiling` says if None.
 
         Returns:
             The engine (as the generator's return value).
@@ -171,6 +172,7 @@ class Engine:
             pipe.to(device)
         yield Progress(stage="Loading", step=3, steps=3)
         engine = cls(pipe, model, device, fast)
+        compiled = compiling() if compiled is None else compiled
         if compiled and engine.fast and device == "cuda":
             engine.fast.compile()
         return engine
@@ -339,11 +341,10 @@ class Engine:
         else:
             pair = torch.cat([cond, null])
 
-        def velocity(x: torch.Tensor, t: float, guided: bool) -> sampler.Velocity:
-            rows = 2 if guided else 1
+        def evaluate(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            rows = len(timestep)
             if fast:
                 fast.bind(constants)
-            timestep = torch.full((rows,), t, device=self.device, dtype=self.dtype)
             transformer = fast or self.pipe.transformer
             (out,) = transformer(
                 hidden_states=x.to(self.dtype).expand(rows, -1, -1),
@@ -353,7 +354,13 @@ class Engine:
                 context_latents=context.expand(rows, -1, -1),
                 return_dict=False,
             )
-            out = out.float()
+            return out.float()
+
+        steps = {rows: fast.step(evaluate) if fast else evaluate for rows in (1, 2)}
+
+        def velocity(x: torch.Tensor, t: float, guided: bool) -> sampler.Velocity:
+            rows = 2 if guided else 1
+            out = steps[rows](x, torch.full((rows,), t, device=self.device, dtype=self.dtype))
             return sampler.Velocity(out[:1], out[1:] if guided else None)
 
         return velocity

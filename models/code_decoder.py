@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from models.cuda_graph import capture
 from models.token_sampling import SamplingParams, sample_token
 
 if TYPE_CHECKING:
     import torch
 
     from models.qwen3 import KeyValueCache, Qwen3
-
-log = logging.getLogger(__name__)
-
 
 STEPS_AHEAD = 8
 """How many steps a GPU may have queued: progress and Stop are at most so far from its work."""
@@ -173,29 +170,20 @@ class StaticCodeDecoder(CodeDecoder):
     def _capture(self) -> Callable[[], None] | None:
         """What replays one step as a CUDA graph, or None where it cannot be captured.
 
-        Warmed up on a stream of its own first, as capturing demands: libraries allocate their
-        workspaces there. What the warm-up writes into the cache is overwritten before it is read.
+        Warmed up on a stream of its own first: libraries allocate their workspaces there. What the
+        warm-up writes into the cache is overwritten before it is read.
         """
         import torch
 
-        warm_up = min(3, len(self.codes) - 1)
-        try:
-            with torch.inference_mode():
-                stream = torch.cuda.Stream()
-                stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(stream):
-                    for _ in range(warm_up):
-                        self._step()
-                torch.cuda.current_stream().wait_stream(stream)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
+        with torch.inference_mode():
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(min(3, len(self.codes) - 1)):
                     self._step()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            log.warning("The planner's step is not captured as a CUDA graph: %s", error)
-            return None
-        return graph.replay
+            torch.cuda.current_stream().wait_stream(stream)
+        captured = capture(self._step, "The planner's step")
+        return captured and captured[0]
 
     def _limit_queue(self) -> None:
         """Wait until the device is at most `STEPS_AHEAD` steps behind."""

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from models.cuda_graph import GraphedStep
 
 if TYPE_CHECKING:
     import torch
@@ -55,11 +57,17 @@ class SongConstants:
 
 
 class FastTransformer:
-    """One `AceStepTransformer1DModel` with this attention. Not thread-safe."""
+    """One `AceStepTransformer1DModel` with this attention. Not thread-safe.
+
+    Attributes:
+        compiled: whether the layers are compiled.
+        captured: whether steps are CUDA graphs; None before the first was captured.
+    """
 
     def __init__(self, transformer: torch.nn.Module) -> None:
         """Replace the attention and the norms of `transformer` in place."""
         self.compiled = False
+        self.captured: bool | None = None
         self._transformer = transformer
         self._bound: SongConstants | None = None
         _fuse_norms(transformer)
@@ -74,7 +82,8 @@ class FastTransformer:
     def implementation(self) -> str:
         """What a take calls this way of computing."""
         compiled = self.compiled and not _has_hooks(self._transformer)
-        return "fast, compiled" if compiled else "fast"
+        ways = (("fast", True), ("compiled", compiled), ("captured", self.captured))
+        return ", ".join(way for way, taken in ways if taken)
 
     def __call__(self, **arguments: Any) -> tuple[torch.Tensor, ...]:
         """The transformer's forward pass under the song that is bound."""
@@ -101,6 +110,24 @@ class FastTransformer:
             layer.compile(fullgraph=True, dynamic=True, backend=backend)
         self.compiled = True
 
+    def step(self, evaluate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """`evaluate` for the steps of one song, captured as a CUDA graph where that is possible.
+
+        Args:
+            evaluate: binds the song and evaluates the transformer, always for tensors of the same
+                shapes.
+        """
+        if self.captured is False or not self._on_cuda():
+            return evaluate
+        return GraphedStep(evaluate, "The transformer's step", self._note_captured)
+
+    def _note_captured(self, succeeded: bool) -> None:
+        self.captured = succeeded
+
+    def _on_cuda(self) -> bool:
+        """Whether every weight stays on a CUDA device: offloaded ones are copied in every step."""
+        return all(weight.device.type == "cuda" for weight in self._transformer.parameters())
+
     def prepare(self, cond: torch.Tensor, null: torch.Tensor, frames: int) -> SongConstants:
         """Compute the constants of a song, through the layers' own hooks: adapters first, then this.
 
@@ -117,7 +144,7 @@ class FastTransformer:
             processor.grouped = _takes_grouped_heads(cond)
         return SongConstants(
             layers=[_cross_constants(layer.cross_attn, cond, null) for layer in dit.layers],
-            band_mask=_band_mask(
+            band_mask=band_mask(
                 math.ceil(frames / dit.patch_size),
                 dit.config.sliding_window,
                 attention.heads // attention.kv_heads,
@@ -232,7 +259,7 @@ def banded(
     Args:
         query: [rows, heads, length, width].
         key, value: [rows, key heads, length, width].
-        mask: by `_band_mask`.
+        mask: by `band_mask`.
     """
     from torch.nn.functional import pad, scaled_dot_product_attention
 
@@ -255,7 +282,7 @@ def banded(
     return mixed[:, :, :length]
 
 
-def _band_mask(length: int, window: int, groups: int, like: torch.Tensor) -> torch.Tensor:
+def band_mask(length: int, window: int, groups: int, like: torch.Tensor) -> torch.Tensor:
     """Additive mask [blocks, 1, groups * window, 3 * window] for `banded`, typed as `like`.
 
     0 where a key exists and is at most `window` away, minus infinity elsewhere. Queries past the

@@ -19,6 +19,7 @@ from core.results import Progress
 from core.text import describe_length
 from models import plan_format, plan_grammar, qwen3
 from models.code_decoder import code_decoder
+from models.cuda_graph import compiling
 from models.loading import load_errors, load_transformers
 from models.plan_format import FIELDS, Plan
 from models.plan_grammar import PlanConstraint, TokenChoice, Vocabulary
@@ -126,7 +127,10 @@ class Planner:
             )
         model.to(device)
         yield Progress(stage="Loading the planner", step=2, steps=2)
-        return cls(model, vocabulary, device, fields)
+        planner = cls(model, vocabulary, device, fields)
+        if device == "cuda" and compiling():
+            planner.qwen.compile()
+        return planner
 
     def plan(
         self,

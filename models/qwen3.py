@@ -6,12 +6,15 @@ Python.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
     from transformers import Qwen3ForCausalLM
+
+log = logging.getLogger(__name__)
 
 
 def supports(config: Any) -> bool:
@@ -48,6 +51,29 @@ class Qwen3:
         self.embeddings = model.get_input_embeddings().weight.detach()
         self.final_norm = model.model.norm.weight.detach()
         self.layers = [self._layer(layer) for layer in model.model.layers]
+        self._token_layer = self._one_token
+
+    def compile(self, backend: Any = "inductor") -> None:
+        """Compile the layer of `step` when it is next called: once for all layers and lengths."""
+        import torch
+
+        compiled = torch.compile(self._one_token, fullgraph=True, backend=backend)
+
+        def with_fallback(*arguments: Any) -> torch.Tensor:
+            from torch._dynamo import mark_dynamic
+            from torch._dynamo.exc import TorchDynamoException
+
+            _, _, keys, values, _, _, mask = arguments
+            for tensor, axis in ((keys, 2), (values, 2), (mask, 3)):
+                mark_dynamic(tensor, axis)
+            try:
+                return compiled(*arguments)
+            except TorchDynamoException as error:
+                log.warning("The planner does not compile here, it runs uncompiled: %s", error)
+                self._token_layer = self._one_token
+                return self._one_token(*arguments)
+
+        self._token_layer = with_fallback
 
     def _layer(self, layer: torch.nn.Module) -> Layer:
         import torch
@@ -111,46 +137,40 @@ class Qwen3:
         Returns:
             The final hidden states [rows, width].
         """
-        from torch.nn.functional import linear, silu
-
-        eps, rows = self.config.rms_norm_eps, len(ids)
         rotation = cache.cos.index_select(1, slot), cache.sin.index_select(1, slot)
-        x = self.embeddings.index_select(0, ids).view(rows, 1, -1)
-        for i, layer in enumerate(self.layers):
-            heads = linear(rms_norm(x, layer.input_norm, eps), layer.query_key_value)
-            mixed = self._attend_whole(heads, layer, cache, i, rotation, slot, mask)
-            x = x + linear(mixed, layer.output)
-            gate, up = linear(rms_norm(x, layer.mlp_norm, eps), layer.gate_up).chunk(2, -1)
-            x = x + linear(silu(gate) * up, layer.down)
-        return rms_norm(x[:, -1], self.final_norm, eps)
+        x = self.embeddings.index_select(0, ids).view(len(ids), 1, -1)
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            x = self._token_layer(x, layer, keys, values, rotation, slot, mask)
+        return rms_norm(x[:, -1], self.final_norm, self.config.rms_norm_eps)
 
-    def _attend_whole(
+    def _one_token(
         self,
-        heads: torch.Tensor,
+        x: torch.Tensor,
         layer: Layer,
-        cache: KeyValueCache,
-        i: int,
+        keys: torch.Tensor,
+        values: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
         slot: torch.Tensor,
         mask: torch.Tensor,
     ) -> torch.Tensor:
-        """One token's attention in layer `i`, [rows, 1, heads x width], from its projections."""
-        from torch.nn.functional import scaled_dot_product_attention
+        """One layer for one token a row, [rows, 1, width] to the same; see `step`."""
+        from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
-        config = self.config
-        rows, width = len(heads), config.head_dim
+        config, rows = self.config, len(x)
+        eps, width = config.rms_norm_eps, config.head_dim
         query_heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+        heads = linear(rms_norm(x, layer.input_norm, eps), layer.query_key_value)
         heads = heads.view(rows, 1, -1, width)
-        normed = rms_norm(
-            heads[:, :, : query_heads + key_heads], layer.head_norms, config.rms_norm_eps
-        )
+        normed = rms_norm(heads[:, :, : query_heads + key_heads], layer.head_norms, eps)
         rotated = rotate(normed, *rotation).transpose(1, 2)
-        cache.keys[i].index_copy_(2, slot, rotated[:, query_heads:])
-        cache.values[i].index_copy_(2, slot, heads[:, :, -key_heads:].transpose(1, 2))
+        keys.index_copy_(2, slot, rotated[:, query_heads:])
+        values.index_copy_(2, slot, heads[:, :, -key_heads:].transpose(1, 2))
         # Query heads of the same keys are laid out as positions: no copies of the keys.
         query = rotated[:, :query_heads].reshape(rows, key_heads, -1, width)
-        mixed = scaled_dot_product_attention(query, cache.keys[i], cache.values[i], mask)
-        return mixed.reshape(rows, 1, -1)
+        mixed = scaled_dot_product_attention(query, keys, values, mask)
+        x = x + linear(mixed.reshape(rows, 1, -1), layer.output)
+        gate, up = linear(rms_norm(x, layer.mlp_norm, eps), layer.gate_up).chunk(2, -1)
+        return x + linear(silu(gate) * up, layer.down)
 
     def _attention(
         self,

@@ -20,7 +20,11 @@ FRAME_RATE = 25
 
 
 TILE_FRAMES = 256
-"""Latent frames decoded at a time, about 10 s of audio. Bounds the memory of a decode."""
+"""Latent frames decoded at a time, about 10 s of audio. Bounds the memory of a decode: for XL's
+decoder 0.8 GB in bfloat16, twice that in float32."""
+
+SMALL_CARDS_GB = {9: 4, 13: 2}
+"""By how much tiles are divided on GPUs of up to so many GB: 0.4 and 0.5 GB in bfloat16."""
 
 
 TILE_OVERLAP = 12
@@ -39,12 +43,12 @@ def decode(vae: torch.nn.Module, latents: torch.Tensor) -> Generator[Progress, N
     decoder, hop = vae.decoder, math.prod(vae.config.downsampling_ratios)
     overlap = max(TILE_OVERLAP, receptive_frames(vae.config))
     z = latents.transpose(1, 2).to(next(decoder.parameters()).dtype)
-    frames = z.shape[2]
+    frames, size = z.shape[2], tile_frames(z.device)
     audio = torch.empty(2, frames * hop)
-    tiles = range(0, frames, TILE_FRAMES)
+    tiles = range(0, frames, size)
     yield Progress(stage="Decoding", step=0, steps=len(tiles))
     for i, start in enumerate(tiles):
-        end = min(start + TILE_FRAMES, frames)
+        end = min(start + size, frames)
         left = min(start, overlap)
         wave = decoder(z[:, :, start - left : end + overlap])[0]
         keep = wave[:, left * hop : (left + end - start) * hop]
@@ -67,17 +71,29 @@ def encode(vae: torch.nn.Module, audio: torch.Tensor) -> Generator[Progress, Non
     overlap = max(TILE_OVERLAP, receptive_frames(vae.config))
     frames = math.ceil(audio.shape[1] / hop)
     audio = torch.nn.functional.pad(audio, (0, frames * hop - audio.shape[1]))
-    tiles = range(0, frames, TILE_FRAMES)
+    size = tile_frames(first.device)
+    tiles = range(0, frames, size)
     parts = []
     yield Progress(stage="Encoding", step=0, steps=len(tiles))
     for i, start in enumerate(tiles):
-        end = min(start + TILE_FRAMES, frames)
+        end = min(start + size, frames)
         left = min(start, overlap)
         tile = audio[None, :, (start - left) * hop : (end + overlap) * hop]
         mean = vae.encode(tile.to(first.device, first.dtype)).latent_dist.mean
         parts.append(mean[:, :, left : left + end - start].float())
         yield Progress(stage="Encoding", step=i + 1, steps=len(tiles))
     return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+def tile_frames(device: torch.device) -> int:
+    """Latent frames of a tile on `device`: by its whole memory, so that a machine keeps its samples."""
+    import torch
+
+    if device.type not in ("cuda", "xpu"):
+        return TILE_FRAMES
+    properties = torch.get_device_module(device).get_device_properties(device)
+    total = properties.total_memory / 1e9
+    return TILE_FRAMES // next((by for gb, by in SMALL_CARDS_GB.items() if total <= gb), 1)
 
 
 def receptive_frames(config: Any) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import psutil
 import pytest
+import recorded_graph
 import torch
 from conftest import drain, song
 
@@ -13,6 +16,7 @@ from audio import levels
 from core.errors import StudioError
 from models import acestep, sampler, vae
 from models.acestep import prompt_text
+from models.fast_transformer import FastTransformer
 from models.vae import TILE_OVERLAP, decode, encode, receptive_frames
 
 
@@ -314,6 +318,29 @@ def test_fast_transformer_renders_the_same_latents_up_to_rounding(engine, fast, 
         )
     assert float((got - want).norm() / want.norm()) < 1e-4
     assert not torch.equal(got, want)
+
+
+def test_captured_steps_make_the_latents_of_those_that_are_not(fast, monkeypatch):
+    request = song(duration_s=5, inference_steps=5, cfg_interval_start=0.6)
+    with torch.inference_mode():
+        conditions, _ = fast.conditions(request)
+        want = drain(fast.denoise(conditions, request))
+        graphs = recorded_graph.install(monkeypatch)
+        monkeypatch.setattr(FastTransformer, "_on_cuda", lambda _: True)
+        monkeypatch.setattr(fast.fast, "captured", None)
+        got = drain(fast.denoise(conditions, request))
+    assert torch.equal(got, want)
+    assert len(graphs) == 2, "one with guidance and one without"
+
+
+@pytest.mark.parametrize(
+    ("kind", "gigabytes", "frames"),
+    [("cpu", 4, 256), ("cuda", 8, 64), ("cuda", 12, 128), ("cuda", 24, 256)],
+)
+def test_tiles_are_smaller_on_cards_with_less_memory(monkeypatch, kind, gigabytes, frames):
+    properties = SimpleNamespace(total_memory=gigabytes * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    assert vae.tile_frames(torch.device(kind)) == frames
 
 
 def test_fast_transformer_follows_a_cover_that_changes_conditions(engine, fast):

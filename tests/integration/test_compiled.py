@@ -1,15 +1,22 @@
-"""The fast transformer with compiled layers, tiny and with random weights."""
+"""The fast transformer and the planner with compiled layers, tiny and with random weights."""
 
 from __future__ import annotations
 
 import copy
 
 import pytest
+import tiny_planner
 import tiny_transformer
 import torch
+from conftest import drain
+from tiny_planner import CODEBOOK
 from tiny_transformer import by_fast, by_stock, inputs
 
+from models.code_decoder import StaticCodeDecoder
 from models.fast_transformer import FastTransformer
+from models.planner import Planner
+from models.qwen3 import KeyValueCache
+from models.token_sampling import SamplingParams, uniform_draws
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +85,40 @@ def test_a_compiler_that_fails_is_noted_and_the_song_goes_on(stock, fast, caplog
     assert torch.allclose(got, by_stock(stock, shared, cond, null), atol=1e-5)
     assert fast.implementation == "fast"
     assert "no C compiler" in caplog.text
+
+
+def test_the_planner_compiles_one_layer_for_all_layers_and_lengths(counter, tmp_path):
+    planner = drain(Planner.load(tiny_planner.write(tmp_path), CODEBOOK, "cpu", "float32"))
+    prompts, sampling = [[*range(40)], [*range(9)]], SamplingParams(0.85, 0.9, 0)
+
+    def codes(count):
+        cache = KeyValueCache(planner.qwen, prompts, count)
+        hidden = planner.qwen.forward(cache.prompts, cache)
+        first = planner.vocabulary.first_code
+        decoder = StaticCodeDecoder(
+            planner.qwen, cache, planner.code_head, first, count, 2.0, sampling
+        )
+        decoder.start(hidden, uniform_draws(3, count, "cpu"))
+        while decoder.done < count:
+            decoder.step()
+        return decoder.codes.tolist()
+
+    expected = [codes(count) for count in (6, 9, 14)]
+    planner.qwen.compile(counter)
+    assert [codes(count) for count in (6, 9, 14)] == expected
+    assert counter.frame_count == 1
+
+
+def test_a_planner_that_does_not_compile_is_noted_and_runs_as_it_is(tmp_path, caplog):
+    def broken(*_):
+        raise OSError("no C compiler")
+
+    planner = drain(Planner.load(tiny_planner.write(tmp_path), CODEBOOK, "cpu", "float32"))
+    cache = KeyValueCache(planner.qwen, [[1, 2, 3]], 2)
+    planner.qwen.forward(cache.prompts, cache)
+    arguments = torch.tensor([4]), cache, torch.tensor([3]), torch.zeros(1, 1, 1, 5)
+    with torch.inference_mode():
+        want = planner.qwen.step(*arguments)
+        planner.qwen.compile(broken)
+        assert torch.equal(planner.qwen.step(*arguments), want)
+    assert caplog.text.count("no C compiler") == 1

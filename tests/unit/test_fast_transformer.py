@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import recorded_graph
 import tiny_transformer
 import torch
 from tiny_transformer import by_fast, by_stock, inputs
@@ -159,3 +160,72 @@ def test_bfloat16_is_as_near_to_float32_as_diffusers_is(stock):
         theirs = by_stock(narrow, rounded, cond16, null16).float()
     ours, theirs = (float((x - exact).norm() / exact.norm()) for x in (ours, theirs))
     assert ours < 1.1 * theirs < 0.05
+
+
+@pytest.fixture
+def captured(fast, monkeypatch):
+    """The fast transformer as on CUDA, and the graphs it captures."""
+    graphs = recorded_graph.install(monkeypatch)
+    monkeypatch.setattr(FastTransformer, "_on_cuda", lambda _: True)
+    return fast, graphs
+
+
+def song_step(fast, seed, rows, tokens=13):
+    """`fast.step` for one song, and its evaluation without a graph."""
+    shared, cond, null = inputs(40, rows, seed, tokens)
+    constants = fast.prepare(cond, null, 40)
+
+    def evaluate(x, timestep):
+        moved = {"hidden_states": x.expand(rows, -1, -1), "timestep": timestep}
+        return by_fast(fast, {**shared, **moved, "timestep_r": timestep}, constants)
+
+    return fast.step(evaluate), evaluate
+
+
+def test_replayed_steps_equal_those_that_are_not_captured(captured):
+    fast, graphs = captured
+    noise = torch.Generator().manual_seed(4)
+    with torch.inference_mode():
+        songs = [song_step(fast, 1, 2, 9), song_step(fast, 2, 1, 30)]
+        for i in range(5):
+            x = torch.randn(1, 40, 8, generator=noise)
+            for (step, evaluate), rows in zip(songs, (2, 1), strict=True):
+                timestep = torch.full((rows,), 1 - i / 5)
+                assert torch.equal(step(x, timestep), evaluate(x, timestep))
+    assert [graph.replays for graph in graphs] == [4, 4]
+    assert fast.implementation == "fast, captured"
+
+
+def test_a_step_that_cannot_be_captured_is_noted_once_and_runs_as_it_is(captured, caplog):
+    fast, graphs = captured
+
+    def read_back(_, __, out):
+        return out * float(out.abs().max())
+
+    fast._transformer.layers[1].register_forward_hook(read_back)
+    with torch.inference_mode():
+        for seed in (1, 2):
+            step, evaluate = song_step(fast, seed, 2)
+            for _ in range(3):
+                x, timestep = torch.randn(1, 40, 8), torch.ones(2)
+                assert torch.equal(step(x, timestep), evaluate(x, timestep))
+    assert not graphs
+    assert caplog.text.count("not captured") == 1
+    assert fast.implementation == "fast"
+
+
+def test_an_adapter_added_after_capturing_is_part_of_the_next_songs_steps(captured):
+    fast, graphs = captured
+    x, timestep = torch.randn(1, 40, 8), torch.ones(2)
+    with torch.inference_mode():
+        (plain, _), (step, evaluate) = song_step(fast, 1, 2), song_step(fast, 1, 2)
+        without = [plain(x, timestep) for _ in range(2)][1]
+        fast._transformer.layers[2].mlp.up_proj.register_forward_hook(lambda *a: 2 * a[2])
+        adapted = [step(x, timestep) for _ in range(3)][2]
+        assert torch.equal(adapted, evaluate(x, timestep))
+    assert float((adapted - without).abs().max()) > 1e-3
+    assert len(graphs) == 2
+
+
+def test_weights_that_are_offloaded_or_on_a_cpu_are_not_captured(fast):
+    assert fast.step(len) is len

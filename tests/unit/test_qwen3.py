@@ -6,6 +6,7 @@ import contextlib
 from types import SimpleNamespace
 
 import pytest
+import recorded_graph
 import tiny_planner
 import torch
 from conftest import drain
@@ -145,58 +146,35 @@ def test_the_decoder_is_static_on_cuda_only_and_never_in_edition_1(tiny, monkeyp
     assert code_decoder(tiny.qwen, static=False) is CodeDecoder
 
 
-class FakeCuda:
-    """Stands in for torch.cuda where there is none: a graph replays what was done under capture."""
+class Event:
+    """Stands in for torch.cuda.Event, and counts."""
 
-    def __init__(self, decoder, captures=True):
-        self.decoder, self.captures = decoder, captures
-        self.waited = self.recorded = 0
-        self.CUDAGraph = lambda: SimpleNamespace(replay=self.replay)
-        self.Event = lambda: self
-        self.Stream = lambda: SimpleNamespace(wait_stream=lambda other: None)
-        self.current_stream = self.Stream
-        self.stream = contextlib.nullcontext
-        self.before = None
-
-    @contextlib.contextmanager
-    def graph(self, graph):
-        """Capturing runs nothing: what it did to the counters is taken back."""
-        if not self.captures:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        kept = {name: getattr(self.decoder, name).clone() for name in ("index", "slot", "token")}
-        yield
-        for name, value in kept.items():
-            getattr(self.decoder, name).copy_(value)
-
-    def replay(self):
-        with torch.inference_mode():
-            self.decoder._step()
+    recorded = waited = 0
 
     def record(self):
-        self.recorded += 1
+        Event.recorded += 1
 
     def synchronize(self):
-        self.waited += 1
+        Event.waited += 1
 
 
 @pytest.mark.parametrize("captures", [True, False])
 def test_capturing_or_failing_to_leaves_the_codes_as_they_are(tiny, monkeypatch, captures, caplog):
     prompts, sampling = [[*range(40)], [*range(9)]], SamplingParams(0.85, 0.9, 0)
     expected = decode(tiny, CodeDecoder, prompts, 30, 2.0, sampling, (1, 2))
-    fakes = []
-
-    class Captured(StaticCodeDecoder):
-        on_cuda = True
-
-        def __init__(self, *args):
-            super().__init__(*args)
-            fakes.append(FakeCuda(self, captures))
-            for name in ("CUDAGraph", "Event", "Stream", "current_stream", "stream", "graph"):
-                monkeypatch.setattr(torch.cuda, name, getattr(fakes[0], name))
-
-    assert decode(tiny, Captured, prompts, 30, 2.0, sampling, (1, 2)) == expected
-    assert fakes[0].recorded == (58 if captures else 0)
-    assert fakes[0].waited == (50 if captures else 0), "at most eight steps are queued"
+    graphs = recorded_graph.install(monkeypatch, captures)
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(Event, "recorded", 0)
+    monkeypatch.setattr(Event, "waited", 0)
+    monkeypatch.setattr(StaticCodeDecoder, "on_cuda", True)
+    assert decode(tiny, StaticCodeDecoder, prompts, 30, 2.0, sampling, (1, 2)) == expected
+    assert [graph.replays for graph in graphs] == ([58] if captures else [])
+    assert Event.recorded == (58 if captures else 0)
+    assert Event.waited == (50 if captures else 0), "at most eight steps are queued"
     assert ("not captured" in caplog.text) is not captures
 
 
