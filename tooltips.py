@@ -46,6 +46,7 @@ HELP: dict[str, str] = {
     "n_min": "Lower noise level of the edit. Below it, only the new style guides the result.",
     "n_avg": "Noise samples averaged at each step. More is steadier and slower.",
     "inference_steps": "Number of denoising steps. More steps give finer detail and take longer.",
+    "fast_preview": "Estimates more than half of the steps: faster, a little less exact. ODE only.",
     "guidance_scale": "How closely the song follows style and lyrics. High values can sound harsh.",
     "infer_method": "ODE is steady, SDE adds noise at each step, Heun is slower and more exact.",
     "seed": "The same seed and settings give the same song.",
@@ -223,6 +224,7 @@ ON, OFF = "on", "off"
 SILENCE = "silence"
 NOT_WHILE_ANALYSING = "Has no effect here: the planner only analyses the song."
 NO_GUIDANCE = "Has no effect: guidance is built into {model}."
+NO_PREVIEW = "Has no effect: {model} takes few steps as it is."
 MAY_SELL = {
     True: "commercial use allowed",
     False: "non-commercial use only",

@@ -92,6 +92,7 @@ class SongRequest(Request):
     timesignature: TimeSignature = param("", "Time signature", group=MUSIC)
     vocal_language: Language = param("unknown", "Vocal language", group=MUSIC)
     adapters: tuple[AdapterRef, ...] = param((), "Adapters", group=ADAPTERS)
+    fast_preview: bool = param(False, "Fast preview", group=DIFFUSION)
 
     @field_validator("cfg_interval_end")
     @classmethod

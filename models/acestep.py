@@ -314,9 +314,10 @@ class Engine:
         x = noise.to(self.device)
         if clean is not None:
             x = times[first_step] * x + (1 - times[first_step]) * clean
-        model = self.conditioned_model(conditions)
+        model = self._sampled_model(conditions, config)
         if then is not None:
-            before, after, until = model, self.conditioned_model(then), float(times[switch_step])
+            before, after = model, self._sampled_model(then, config)
+            until = float(times[switch_step])
 
             def model(x: torch.Tensor, t: float, guided: bool) -> sampler.Velocity:
                 return (before if t > until else after)(x, t, guided)
@@ -328,6 +329,12 @@ class Engine:
         if not is_finite(latents):
             raise StudioError("sound-not-finite", model=self.model.title)
         return latents
+
+    def _sampled_model(
+        self, conditions: Conditions, config: sampler.SamplerConfig
+    ) -> sampler.VelocityModel:
+        model = self.conditioned_model(conditions)
+        return sampler.Preview(model, config) if config.preview else model
 
     def conditioned_model(self, conditions: Conditions) -> sampler.VelocityModel:
         """The transformer with `conditions` bound, in the form the sampler calls."""

@@ -28,6 +28,14 @@ ADG_MAX_ANGLE = 3.14 / 6
 """Radians. 3.14, not pi: the number in the authors' code."""
 
 
+PREVIEW_FIRST, PREVIEW_EVERY = 4, 3
+"""A preview evaluates so many first steps, then each step whose number this divides, and the last.
+
+Measured on the embedded model against 50 steps of the same seed: 20 of 50 evaluated are closer than
+20 steps alone.
+"""
+
+
 class Velocity(NamedTuple):
     """The model's output at one point: [1, frames, channels] with and without the condition."""
 
@@ -58,6 +66,7 @@ class SamplerConfig:
     cfg_start: float = 0.0
     cfg_end: float = 1.0
     adg: bool = False
+    preview: bool = False
 
     @classmethod
     def of(cls, song: SongRequest) -> SamplerConfig:
@@ -70,6 +79,7 @@ class SamplerConfig:
             cfg_start=song.cfg_interval_start,
             cfg_end=song.cfg_interval_end,
             adg=song.use_adg,
+            preview=song.fast_preview,
         )
 
     def guided_at(self, t: float) -> bool:
@@ -378,12 +388,53 @@ def adg(x: torch.Tensor, v: Velocity, t: float, scale: float) -> torch.Tensor:
     return ((x64 - guided) / t).to(v.cond.device, v.cond.dtype)
 
 
+class Preview:
+    """A model of which most steps are extrapolated, linearly in t, from the last two evaluated.
+
+    Both outputs are, so that guidance, whose momentum must see every step, runs as usual. Only for
+    Euler's method: the velocity along one path is smooth, but not that of another x.
+    """
+
+    def __init__(self, model: VelocityModel, config: SamplerConfig) -> None:
+        self._model = model
+        self._last = float(schedule(config.steps, config.shift)[-2])
+        self._calls = 0
+        self._evaluated: list[tuple[float, Velocity]] = []
+
+    def __call__(self, x: torch.Tensor, t: float, guided: bool) -> Velocity:
+        """See `VelocityModel`."""
+        number, self._calls = self._calls, self._calls + 1
+        known = [v.uncond is not None or not guided for _, v in self._evaluated]
+        if len(known) < 2 or not all(known) or t <= self._last or _is_evaluated(number):
+            v = self._model(x, t, guided)
+            self._evaluated = [*self._evaluated[-1:], (t, v)]
+            return v
+        (before, first), (at, second) = self._evaluated
+        share = (t - at) / (at - before)
+
+        def ahead(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            return other + share * (other - one)
+
+        uncond = ahead(first.uncond, second.uncond) if guided else None
+        return Velocity(ahead(first.cond, second.cond), uncond)
+
+
+def _is_evaluated(number: int) -> bool:
+    return number < PREVIEW_FIRST or number % PREVIEW_EVERY == 0
+
+
+def evaluated_steps(config: SamplerConfig) -> list[int]:
+    """The numbers of the steps in which the model is evaluated."""
+    numbers = range(config.steps)
+    return [i for i in numbers if not config.preview or _is_evaluated(i) or i + 1 == config.steps]
+
+
 def evaluations(config: SamplerConfig) -> int:
     """How many rows the model computes in a run: the factor of a time estimate.
 
     Needs no torch, so that a page can estimate before anything heavy is imported.
     """
-    even = (1 - i / config.steps for i in range(config.steps))
+    even = (1 - i / config.steps for i in evaluated_steps(config))
     evaluated = [config.shift * t / (1 + (config.shift - 1) * t) for t in even]
     if SOLVERS[config.method].evaluates_next:
         evaluated += evaluated[1:]

@@ -23,6 +23,12 @@ from runtime.uploads import JobFiles, Uploads
 
 if TYPE_CHECKING:
     from models.acestep import Engine, RenderedAudio
+    from models.catalog import Model
+
+DRAFT = (
+    "Draft: Fast preview estimated some of the steps. For the finished song, use these settings with"
+    " Fast preview off."
+)
 
 IGNORED_WHEN_LISTENING = ("lm_cfg_scale", "lm_negative_prompt")
 """Planner settings that only composing codes can use."""
@@ -87,14 +93,33 @@ class SongTask:
             guidance = 1.0
         if self.listens and setup.planner:
             notes += _ignored_settings(request)
+        preview, preview_note = self._preview(request, model)
+        notes += preview_note
         return request.model_copy(
             update={
+                "fast_preview": preview,
                 "inference_steps": _or(request.inference_steps, model.steps),
                 "guidance_scale": guidance,
                 "shift": _or(request.shift, model.shift),
                 "thinking": _or(request.thinking, self.thinks_by_default(setup)),
             }
         )
+
+    def _preview(self, request: SongRequest, model: Model) -> tuple[bool, list[str]]:
+        """Whether the song is a fast preview, and a note where a preview was requested."""
+        if not request.fast_preview:
+            return False, []
+        if model.guidance == 1:
+            return False, [f"{model.title} takes few steps as it is; Fast preview was turned off."]
+        if not self.can_preview(request):
+            return False, [
+                "Fast preview was turned off: it works with the ODE sampler, and not in a morph."
+            ]
+        return True, [DRAFT]
+
+    def can_preview(self, request: SongRequest) -> bool:
+        """Whether steps can be estimated: only along the one path of Euler's method."""
+        return request.infer_method == "ode"
 
     def thinks_by_default(self, setup: Setup) -> bool:
         """What `thinking` is where the request leaves it open."""
@@ -266,6 +291,10 @@ class ExtendTask(SongTask):
 
 class EditTask(SongTask):
     """A song with one region repainted, or all of it morphed towards another description."""
+
+    def can_preview(self, request: Edit) -> bool:
+        """A morph draws new noise in every step, and so has no one path."""
+        return super().can_preview(request) and request.kind == "repaint"
 
     def check_files(self, request: Edit, files: JobFiles, setup: Setup) -> None:
         """Refuse a source that is too long, and a region outside of it.

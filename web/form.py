@@ -57,6 +57,7 @@ SHOWN_IF: dict[str, Callable[[Values], bool]] = {
     "edit.start_s": _is_repaint,
     "edit.end_s": _is_repaint,
     "edit.repaint_mode": _is_repaint,
+    "edit.fast_preview": _is_repaint,
     "edit.repaint_strength": lambda form: _is_repaint(form) and form["repaint_mode"] == "balanced",
     **dict.fromkeys(
         ("edit.source_prompt", "edit.source_lyrics", "edit.n_max", "edit.n_min", "edit.n_avg"),

@@ -46,6 +46,8 @@ def no_effect(mode: str, param: Param, info: ModelInfo) -> str:
     """Why a parameter has no effect in this mode with this model; empty if it has one."""
     if param.name in GUIDANCE and not info.takes_guidance:
         return tooltips.NO_GUIDANCE.format(model=info.title)
+    if param.name == "fast_preview" and not info.takes_guidance:
+        return tooltips.NO_PREVIEW.format(model=info.title)
     if param.name in COMPOSING and mode != "generate":
         return tooltips.NOT_WHILE_ANALYSING
     return info.no_planner if param.group == PLANNER and not info.planner else ""

@@ -131,7 +131,8 @@ def test_changes_cover_every_parameter_of_every_mode():
         morph = set(MORPH) if mode == "edit" else set()
         source_free = {"duration_s"} if mode == "cover" else set()
         lyrics = {"use_cot_lyrics"} if mode in ("cover", "edit") else set()
-        assert declared == set(SHARED) | set(MODE_FIELDS[mode]) | morph | source_free | lyrics
+        known = set(SHARED) | set(MODE_FIELDS[mode]) | {"fast_preview"}
+        assert declared == known | morph | source_free | lyrics
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,31 @@ def test_changing_a_morph_parameter_changes_transformer_inputs(run_and_digest, f
         run_and_digest("edit", **base)[1]
         != run_and_digest("edit", **{**base, name: MORPH[name]})[1]
     )
+
+
+@pytest.mark.parametrize("mode", ["generate", "edit"])
+def test_fast_preview_changes_what_is_evaluated_and_calls_the_take_a_draft(
+    run_and_digest, files, mode
+):
+    base = fields_of(mode, files, inference_steps=8)
+    _, every = run_and_digest(mode, **base)
+    take, some = run_and_digest(mode, **base, fast_preview=True)
+    assert some != every
+    assert take.request["fast_preview"] is True
+    assert any(note.startswith("Draft: Fast preview") for note in take.notes)
+
+
+@pytest.mark.parametrize(
+    ("mode", "changes"),
+    [("generate", {"infer_method": "heun"}), ("edit", {"kind": "morph", "prompt": "chimes"})],
+)
+def test_fast_preview_is_off_where_steps_cannot_be_estimated(run_and_digest, files, mode, changes):
+    base = fields_of(mode, files, **changes)
+    _, every = run_and_digest(mode, **base)
+    take, same = run_and_digest(mode, **base, fast_preview=True)
+    assert same == every
+    assert take.request["fast_preview"] is False
+    assert any("Fast preview was turned off" in note for note in take.notes)
 
 
 @pytest.mark.parametrize("mode", ["cover", "edit"])

@@ -676,6 +676,9 @@ def test_guidance_is_disabled_with_a_reason_where_it_has_no_effect(tmp_path: Pat
         block = page.blocks[f"generate-{name}"]
         assert not block.interactive
         assert block.info == tooltips.NO_GUIDANCE.format(model=card.title)
+    preview = page.blocks["generate-fast_preview"]
+    assert (preview.interactive, preview.value) == (False, False)
+    assert preview.info == tooltips.NO_PREVIEW.format(model=card.title)
     page.generate()
     assert page.studio.requests[0].guidance_scale is None
 

@@ -44,6 +44,7 @@ def test_the_advanced_parameters_are_here():
         *("inference_steps", "guidance_scale", "infer_method", "seed"),
         *("cfg_interval_start", "cfg_interval_end", "shift", "use_adg"),
         *("bpm", "keyscale", "timesignature", "vocal_language"),
+        "fast_preview",
     ]
 
 

@@ -230,6 +230,53 @@ def test_cfg_interval_bounds_t_and_skips_the_unconditional_pass_outside():
     assert sampler.evaluations(config) == 8 + sum(guided for _, guided in field.calls)
 
 
+def preview(model, steps=50, **changes):
+    """Latents of a preview by `model`, and its configuration."""
+    config = SamplerConfig(steps, shift=3.0, preview=True, **changes)
+    x, g = noise()
+    return drain(sampler.sample(sampler.Preview(model, config), x, config, g)), config
+
+
+def test_a_preview_evaluates_two_of_five_steps_and_the_last():
+    field = Field()
+    _, config = preview(field, guidance=3.0)
+    numbers = [0, 1, 2, 3, *range(6, 49, 3), 49]
+    assert [t for t, _ in field.calls] == pytest.approx([times(50, 3.0)[i] for i in numbers])
+    assert sampler.evaluated_steps(config) == numbers
+    assert sampler.evaluations(config) == 2 * len(numbers) == 40
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_a_preview_equals_all_steps_where_velocities_are_linear_in_time(guidance):
+    g = torch.Generator().manual_seed(2)
+    slopes = torch.randn(4, 1, FRAMES, CHANNELS, generator=g)
+
+    def linear(_, t, guided):
+        cond, uncond = slopes[0] + t * slopes[1], slopes[2] + t * slopes[3]
+        return Velocity(cond, uncond if guided else None)
+
+    got, config = preview(linear, guidance=guidance)
+    x, generator = noise()
+    want = drain(sampler.sample(linear, x, config, generator))
+    assert torch.allclose(got, want, atol=1e-4)
+
+
+def test_a_preview_is_nearer_to_all_steps_than_the_same_number_of_plain_steps():
+    x, g = noise()
+    want = drain(sampler.sample(Field(), x, SamplerConfig(50, shift=3.0, guidance=3.0), g))
+    plain = drain(sampler.sample(Field(), x, SamplerConfig(20, shift=3.0, guidance=3.0), g))
+    near, _ = preview(Field(), guidance=3.0)
+    assert float((near - want).norm()) < 0.5 * float((plain - want).norm())
+
+
+def test_a_preview_evaluates_where_guidance_begins_within_the_run():
+    field = Field()
+    preview(field, guidance=3.0, cfg_end=0.8)
+    first = next(i for i, (_, guided) in enumerate(field.calls) if guided)
+    inside = [t for t in times(50, 3.0)[:-1] if t <= 0.8]
+    assert [t for t, _ in field.calls[first : first + 2]] == pytest.approx(inside[:2])
+
+
 @pytest.mark.parametrize(
     "config", [SamplerConfig(steps=4), SamplerConfig(steps=4, adg=True), SamplerConfig(4, 1.0)]
 )
