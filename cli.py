@@ -13,8 +13,8 @@ from typing import Any
 import backend  # first: it imports `spaces`
 import tooltips
 from audio import settings
-from cli_output import INTERRUPTED, Ending, ProgressLine, deliver, exit_now
-from core import files
+from cli_output import Ending, ProgressLine, deliver, exit_now
+from core import files, startup
 from core.errors import StudioError
 from core.params import AdapterRef, Param, Request
 from core.requests import AUDIO_FIELDS, EDITION, EXPORTS, SONGS, Lyrics, Master
@@ -63,11 +63,7 @@ def parser() -> argparse.ArgumentParser:
         target.add_argument(
             "--planner", help="0.6B, 1.7B, 4B, a folder, or none (or ACE_PLANNER)", **default
         )
-    parser.add_argument("--host", help="address to serve on (default: this computer only)")
-    parser.add_argument("--port", help="port to serve on (default: the first free from 7860)")
-    parser.add_argument(
-        "--root-path", help="path prefix behind a proxy, such as /music (or GRADIO_ROOT_PATH)"
-    )
+    startup.add_page_flags(parser)
     parser.add_argument("--daemon", action="store_true", help="same as the command daemon")
     commands = parser.add_subparsers(dest="command", metavar="command")
     for mode, request in COMMANDS.items():
@@ -293,7 +289,7 @@ def _run_request(studio: backend.Studio, request: Request, edition: int = EDITIO
         nonlocal pressed
         pressed += 1
         if pressed > 1:
-            exit_now(INTERRUPTED)
+            exit_now(startup.INTERRUPTED)
         studio.stop("terminal")
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -320,7 +316,7 @@ def _fetch(name: str) -> int:
             "model-unknown", name=name[:80], known=", ".join(catalog.BY_NAME)
         ) from error
     message = f"\nStopped. Resume with: {weights.command}\n"
-    signal.signal(signal.SIGINT, lambda *_: exit_now(INTERRUPTED, message))
+    signal.signal(signal.SIGINT, lambda *_: exit_now(startup.INTERRUPTED, message))
     line = ProgressLine(sys.stderr)
     for step in hub.fetch(weights):
         line.show(str(step), step.component)

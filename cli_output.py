@@ -20,9 +20,7 @@ from audio.tags import Kind, Tags
 from core import files
 from core.errors import StudioError
 from core.results import Cancelled, Draft, ExportedFiles, Failed, Idea, Take
-
-USAGE, FAILED, INTERRUPTED = 2, 1, 130
-"""Exit codes beside 0."""
+from core.startup import FAILED, INTERRUPTED
 
 Ending = Take | Draft | Idea | ExportedFiles | Cancelled | Failed
 

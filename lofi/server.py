@@ -13,22 +13,19 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 from core.errors import StudioError
+from core.startup import INTERRUPTED, USAGE
 from lofi import config
 from lofi.backends import Backends
 from lofi.jsonrpc import Handler, JsonRpcServer, Notify, Params, RpcError
 from lofi.scheduler import Scheduler
 from lofi.track_cache import TrackCache
 from lofi.track_request import GenerateParams, backend_name, resolve
+from runtime.takes import studio_version
 
 log = logging.getLogger(__name__)
-
-USAGE, INTERRUPTED = 2, 130
-"""Exit codes after a wrong setting that has no default, and after Ctrl-C."""
-
 
 FINISH_TIMEOUT_S = 0.8
 """How long the exit waits for outstanding responses."""
@@ -178,14 +175,6 @@ def _as_rpc_error() -> Iterator[None]:
         if error.code not in RPC_ERRORS:
             raise
         raise RpcError(RPC_ERRORS[error.code], str(error)) from error
-
-
-def studio_version() -> str:
-    """The installed version, as `ping` reports it."""
-    try:
-        return version("ace-music-studio")
-    except PackageNotFoundError:
-        return "source"
 
 
 def main(**overrides: str | None) -> NoReturn:

@@ -20,6 +20,7 @@ from typing import Any
 import spaces
 import spaces.config
 
+from core import startup
 from core.errors import StudioError
 from core.results import DeviceUsed
 
@@ -34,10 +35,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 ON_ZERO = spaces.config.Config.zero_gpu
 """Whether this process is a ZeroGPU Space, where GPU work happens in a forked worker."""
-
-
-MAX_THREADS = 256
-"""The largest number of CPU threads that can be set."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +77,7 @@ def find_device(device: str | None = None) -> Device:
     if device and device not in available:
         raise StudioError("device-missing", device=device)
     device = device or available[0]
-    return Device(device, _dtype(device), _threads())
-
-
-def _threads() -> int:
-    """CPU threads: `ACE_THREADS`, else one per physical core."""
-    text = os.environ.get("ACE_THREADS", "").strip()
-    if not text:
-        return _physical_cores()
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_THREADS):
-        raise StudioError(
-            "value-out-of-range",
-            label="ACE_THREADS",
-            problem=f"must be a whole number from 1 to {MAX_THREADS}, not {text[:20]!r}",
-            fix="Set it to such a number, or leave it out for one thread per core",
-        )
-    return int(text)
+    return Device(device, _dtype(device), startup.threads_set() or _physical_cores())
 
 
 def set_threads(device: Device) -> None:
