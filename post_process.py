@@ -162,9 +162,8 @@ def save_stems(
 ) -> Generator[Progress, None, StemFiles]:
     """Write the stems into `folder` as "`name`-vocals.wav" and so on, and "`name`-stems.zip".
 
-    WAVs hold 32-bit floats, since a stem may exceed full scale where the mix does not. The files
-    appear all together or not at all, whatever interrupts the writing. The same stems give the
-    same bytes.
+    WAVs hold 32-bit floats, since a stem may exceed full scale where the mix does not. If writing fails
+    or is stopped, none of the files is left. The same stems give the same bytes.
 
     Args:
         tags: of the song; each stem's title names the stem as well.

@@ -128,13 +128,26 @@ def sync_folder(folder: Path) -> None:
 def staging(folder: Path) -> Iterator[Path]:
     """A temporary folder in `folder`, whose files move into `folder` when the block ends well.
 
-    However the block ends, the temporary folder is gone. Raises `OSError`.
+    If the block or one of the moves fails, none of the files is left in `folder`, except in place
+    of an older file of the same name. However the block ends, the temporary folder is gone.
+
+    Raises:
+        OSError: a move failed.
     """
     staged = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=folder))
+    new: list[Path] = []
     try:
         yield staged
         for path in sorted(staged.iterdir()):
-            os.replace(path, folder / path.name)
+            target = folder / path.name
+            if not os.path.lexists(target):
+                new.append(target)
+            os.replace(path, target)
+    except BaseException:
+        for target in new:
+            with contextlib.suppress(OSError):
+                os.unlink(target)
+        raise
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 

@@ -300,6 +300,18 @@ def test_staged_files_appear_together_or_not_at_all(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+@pytest.mark.parametrize("at", range(3))
+def test_a_move_that_fails_takes_the_files_before_it_back(tmp_path, at):
+    (tmp_path / "a").write_bytes(OLD)
+    moves = [os.replace] * at + [raises(OSError(errno.EIO, "no"))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files.os, "replace", lambda *paths: moves.pop(0)(*paths))
+        with pytest.raises(OSError, match="no"), files.staging(tmp_path) as staged:
+            _ = [(staged / name).write_bytes(NEW) for name in "abc"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == (NEW if at else OLD)
+
+
 # Names.
 
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
