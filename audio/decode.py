@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from core.errors import StudioError
 from core.files import write_error
+from core.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,9 +61,6 @@ TOO_SLOW = -getattr(signal, "SIGXCPU", 24)
 
 LOG_BYTES = 8192
 """How much of the child's stderr goes to the log."""
-
-JOINERS = "\u200c\u200d"
-"""Invisible, and part of how Devanagari, Persian and many emoji are spelled."""
 
 WORKER = (sys.executable, "-m", "audio.decode_worker")
 
@@ -154,17 +152,6 @@ def read_metadata(path: Path, folder: Path) -> FileMetadata:
 def display_name(path: Path) -> str:
     """The name of a file as messages show it."""
     return printable(path.name) or "?"
-
-
-def printable(name: str) -> str:
-    """The last 80 characters of a name, with "?" for what a terminal or a page could trip over."""
-    import unicodedata
-
-    name = "".join(c if c.isprintable() or c in JOINERS else "?" for c in name)[-80:]
-    # A cut may not leave a vowel sign or an accent without its letter.
-    while name and unicodedata.category(name[0]) in ("Mn", "Mc", "Me", "Cf"):
-        name = name[1:]
-    return name
 
 
 def open_regular_file(

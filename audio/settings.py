@@ -18,6 +18,7 @@ from core.errors import StudioError
 from core.params import AdapterRef
 from core.requests import SONGS, Master, Request
 from core.results import AdapterUsed, Take
+from core.text import printable
 
 MOST_MASTERS = 8
 """How many masterings of a file's sound are kept."""
@@ -123,7 +124,7 @@ def to_json(settings: dict[str, Any]) -> bytes:
 
 def _file_name(path: str) -> str:
     """The last part of a path of any operating system."""
-    return decode.printable(re.split(r"[/\\]", path)[-1])
+    return printable(re.split(r"[/\\]", path)[-1])
 
 
 def _hub_id_or_name(source: str) -> str:
@@ -165,7 +166,7 @@ def _checked(parsed: dict[str, Any]) -> dict[str, Any]:
         raise UnusableSettings("a newer studio wrote them")
     mode = parsed.get("mode")
     if not isinstance(mode, str) or mode not in SONGS:
-        raise UnusableSettings(f"the studio has no mode called {decode.printable(str(mode))!r}")
+        raise UnusableSettings(f"the studio has no mode called {printable(str(mode))!r}")
     try:
         take = Take.model_validate({**parsed, "path": ""})
         adapters = tuple(_checked_adapter(adapter) for adapter in take.adapters)

@@ -53,7 +53,9 @@ def printable(text: str, max_chars: int = 80) -> str:
     """The last `max_chars` of `text`, with "?" for what would disturb a terminal or a page."""
     shown = "".join(c if c.isprintable() or c in JOINERS else "?" for c in text)[-max_chars:]
     # A cut may not leave a vowel sign or an accent without its letter.
-    first = next((i for i, c in enumerate(shown) if not is_mark(c) and c not in JOINERS), 0)
+    first = next(
+        (i for i, c in enumerate(shown) if not is_mark(c) and c not in JOINERS), len(shown)
+    )
     return shown[first:]
 
 

@@ -46,6 +46,7 @@ def track_id(
     """The id of the track that these values produce: 16 hexadecimal digits.
 
     Args:
+        prompt: as sent, not normalised: tracks that older versions cached under it are found.
         duration_s: as requested.
         sampling: further values that shape the sound, in a fixed order. 7 and 7.0 are the same.
     """

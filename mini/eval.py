@@ -216,7 +216,7 @@ def repaint_gate(studio: Studio, pieces: list[Piece]) -> Gate:
         changed.append(bool(alike < 0.9))
         kept.append(measure.tempo_right(measure.tempo(inside, rate), piece.bpm))
     return share(
-        "repaint: inside changes, tempo carried on",
+        "repaint: inside changes, tempo kept",
         0.8,
         [one and other for one, other in zip(changed, kept, strict=True)],
         f"changes {np.mean(changed):.2f}, tempo {np.mean(kept):.2f}",
@@ -235,7 +235,7 @@ def likeness(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def cover_gate(studio: Studio, pieces: list[Piece]) -> Gate:
-    """A cover is liker to its own source than to another source."""
+    """A cover is closer to its own source than to another source."""
     sources = [as_heard(piece)[0] for piece in pieces]
     covers = [
         studio.cover(piece, source, index)[0]
@@ -246,7 +246,7 @@ def cover_gate(studio: Studio, pieces: list[Piece]) -> Gate:
         likeness(made, own) > likeness(made, other)
         for made, own, other in zip(covers, sources, others, strict=True)
     ]
-    return share("cover: liker to its source than to another", 0.9, passed)
+    return share("cover: closer to its source than to another", 0.9, passed)
 
 
 def timing_gates(studio: Studio, piece: Piece) -> list[Gate]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ IGNORED_WHEN_LISTENING = ("lm_cfg_scale", "lm_negative_prompt")
 """Planner settings that only composing codes can use."""
 
 
-class SongTask:
+class SongTask(ABC):
     """What the four song modes share."""
 
     on_device = True
@@ -174,11 +175,11 @@ class SongTask:
         """Let the planner do its part."""
         return (yield from planning.plan_from_audio(job, models))
 
+    @abstractmethod
     def render(
         self, job: Job, models: ModelCache, engine: Engine, planned: PlannedSong
     ) -> Generator[Progress, None, RenderedAudio]:
         """Make the sound: the music task of the mode."""
-        raise NotImplementedError  # every mode has its own
 
 
 class GenerateTask(SongTask):

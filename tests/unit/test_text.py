@@ -109,6 +109,7 @@ def test_truncating_keeps_visible_characters_whole(unit):
         ("x" * 90, "x" * 80),
         ("e\u0301" + "x" * 79, "x" * 79),
         ("\u202egnp.wav", "?gnp.wav"),
+        ("\u0301\u200d", ""),
         ("", ""),
     ],
 )
