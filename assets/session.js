@@ -14,6 +14,8 @@ window.studioSession = (() => {
       sessionStorage.setItem(KEY, JSON.stringify({ token, tab, forms }));
     } catch { /* no storage, or a full one: nothing is kept */ }
   };
+  // A page out of the browser's memory has lost its connection: the studio let go of its tab.
+  addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
   return {
     kept,
     // Whether the page came back by Reload, Back or Forward.

@@ -72,6 +72,10 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
+OF_LEAVING = ("AbortError: signal is aborted", "Connection errored out")
+"""What Gradio logs of requests that end because the page is left or reloaded."""
+
+
 @contextmanager
 def serving(folder: Path, *command: str) -> Iterator[str]:
     """Start a page server and yield its address; its process group is killed at the end."""
@@ -154,7 +158,11 @@ def open_at(browser: Browser) -> Iterator[Callable[..., Page]]:
         page.set_default_timeout(60_000)
         page.on(
             "console",
-            lambda m: problems.append(f"console: {m.text}") if m.type == "error" else None,
+            lambda m: (
+                problems.append(f"console: {m.text}")
+                if m.type == "error" and not any(text in m.text for text in OF_LEAVING)
+                else None
+            ),
         )
         page.on("pageerror", lambda e: problems.append(f"script: {e}"))
         page.on(

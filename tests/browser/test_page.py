@@ -337,6 +337,26 @@ def test_a_take_can_be_sent_to_a_tab_not_opened_before(visit_fake: Callable[...,
     assert _box(page, "prompt", "cover").input_value() == "a waltz"
 
 
+def test_reload_and_back_bring_back_what_was_typed_and_the_takes(visit_fake: Callable[..., Page]):
+    page, lyrics = visit_fake("generate"), "[Verse]\nStreetlights hum"
+    _box(page, "lyrics").fill(lyrics)
+    _fill_form(page, "lofi")
+    page.locator("#generate-run").click()
+    _takes(page).first.wait_for()
+
+    def comes_back() -> None:
+        _takes(page).first.wait_for()
+        wait(lambda: _box(page, "lyrics").input_value() == lyrics, 20)
+        assert _box(page, "prompt").input_value() == "lofi"
+
+    page.goto("data:text/html,elsewhere")
+    page.go_back()
+    comes_back()
+    with page.expect_navigation():  # the event of a page that the browser kept in memory: a reload
+        page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+    comes_back()
+
+
 def test_a_region_is_set_by_mouse_and_keyboard_and_previewed(
     visit_fake: Callable[..., Page], tune: Path
 ):
