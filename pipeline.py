@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 REPAINT = "Repaint the mask area based on the given conditions:"
 FROM_CODES = "Generate audio semantic tokens based on the given conditions:"
+EXTRACT = "Extract the {tracks} track from the audio:"
+ADD_TRACK = "Generate the {tracks} track based on the audio context:"
+ACCOMPANY, ACCOMPANY_FREELY = "Complete the input track with {tracks}:", "Complete the input track:"
 """Instructions that the transformer was trained with. Source: the authors' task table."""
 
 
@@ -141,6 +144,7 @@ def repaint(
     clean: torch.Tensor | None = None,
     edition: int = EDITION,
     ceiling: float = 1.0,
+    track: str = "",
 ) -> Generator[Progress, None, RenderedAudio]:
     """Regenerate what lies inside `regions`, given as start and end in samples.
 
@@ -148,6 +152,8 @@ def repaint(
 
     Args:
         ceiling: the highest sample of what is new, as a share of full scale.
+        track: one of `TRACKS`, to be added there to the source, which the transformer then hears
+            inside the regions too.
 
     Raises:
         StudioError: as `text_to_music`.
@@ -165,9 +171,12 @@ def repaint(
         for start, end in regions:
             first, last = _frames_of(start, end, frames)
             inside[first:last] = 1.0
-        context = torch.where(inside[None, :, None] > 0, engine.silence(frames), clean)
+        instruction, context = _track_instruction(ADD_TRACK, [track]), clean
+        if not track:
+            instruction = REPAINT
+            context = torch.where(inside[None, :, None] > 0, engine.silence(frames), clean)
         conditions, notes = engine.conditions(
-            song, REPAINT, context=context, mask=inside, edition=edition
+            song, instruction, context=context, mask=inside, edition=edition
         )
         noise, _ = sampler.draw_noise(filled(song.seed), frames, engine.channels)
         noise = noise.to(engine.device)
@@ -203,6 +212,7 @@ def cover(
     song: Generate,
     source: np.ndarray,
     *,
+    follow: str = "codes",
     strength: float = 1.0,
     noise: float = 0.0,
     timbre: torch.Tensor | None = None,
@@ -212,7 +222,9 @@ def cover(
     """The song of `source` in another style, with the timbre of a reference if there is one.
 
     Args:
-        strength: share of the steps that follow the source's codes: of those that remain after
+        follow: "codes", the source's melody and rhythm as its audio codes hold them; or "latents",
+            the recording itself, which is closer.
+        strength: share of the steps that follow the source: of those that remain after
             `noise`, or of all in edition 1.
         noise: how much of the source itself to start from, 0 (noise alone) to 1.
         timbre: latents of a reference, from `encode_timbre`.
@@ -228,7 +240,9 @@ def cover(
     ):
         if clean is None:
             clean = yield from encode(engine, source)
-        context = decode_codes(engine, extract_codes(engine, clean))[:, : clean.shape[1]]
+        context = clean
+        if follow == "codes":
+            context = decode_codes(engine, extract_codes(engine, clean))[:, : clean.shape[1]]
         conditions, notes = engine.conditions(
             song, FROM_CODES, context=context, timbre=timbre, edition=edition
         )
@@ -247,6 +261,72 @@ def cover(
             first_step=first,
         )
         return (yield from _finish(engine, latents, source, filled(song.seed), notes))
+
+
+def extract(
+    engine: Engine,
+    song: Generate,
+    source: np.ndarray,
+    track: str,
+    clean: torch.Tensor | None = None,
+) -> Generator[Progress, None, RenderedAudio]:
+    """One of `TRACKS` out of `source`, as long as it.
+
+    Raises:
+        StudioError: as `text_to_music`.
+    """
+    return (yield from _with_source(engine, song, source, EXTRACT, [track], clean))
+
+
+def accompany(
+    engine: Engine,
+    song: Generate,
+    source: np.ndarray,
+    tracks: Sequence[str] = (),
+    clean: torch.Tensor | None = None,
+) -> Generator[Progress, None, RenderedAudio]:
+    """A whole song around `source`, such as a voice alone, as long as it.
+
+    Args:
+        tracks: those of `TRACKS` to accompany it with; the model chooses if there are none.
+
+    Raises:
+        StudioError: as `text_to_music`.
+    """
+    instruction = ACCOMPANY if tracks else ACCOMPANY_FREELY
+    return (yield from _with_source(engine, song, source, instruction, tracks, clean))
+
+
+def _with_source(
+    engine: Engine,
+    song: Generate,
+    source: np.ndarray,
+    instruction: str,
+    tracks: Sequence[str],
+    clean: torch.Tensor | None,
+) -> Generator[Progress, None, RenderedAudio]:
+    """A song made while the transformer hears all of `source`, without a mask.
+
+    Source: the authors' rule for these tasks (the latents of the file as context, a mask of ones).
+    """
+    import torch
+
+    with (
+        torch.inference_mode(),
+        loading.memory_errors(engine.device, engine.model, song.duration_s),
+    ):
+        if clean is None:
+            clean = yield from encode(engine, source)
+        conditions, notes = engine.conditions(
+            song, _track_instruction(instruction, tracks), context=clean
+        )
+        latents = yield from engine.denoise(conditions, song)
+        return (yield from _finish(engine, latents, source, filled(song.seed), notes))
+
+
+def _track_instruction(instruction: str, tracks: Sequence[str]) -> str:
+    """The instruction with its tracks, in capitals and separated as the authors do."""
+    return instruction.format(tracks=" | ".join(track.upper() for track in tracks))
 
 
 def morph(

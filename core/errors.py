@@ -132,6 +132,10 @@ ERRORS: dict[str, ErrorText] = {
         "Edit end ({high:g}) is below Edit start ({low:g}).",
         "Set Edit end to the larger of the two.",
     ),
+    "tracks-need-base": ErrorText(
+        "{model} was not trained to add, accompany or extract tracks.",
+        "Start the studio with --model xl-base or --model 2b-base.",
+    ),
     "planner-missing": ErrorText("No planner can be used: {reason}.", "Turn Use planner off."),
     "codes-missing": ErrorText(
         "{model} was published without its audio tokenizer, so it cannot make covers.",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
 
 from core import music
 from core.errors import StudioError
@@ -39,6 +40,21 @@ AUDIO_FIELDS = ("source", "reference")
 """The fields of requests that are audio files."""
 
 MAX_SEED = 2**31 - 1
+
+LONGEST_S = 600
+"""The longest song that ACE-Step was trained for, in seconds. Source: the authors' range."""
+
+REGION_EDITS = ("repaint", "add_track")
+"""The kinds of edit that change a region."""
+
+TRACK_EDITS = ("add_track", "accompany", "extract")
+"""The kinds of edit that only a base model was trained for."""
+
+TRACKS = (
+    *("vocals", "backing_vocals", "drums", "bass", "guitar", "keyboard", "strings", "synth"),
+    *("brass", "woodwinds", "percussion", "fx"),
+)
+"""The tracks that base models know. Source: the authors' list."""
 
 EDITION = 2
 """The rules by which a request becomes what the models read. A take records them, and a file of an
@@ -132,6 +148,18 @@ def _not_blank(prompt: str) -> str:
     return prompt
 
 
+def _track_name(value: Any) -> Any:
+    return "_".join(value.lower().split()) if isinstance(value, str) else value
+
+
+def _track_list(value: str) -> str:
+    """The names of tracks as they stand in `TRACKS`, each once, joined by ", "."""
+    names = dict.fromkeys(_track_name(part) for part in re.split(r"[,|]", value) if part.strip())
+    if unknown := [name for name in names if name not in TRACKS]:
+        raise ValueError(f"has {unknown[0][:40]!r}, and the tracks are {', '.join(TRACKS)}")
+    return ", ".join(names)
+
+
 def _samples(seconds: float) -> int:
     return round(seconds * SAMPLE_RATE)
 
@@ -141,7 +169,7 @@ class Generate(SongRequest):
 
     mode: ClassVar[str] = "generate"
     prompt: Text = param(..., "Style", lines=3, max_length=1000)
-    duration_s: Number = param(30.0, "Length", 5, 240, 1, unit="s")
+    duration_s: Number = param(30.0, "Length", 5, LONGEST_S, 1, unit="s")
     reference: FilePath | None = param(None, "Reference audio")
     use_cot_caption: bool = param(False, "Rewrite style", group=PLANNER)
 
@@ -154,10 +182,11 @@ class Cover(SongRequest):
     mode: ClassVar[str] = "cover"
     source: FilePath | None = param(None, "Source audio")
     reference: FilePath | None = param(None, "Reference audio")
+    follow: Annotated[Literal["codes", "latents"], LowerCase] = param("codes", "Follow")
     strength: Number = param(1.0, "Source strength", 0, 1, 0.05)
     noise: Number = param(0.0, "Start from source", 0, 1, 0.05)
     use_cot_lyrics: bool = param(False, "Detect lyrics", group=PLANNER)
-    duration_s: Number = param(30.0, "Length without source", 5, 240, 1, unit="s")
+    duration_s: Number = param(30.0, "Length without source", 5, LONGEST_S, 1, unit="s")
 
     @model_validator(mode="after")
     def _has_a_file(self) -> Self:
@@ -173,8 +202,8 @@ class Extend(SongRequest):
 
     mode: ClassVar[str] = "extend"
     source: FilePath = param(..., "Source audio")
-    before_s: Number = param(0.0, "Add before", 0, 235, 1, unit="s")
-    after_s: Number = param(20.0, "Add after", 0, 235, 1, unit="s")
+    before_s: Number = param(0.0, "Add before", 0, LONGEST_S - 5, 1, unit="s")
+    after_s: Number = param(20.0, "Add after", 0, LONGEST_S - 5, 1, unit="s")
 
     @model_validator(mode="after")
     def _adds_a_sample(self) -> Self:
@@ -184,13 +213,20 @@ class Extend(SongRequest):
 
 
 class Edit(SongRequest):
-    """An existing song with one region regenerated, or morphed as a whole to another style."""
+    """An existing song with one region regenerated, or morphed as a whole to another style.
+
+    A base model can also add a track, accompany what is there, or extract a track.
+    """
 
     mode: ClassVar[str] = "edit"
     source: FilePath = param(..., "Source audio")
-    kind: Annotated[Literal["repaint", "morph"], LowerCase] = param("repaint", "Edit type")
-    start_s: Number = param(0.0, "From", 0, 240, 0.1, unit="s")
-    end_s: AutoNumber = param(None, "To", 0, 240, 0.1, unit="s")
+    kind: Annotated[Literal["repaint", "morph", "add_track", "accompany", "extract"], LowerCase] = (
+        param("repaint", "Edit type")
+    )
+    track: Annotated[Literal[TRACKS], BeforeValidator(_track_name)] = param("drums", "Track")
+    tracks: Annotated[Text, AfterValidator(_track_list)] = param("", "Tracks", max_length=200)
+    start_s: Number = param(0.0, "From", 0, LONGEST_S, 0.1, unit="s")
+    end_s: AutoNumber = param(None, "To", 0, LONGEST_S, 0.1, unit="s")
     repaint_mode: Annotated[Literal["conservative", "balanced", "aggressive"], LowerCase] = param(
         "balanced", "Repaint mode"
     )
@@ -204,7 +240,7 @@ class Edit(SongRequest):
 
     @model_validator(mode="after")
     def _ranges_are_not_reversed(self) -> Self:
-        if self.kind == "repaint" and self.end_s is not None:
+        if self.kind in REGION_EDITS and self.end_s is not None:
             # Counted in samples, as the repaint is: less than one is an empty region.
             if _samples(self.end_s) <= _samples(self.start_s):
                 raise StudioError("region-empty", start=self.start_s, end=self.end_s)

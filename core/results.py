@@ -65,6 +65,7 @@ class ModelInfo(BaseModel):
     shift: float
     longest_s: float
     takes_guidance: bool
+    edits_tracks: bool = False
     planner: str = ""
     no_planner: str = ""
     writer: str = ""

@@ -22,6 +22,9 @@ from models.weights import VENDOR, Weights
 
 log = logging.getLogger(__name__)
 
+LONGEST_S = 240
+"""The longest track that the protocol allows, in seconds."""
+
 BACKENDS: dict[str, type[Generate] | type[Musicgen]] = {"musicgen": Musicgen, "ace_step": Generate}
 """The request each backend runs, in the order of `get_backends`."""
 
@@ -85,7 +88,7 @@ class Backends:
         """The longest track that `backend` can make, in whole seconds."""
         field = next(f for f in BACKENDS[backend].params() if f.name == "duration_s")
         high = field.high or 0
-        return int(min(high, getattr(self.weights[backend], "longest_s", high)))
+        return int(min(high, LONGEST_S, getattr(self.weights[backend], "longest_s", high)))
 
     def installed_folder(self, backend: str) -> Path | None:
         """The folder with the backend's weights; None unless all of them are there."""

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from core.errors import StudioError
+from core.requests import LONGEST_S
 from models import authors_layout, weights
 from models.weights import VENDOR, Weights
 
@@ -47,6 +48,7 @@ class Model(Weights):
     Attributes:
         steps, guidance, shift: defaults recommended by the model's authors.
         longest_s: length of the longest song, in seconds.
+        edits_tracks: whether it was trained to add, accompany and extract tracks.
         uses_planner: whether songs follow its planner's codes unless the request says otherwise.
         subfolder: its folder in a repository that holds other models too.
         weights_file: its file in a folder that holds several checkpoints.
@@ -55,7 +57,8 @@ class Model(Weights):
     steps: int
     guidance: float
     shift: float
-    longest_s: float = 240.0
+    longest_s: float = LONGEST_S
+    edits_tracks: bool = False
     uses_planner: bool = True
     subfolder: str = ""
     weights_file: str = ""
@@ -103,6 +106,7 @@ MODELS: dict[str, Model] = {
             may_sell=True,
             size_bytes=54_000_000,
             uses_planner=False,
+            longest_s=240.0,
             steps=16,
             guidance=3.0,
             shift=3.0,
@@ -133,6 +137,19 @@ MODELS: dict[str, Model] = {
             shift=3.0,
         ),
         Model(
+            name="xl-base",
+            title="ACE-Step 1.5 XL base",
+            repo="ACE-Step/acestep-v15-xl-base-diffusers",
+            revision="main",
+            licence="MIT",
+            may_sell=True,
+            size_bytes=11_500_000_000,
+            edits_tracks=True,
+            steps=50,
+            guidance=7.0,
+            shift=1.0,
+        ),
+        Model(
             name="2b-sft",
             title="ACE-Step 1.5 2B SFT",
             repo="ACE-Step/acestep-v15-sft",
@@ -152,6 +169,7 @@ MODELS: dict[str, Model] = {
             licence="MIT",
             may_sell=True,
             size_bytes=6_300_000_000,
+            edits_tracks=True,
             steps=50,
             guidance=7.0,
             shift=1.0,
@@ -230,6 +248,8 @@ def _with_own_defaults(model: Model, folder: Path) -> Model:
         return model  # loading will name the broken file
     if config.get("is_turbo") or config.get("model_version") == "turbo":
         return replace(model, steps=8, guidance=1.0, shift=3.0)
+    if config.get("model_version") == "base":
+        return replace(model, edits_tracks=True, steps=50)
     return model
 
 

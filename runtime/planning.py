@@ -45,6 +45,8 @@ class PlannedSong:
 
 def needs_planner(request: Request, edition: int = EDITION) -> bool:
     """Whether the planner has anything to do for `request`."""
+    if isinstance(request, Edit) and request.kind == "extract":
+        return False  # told what the song is, the model makes all of it again
     composes = isinstance(request, Generate) and bool(request.thinking)
     return composes or bool(requested_fields(request, edition)) or requests_lyrics(request)
 

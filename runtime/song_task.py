@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pipeline
 from audio import decode
 from core.errors import StudioError
-from core.requests import AUDIO_FIELDS, Edit, Extend, Generate, SongRequest
+from core.requests import (
+    AUDIO_FIELDS,
+    REGION_EDITS,
+    TRACK_EDITS,
+    Edit,
+    Extend,
+    Generate,
+    SongRequest,
+)
 from core.results import Progress, Take
 from models import sampler
 from models.plan_format import requested_fields
@@ -240,6 +248,7 @@ class CoverTask(SongTask):
                 engine,
                 planned.song,
                 job.sound("source"),
+                follow=request.follow,
                 strength=request.strength,
                 noise=request.noise,
                 timbre=timbre,
@@ -291,7 +300,19 @@ class ExtendTask(SongTask):
 
 
 class EditTask(SongTask):
-    """A song with one region repainted, or all of it morphed towards another description."""
+    """A song with a region or all of it changed, or with its tracks added to or taken apart."""
+
+    def settle(self, request: Edit, setup: Setup, notes: list[str]) -> Edit:
+        """See `SongTask.settle`. A track's name stands in for a style that was left open.
+
+        Raises:
+            StudioError: as there; `tracks-need-base`.
+        """
+        if request.kind in TRACK_EDITS and not setup.model.edits_tracks:
+            raise StudioError("tracks-need-base", model=setup.model.title)
+        if request.kind in ("add_track", "extract") and not request.prompt.strip():
+            request = request.model_copy(update={"prompt": request.track.replace("_", " ")})
+        return super().settle(request, setup, notes)
 
     def can_preview(self, request: Edit) -> bool:
         """A morph draws new noise in every step, and so has no one path."""
@@ -304,13 +325,13 @@ class EditTask(SongTask):
             StudioError: `source-too-long`, `region-outside`, `region-empty`.
         """
         super().check_files(request, files, setup)
-        if request.kind == "repaint":
+        if request.kind in REGION_EDITS:
             pipeline.region_of(request, files.samples["source"])
 
     def render(
         self, job: Job, models: ModelCache, engine: Engine, planned: PlannedSong
     ) -> Generator[Progress, None, RenderedAudio]:
-        """The repaint or the morph."""
+        """The edit of the kind that was asked for."""
         request = job.request
         source = job.sound("source")
         clean = yield from models.encoded(job, engine, "source", pipeline.encode)
@@ -328,11 +349,23 @@ class EditTask(SongTask):
                     edition=job.edition,
                 )
             )
+        if request.kind == "extract":
+            return (yield from pipeline.extract(engine, planned.song, source, request.track, clean))
+        if request.kind == "accompany":
+            tracks = request.tracks.split(", ") if request.tracks else []
+            return (yield from pipeline.accompany(engine, planned.song, source, tracks, clean))
         settings = pipeline.RepaintSettings.of(request.repaint_mode, request.repaint_strength)
         region = pipeline.region_of(request, source.shape[1])
         return (
             yield from pipeline.repaint(
-                engine, planned.song, source, [region], settings, clean, edition=job.edition
+                engine,
+                planned.song,
+                source,
+                [region],
+                settings,
+                clean,
+                edition=job.edition,
+                track=request.track if request.kind == "add_track" else "",
             )
         )
 

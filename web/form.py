@@ -12,6 +12,7 @@ import gradio as gr
 import tooltips
 from core.errors import StudioError
 from core.params import ADAPTERS, PLANNER, SONG, AdapterRef, Param, Request
+from core.requests import REGION_EDITS
 from core.results import ModelInfo
 from web.adapter_picker import AdapterPicker, requested_adapters
 from web.handlers import PRIVATE, Update, uploaded_path
@@ -20,9 +21,10 @@ from web.widgets import COMPOSING, no_effect, quality_choices, starting_value, v
 
 ORDER = (
     *("brief", "structure", "language", "tone", "rhyme", "lines"),
-    *("source", "reference", "before_s", "after_s", "kind", "repaint_mode", "repaint_strength"),
+    *("source", "reference", "before_s", "after_s", "kind", "track", "tracks"),
+    *("repaint_mode", "repaint_strength"),
     *("source_prompt", "source_lyrics", "prompt", "instrumental", "lyrics"),
-    *("duration_s", "strength", "noise", "n_max", "n_min", "n_avg"),
+    *("duration_s", "follow", "strength", "noise", "n_max", "n_min", "n_avg"),
 )
 """The order of a form's main parameters."""
 
@@ -45,8 +47,8 @@ def _is_morph(form: Values) -> bool:
     return form["kind"] == "morph"
 
 
-def _is_repaint(form: Values) -> bool:
-    return form["kind"] == "repaint"
+def _has_region(form: Values) -> bool:
+    return form["kind"] in REGION_EDITS
 
 
 SHOWN_IF: dict[str, Callable[[Values], bool]] = {
@@ -54,11 +56,14 @@ SHOWN_IF: dict[str, Callable[[Values], bool]] = {
     "cover.strength": lambda form: bool(form["source"]),
     "cover.noise": lambda form: bool(form["source"]),
     "cover.duration_s": lambda form: bool(form["reference"]) and not form["source"],
-    "edit.start_s": _is_repaint,
-    "edit.end_s": _is_repaint,
-    "edit.repaint_mode": _is_repaint,
-    "edit.fast_preview": _is_repaint,
-    "edit.repaint_strength": lambda form: _is_repaint(form) and form["repaint_mode"] == "balanced",
+    "cover.follow": lambda form: bool(form["source"]),
+    "edit.track": lambda form: form["kind"] in ("add_track", "extract"),
+    "edit.tracks": lambda form: form["kind"] == "accompany",
+    "edit.start_s": _has_region,
+    "edit.end_s": _has_region,
+    "edit.repaint_mode": _has_region,
+    "edit.repaint_strength": lambda form: _has_region(form) and form["repaint_mode"] == "balanced",
+    "edit.fast_preview": lambda form: not _is_morph(form),
     **dict.fromkeys(
         ("edit.source_prompt", "edit.source_lyrics", "edit.n_max", "edit.n_min", "edit.n_avg"),
         _is_morph,
@@ -240,7 +245,7 @@ class Form:
             if f"{self.mode}.{name}" in SHOWN_IF or name in SHOWN_IF
         }
         if self.has_region:
-            update[self.previews["source"].box] = gr.update(whole=form["kind"] != "repaint")
+            update[self.previews["source"].box] = gr.update(whole=not _has_region(form))
         return update
 
     def outputs(self) -> list[gr.components.Component]:
@@ -263,5 +268,5 @@ class Form:
             if name in stored
             and name in self.params
             and self.params[name].type is not Path
-            and valid_value(self.params[name], stored[name])
+            and valid_value(self.params[name], stored[name], self.info)
         }

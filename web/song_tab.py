@@ -14,7 +14,7 @@ import tooltips
 from core.errors import StudioError
 from core.music import INSTRUMENTAL
 from core.params import Request
-from core.requests import HELPERS, MAX_SEED
+from core.requests import HELPERS, MAX_SEED, REGION_EDITS
 from core.results import Failed, Idea, ModelInfo, Take
 from web import markup
 from web.form import REGION, Form
@@ -30,6 +30,7 @@ from web.handlers import (
 from web.results import ResultPanel
 from web.sessions import Sessions
 from web.upload_preview import UploadPreview
+from web.widgets import is_offered
 
 HELPER_BELOW = {
     "generate": {"lyrics": "rewrite"},
@@ -212,11 +213,15 @@ class SongTab:
         update = {
             field: "" if values[name] is None else values[name]
             for name, field in form.inputs.items()
-            if name in values and name not in form.previews
+            if name in values
+            and name not in form.previews
+            and is_offered(form.params.get(name), values[name], self.info)
         }
         if values.get("instrumental"):
             del update[form.fields["lyrics"]]  # keep lyrics that the person has typed
-        region = [values.get(name) for name in REGION] if values.get("kind") == "repaint" else None
+        region = (
+            [values.get(name) for name in REGION] if values.get("kind") in REGION_EDITS else None
+        )
         for name, preview in form.previews.items():
             box = form.fields[name]
             update |= {box: None, preview.box: preview.clear()}

@@ -10,6 +10,7 @@ import gradio as gr
 
 import tooltips
 from core.params import PLANNER, AdapterRef, Param
+from core.requests import TRACK_EDITS
 from core.results import ModelInfo
 
 MODEL_DEFAULTS: dict[str, str] = {
@@ -66,8 +67,8 @@ def widget(param: Param, mode: str, info: ModelInfo) -> gr.components.Component:
     if reason and reason != info.no_planner:  # a missing planner is explained once, above
         common["info"] = reason
     common["interactive"] = not reason
-    if options := _options(param):
-        radio = param.type is bool or len(param.choices) <= 3
+    if options := _options(param, info):
+        radio = param.type is bool or len(options) <= 3
         value = "" if start is None else start
         return (gr.Radio if radio else gr.Dropdown)(options, value=value, **common)
     if param.type is bool:
@@ -103,23 +104,28 @@ def _help(mode: str, param: Param, start: Any) -> str:
     return tooltips.description(mode, param)
 
 
-def _options(param: Param) -> list[tuple[str, Any]]:
+def is_offered(param: Param | None, value: Any, info: ModelInfo) -> bool:
+    """Whether the model can do what this choice of a parameter asks for."""
+    return param is None or param.name != "kind" or value not in TRACK_EDITS or info.edits_tracks
+
+
+def _options(param: Param, info: ModelInfo) -> list[tuple[str, Any]]:
     """(label, value) of each choice; empty for a parameter without choices."""
     if param.type is bool and param.optional:
         values: Sequence[Any] = ("", True, False)
     elif param.type is bool and param.name in tooltips.CHOICES:
         values = (False, True)
     else:
-        values = param.choices
+        values = [value for value in param.choices if is_offered(param, value, info)]
     options = [(tooltips.choice_label(param.name, value), value) for value in values]
     if param.name in tooltips.LANGUAGES:
         options.sort(key=lambda option: (option[0] != tooltips.AUTO, option[0]))
     return options
 
 
-def valid_value(param: Param, value: Any) -> bool:
+def valid_value(param: Param, value: Any, info: ModelInfo) -> bool:
     """Whether a control can show `value`, which came from the browser's storage."""
-    if options := _options(param):
+    if options := _options(param, info):
         return any(value == known and type(value) is type(known) for _, known in options)
     if param.type is bool:
         return isinstance(value, bool)

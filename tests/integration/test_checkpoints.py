@@ -44,10 +44,19 @@ def test_every_catalog_model_has_a_licence_size_and_sound_defaults():
         assert model.licence
         assert model.may_sell is not None
         assert model.size_bytes > 10**6
-        assert model.longest_s >= 240
+        assert model.longest_s == (240 if model.name == "mini" else 600)
+    assert {m.name for m in catalog.MODELS.values() if m.edits_tracks} == {"xl-base", "2b-base"}
     sft, turbo = catalog.MODELS["xl-sft"], catalog.MODELS["xl-turbo"]
     assert (sft.steps, sft.guidance, sft.shift) == (27, 7.0, 1.0)
     assert (turbo.steps, turbo.guidance, turbo.shift) == (8, 1.0, 3.0)
+
+
+@pytest.mark.parametrize(("version", "trained"), [("base", True), ("sft", False)])
+def test_a_folder_with_a_base_model_edits_tracks(tmp_path, version, trained):
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer/config.json").write_text(json.dumps({"model_version": version}))
+    assert catalog.choose(str(tmp_path)).edits_tracks is trained
 
 
 def test_each_device_has_its_default_model():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from conftest import read_sound
 from planned_studio import STEADY
 
 import backend
+import pipeline
 from core.files import private_folder
 from core.requests import HELPERS, MODES, SAMPLE_RATE
 from core.results import Failed, Idea, Take
 from models import catalog, plan_grammar
+from models.acestep import TEXT_TO_MUSIC, Engine
 from runtime import device
 
 
@@ -88,7 +91,8 @@ SHARED = {
 }
 MODE_FIELDS = {
     "generate": {"duration_s": 11.0, "reference": "other"},
-    "cover": {"source": "other", "reference": "other", "strength": 0.5, "noise": 0.5},
+    "cover": {"source": "other", "reference": "other", "strength": 0.5, "noise": 0.5}
+    | {"follow": "latents"},
     "extend": {"source": "other", "before_s": 1.0, "after_s": 3.0},
     "edit": {
         "source": "other",
@@ -106,6 +110,8 @@ MORPH = {
     "n_max": 0.6,
     "n_avg": 2,
 }
+TRACK_FIELDS = {"track", "tracks"}
+"""Parameters of what only a base model can do."""
 COMPOSING_ONLY = {"lm_cfg_scale", "lm_negative_prompt"}
 """Parameters of code composition; analysing a source composes nothing."""
 
@@ -131,8 +137,9 @@ def test_changes_cover_every_parameter_of_every_mode():
         morph = set(MORPH) if mode == "edit" else set()
         source_free = {"duration_s"} if mode == "cover" else set()
         lyrics = {"use_cot_lyrics"} if mode in ("cover", "edit") else set()
+        tracks = TRACK_FIELDS if mode == "edit" else set()
         known = set(SHARED) | set(MODE_FIELDS[mode]) | {"fast_preview"}
-        assert declared == known | morph | source_free | lyrics
+        assert declared == known | morph | source_free | lyrics | tracks
 
 
 @pytest.fixture(scope="module")
@@ -337,3 +344,98 @@ def test_without_planner_thinking_fails_and_model_info_gives_the_reason(own_cach
     ending = run(studio, "generate", prompt="x")
     assert ending.code == "planner-missing"
     assert run(studio, "inspire", idea="x").code == "planner-missing"
+
+
+@pytest.fixture
+def base_model(planned, monkeypatch):
+    """The studio as if its model were a base model, which edits tracks."""
+    model = replace(planned.setup.model, edits_tracks=True)
+    monkeypatch.setattr(planned, "setup", replace(planned.setup, model=model))
+    return planned
+
+
+@pytest.mark.parametrize(
+    ("given", "instruction", "caption"),
+    [
+        (
+            {"kind": "extract", "track": "backing_vocals"},
+            "Extract the BACKING_VOCALS track from the audio:",
+            "backing vocals",
+        ),
+        (
+            {"kind": "add_track", "track": "Bass", "prompt": "a round bass"},
+            "Generate the BASS track based on the audio context:",
+            "a round bass",
+        ),
+        (
+            {"kind": "accompany", "tracks": "Drums, backing vocals|drums", "prompt": "folk"},
+            "Complete the input track with DRUMS | BACKING_VOCALS:",
+            "folk",
+        ),
+        ({"kind": "accompany", "prompt": "folk"}, "Complete the input track:", "folk"),
+    ],
+)
+def test_track_edits_reach_the_model_as_the_authors_write_them(
+    base_model, files, given, instruction, caption, monkeypatch
+):
+    read, contexts = [], []
+    conditions = Engine.conditions
+
+    def record(self, song, text=TEXT_TO_MUSIC, **more):
+        made = conditions(self, song, text, **more)
+        read.append((text, song.prompt))
+        contexts.append((more["context"], made[0].context))
+        return made
+
+    monkeypatch.setattr(Engine, "conditions", record)
+    fields = {"start_s": 1.0, "end_s": 2.0} if given["kind"] == "add_track" else {}
+    request = {"source": files["song"], "inference_steps": 2, **fields, **given}
+    ending = run(base_model, "edit", **request)
+    assert isinstance(ending, Take), ending
+    assert read == [(instruction, caption)]
+    assert ending.duration_s == pytest.approx(3.2)
+    ((clean, context),) = contexts
+    channels = clean.shape[2]
+    assert torch.equal(context[..., :channels], clean)  # nothing of the source is hidden
+    mask = context[0, :, channels]
+    expected = torch.ones(80)
+    if fields:
+        expected = torch.zeros(80)
+        expected[25:50] = 1
+        sound, source = read_sound(ending.path), read_sound(files["song"])
+        assert np.array_equal(sound[:, : SAMPLE_RATE // 2], source[:, : SAMPLE_RATE // 2])
+        assert not np.array_equal(sound[:, SAMPLE_RATE:], source[:, SAMPLE_RATE:])
+    assert torch.equal(mask, expected)
+
+
+def test_extraction_does_not_ask_the_planner_what_the_song_is(base_model, files):
+    ending = run(base_model, "edit", source=files["song"], kind="extract", track="drums")
+    assert isinstance(ending, Take)
+    assert not ending.plan
+    assert ending.request["prompt"] == "drums"
+
+
+@pytest.mark.parametrize("kind", ["add_track", "accompany", "extract"])
+def test_track_edits_are_refused_by_a_model_that_was_not_trained_for_them(planned, files, kind):
+    ending = run(planned, "edit", source=files["song"], kind=kind)
+    assert isinstance(ending, Failed)
+    assert ending.code == "tracks-need-base"
+    assert "xl-base" in ending.action
+
+
+def test_a_cover_of_the_recording_keeps_the_latents_themselves(run_and_digest, files, monkeypatch):
+    contexts = []
+    conditions = Engine.conditions
+
+    def record(self, song, text=TEXT_TO_MUSIC, **more):
+        contexts.append((text, more["context"]))
+        return conditions(self, song, text, **more)
+
+    monkeypatch.setattr(Engine, "conditions", record)
+    for follow in ("codes", "latents"):
+        ending, _ = run_and_digest("cover", **fields_of("cover", files, follow=follow))
+        assert isinstance(ending, Take), ending
+    (code_text, codes), (latent_text, latents) = contexts
+    assert code_text == latent_text == pipeline.FROM_CODES
+    assert codes.shape == latents.shape
+    assert not torch.equal(codes, latents)

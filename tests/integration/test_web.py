@@ -25,7 +25,7 @@ from page_handlers import Page, caller
 
 import tooltips
 from core.params import PLANNER, AdapterRef, Param
-from core.requests import EXPORTS, HELPERS, MODES, Generate
+from core.requests import EXPORTS, HELPERS, MODES, TRACK_EDITS, Generate
 from core.results import Idea
 from web import job_controls, sessions
 from web.api import REQUESTS, unpack_error
@@ -98,7 +98,7 @@ def another(param: Param) -> Any:
     if param.choices:
         return next(c for c in reversed(param.choices) if c != param.default)
     if param.type is str:
-        return "something else"
+        return "bass" if param.name == "tracks" else "something else"
     assert param.type is not AdapterRef, "adapter rows come from uploads"
     if starting_value(param, CARD) is None:
         return str(int(param.low) + 5)  # a number box sends text
@@ -129,6 +129,8 @@ def test_changing_a_widget_changes_only_its_request_field(
         base |= {"source": song} if mode in SOURCE_MODES else {}
         base |= {"region": [1.0, 2.0]} if mode == "edit" else {}
         base |= {"kind": "morph"} if param.name.startswith(("n_", "source_")) else {}
+        kinds = {"track": "extract", "tracks": "accompany"}
+        base |= {"kind": kinds[param.name]} if param.name in kinds else {}
         if mode == "cover" and param.name == "duration_s":
             base |= {"source": None, "reference": song}
         change = {param.name: another(param)} if param.type not in (Path, AdapterRef) else {}
@@ -659,7 +661,8 @@ def test_widget_matches_its_parameter_declaration(page: Page):
             continue
         assert tooltips.description("generate", param) in block.info
         if isinstance(block, gr.Slider):
-            assert (block.minimum, block.maximum, block.step) == (param.low, param.high, param.step)
+            high = min(param.high, CARD.longest_s) if name == "duration_s" else param.high
+            assert (block.minimum, block.maximum, block.step) == (param.low, high, param.step)
         if isinstance(block, (gr.Dropdown, gr.Radio)) and param.choices:
             assert {value for _, value in block.choices} == set(param.choices)
 
@@ -667,6 +670,21 @@ def test_widget_matches_its_parameter_declaration(page: Page):
 def test_duration_slider_ends_at_the_models_longest_song(tmp_path: Path):
     page = Page(FakeStudio(CARD.model_copy(update={"longest_s": 120.0}), tmp_path))
     assert page.blocks["generate-duration_s"].maximum == 120
+
+
+def test_track_edits_are_offered_only_by_a_model_that_was_trained_for_them(tmp_path: Path):
+    for trained in (False, True):
+        page = Page(FakeStudio(CARD.model_copy(update={"edits_tracks": trained}), tmp_path))
+        offered = {value for _, value in page.blocks["edit-kind"].choices}
+        assert offered == {"repaint", "morph"} | (set(TRACK_EDITS) if trained else set())
+        fields = {"track": ("add_track", "extract"), "tracks": ("accompany",)}
+        for name, kinds in fields.items():
+            assert not page.blocks[f"edit-{name}"].visible
+            for kind in offered:
+                inputs = page.event("edit-kind", "change").inputs
+                values = [kind if b.elem_id == "edit-kind" else None for b in inputs]
+                (update,) = page.press("edit-kind", *values, does="change")
+                assert update[f"edit-{name}"]["visible"] is (kind in kinds)
 
 
 def test_guidance_is_disabled_with_a_reason_where_it_has_no_effect(tmp_path: Path):
@@ -803,7 +821,7 @@ def test_two_visitors_do_not_see_each_others_takes(page: Page, toasts: list[str]
     ("fields", "message"),
     [
         ({"prompt": "  "}, "The style is empty."),
-        ({"duration_s": 999}, "Length must be a number from 5 to 240 s, not 999."),
+        ({"duration_s": 999}, "Length must be a number from 5 to 600 s, not 999."),
         ({"bpm": "fast"}, "Tempo must be a whole number from 30 to 300 bpm"),
         ({"bpm": "92.5"}, "Tempo must be a whole number"),
         ({"seed": "-2"}, "Seed must be a whole number from 0"),
@@ -1063,8 +1081,8 @@ def test_server_paths_are_never_read(served: Any, given: Any, route: str):
     ("given", "message"),
     [
         ({"prompt": ""}, "The style is empty. Describe the music"),
-        ({"duration_s": 4}, "Length must be a number from 5 to 240 s, not 4. Set Length"),
-        ({"duration_s": "NaN"}, "Length must be a number from 5 to 240 s"),
+        ({"duration_s": 4}, "Length must be a number from 5 to 600 s, not 4. Set Length"),
+        ({"duration_s": "NaN"}, "Length must be a number from 5 to 600 s"),
         ({"seed": 1.5}, "Seed must be a whole number"),
         ({"keyscale": "H minor"}, "Key cannot be 'H minor'. Choose one of"),
         ({"inference_steps": True}, "Steps must be a whole number from 1 to 200, not True."),
@@ -1087,7 +1105,7 @@ def test_nan_over_plain_http_is_rejected_with_a_message(served: Any):
         stream = httpx.get(
             f"{served[1]}gradio_api/call/generate/{response.json()['event_id']}"
         ).text
-        assert "Length must be a number from 5 to 240 s" in stream
+        assert "Length must be a number from 5 to 600 s" in stream
     else:
         assert response.status_code == 422
     assert "Traceback" not in response.text
@@ -1111,7 +1129,7 @@ def test_api_error_carries_code_message_and_action_as_data(served: Any, client: 
         client.predict(prompt="a waltz", duration_s=4, api_name="/generate")
     data = json.loads(caught.value.title)
     assert data["code"] == "value-out-of-range"
-    assert data["message"] == "Length must be a number from 5 to 240 s, not 4."
+    assert data["message"] == "Length must be a number from 5 to 600 s, not 4."
     assert data["action"].startswith("Set Length to")
     assert caught.value.message == f"{data['message']} {data['action']}"
 

@@ -74,7 +74,7 @@ HOSTILE = {
     "#adapters=/etc/passwd": "it names a file",
     "#prompt=a&prompt=b": "it sets a parameter twice",
     "#prompt=a&tempo=3": "'tempo' is not a setting of generate",
-    "#prompt=a&duration_s=999": "Length must be a number from 5 to 240 s, not '999'",
+    "#prompt=a&duration_s=999": "Length must be a number from 5 to 600 s, not '999'",
     "#prompt=": "The style is empty",
     "?tab=root&prompt=a": "there are no settings for 'root'",
     "?tab=lyrics&brief=a": "there are no settings for 'lyrics'",

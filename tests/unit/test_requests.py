@@ -56,14 +56,14 @@ def test_the_advanced_parameters_are_here():
         (
             {"duration_s": 999},
             "value-out-of-range",
-            "Length must be a number from 5 to 240 s, not 999",
+            "Length must be a number from 5 to 600 s, not 999",
         ),
         ({"duration_s": float("nan")}, "value-out-of-range", "Length must be a number from 5"),
         ({"duration_s": float("inf")}, "value-out-of-range", "Length must be a number from 5"),
         (
             {"duration_s": True},
             "value-out-of-range",
-            "Length must be a number from 5 to 240 s, not True",
+            "Length must be a number from 5 to 600 s, not True",
         ),
         ({"inference_steps": 7.5}, "value-out-of-range", "Steps must be a whole number"),
         (

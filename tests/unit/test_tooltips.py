@@ -80,7 +80,7 @@ def test_every_stage_has_a_displayed_text():
 
 def test_help_text_ends_with_range_and_default():
     text = tooltips.help_text("generate", PARAMS["generate", "duration_s"])
-    assert "5 to 240 s, default 30." in text
+    assert "5 to 600 s, default 30." in text
     assert "default automatic" in tooltips.help_text("generate", PARAMS["generate", "seed"])
 
 
