@@ -6,7 +6,8 @@
 
 `newest` stands on .venv, whose torch it shares. The other two are whole environments of some
 gigabytes; ACE_PIP_ARGS is handed to pip, for instance to take torch for the CPU from elsewhere, and
-PYTHON312 names the interpreter of the Space.
+PYTHON312 names the interpreter of the Space. With ACE_SHARE_TORCH=1 `lowest` stands on .venv too: all
+but torch is then the lowest.
 """
 
 from __future__ import annotations
@@ -40,12 +41,7 @@ def main() -> int:
 def newest(folder: Path) -> Path:
     """An environment on top of the one that runs this: only what is newer is installed."""
     python = create(folder, sys.executable)
-    site = next(folder.glob("lib/python*/site-packages"))
-    (site / "pinned.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    torch = re.search(r"^torch==.*$", PINS, re.MULTILINE)
-    assert torch, "constraints.txt pins no torch"
-    (folder / "torch.txt").write_text(torch[0] + "\n")
-    constraint = ["--constraint", str(folder / "torch.txt")]
+    constraint = share_torch(folder)
     install(python, "--upgrade", "--upgrade-strategy", "eager", *constraint, *dependencies())
     return python
 
@@ -53,7 +49,11 @@ def newest(folder: Path) -> Path:
 def lowest(folder: Path) -> Path:
     """An environment with the lower end of every range."""
     python = create(folder, sys.executable)
-    install(python, *(lower_end(requirement) for requirement in dependencies()))
+    lowest_ends = [lower_end(requirement) for requirement in dependencies()]
+    if os.environ.get("ACE_SHARE_TORCH") == "1":
+        lowest_ends = [each for each in lowest_ends if not each.startswith("torch==")]
+        lowest_ends += share_torch(folder)
+    install(python, *lowest_ends)
     return python
 
 
@@ -75,6 +75,16 @@ def create(folder: Path, python: str) -> Path:
     """An empty environment in `folder`; returns its interpreter."""
     subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
     return folder / "bin" / "python"
+
+
+def share_torch(folder: Path) -> list[str]:
+    """Let the environment in `folder` use what is in .venv; returns arguments that keep its torch."""
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "pinned.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    torch = re.search(r"^torch==.*$", PINS, re.MULTILINE)
+    assert torch, "constraints.txt pins no torch"
+    (folder / "torch.txt").write_text(torch[0] + "\n")
+    return ["--constraint", str(folder / "torch.txt")]
 
 
 def install(python: Path, *args: str) -> None:
