@@ -7,6 +7,7 @@ ZeroGPU can defer it.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import re
 import sys
@@ -31,6 +32,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Loading a model from a folder would otherwise tell the hub what is running here.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+# diffusers imports it where it is installed, and it reports each of its CUDA kernels that this
+# computer cannot load.
+logging.getLogger("torchao").setLevel(logging.ERROR)
 
 
 ON_ZERO = spaces.config.Config.zero_gpu
