@@ -92,6 +92,7 @@ class Studio:
             longest_s=model.longest_s,
             takes_guidance=model.guidance > 1,
             edits_tracks=model.edits_tracks,
+            sings=model.sings,
             planner=setup.planner.title if setup.planner else "",
             no_planner=setup.no_planner,
             writer=setup.songwriter.title,

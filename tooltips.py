@@ -233,6 +233,7 @@ PROGRESS = "Progress"
 ON, OFF = "on", "off"
 SILENCE = "silence"
 NOT_WHILE_ANALYSING = "Has no effect here: the planner only analyses the song."
+NO_VOCALS = "{model} was not trained on vocals. For sung songs choose a larger model."
 NO_GUIDANCE = "Has no effect: guidance is built into {model}."
 NO_PREVIEW = "Has no effect: {model} takes few steps as it is."
 MAY_SELL = {

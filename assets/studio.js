@@ -44,6 +44,12 @@
         field.setAttribute("aria-label", field.querySelector("span")?.textContent.trim() ?? "");
       }
     }
+    // Gradio disables a group of choices or nothing.
+    for (const field of document.querySelectorAll("fieldset[id$=-instrumental]")) {
+      const vocals = field.querySelector("input[type=radio]");
+      const disabled = field.matches(".no-vocals");
+      if (vocals && vocals.disabled !== disabled) vocals.disabled = disabled;
+    }
     // File fields, and the buttons that clear them, need distinct names.
     for (const button of document.querySelectorAll(".file .upload-container, .file .icon-button")) {
       const label = button.closest(".file").querySelector("label")?.textContent.trim();

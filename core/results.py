@@ -50,7 +50,8 @@ class ModelInfo(BaseModel):
     `hint` is one sentence for people whose computer runs a smaller model, or runs it slowly; None
     where there is nothing to explain. `planner` names the 5 Hz planner; it is empty where there is
     none, and `no_planner` says why. `writer` and `no_writer` say the same of the songwriter.
-    `stems` is the notice to show wherever a song can be split, `no_stems` why it cannot.
+    `stems` is the notice to show wherever a song can be split, `no_stems` why it cannot. A model
+    that does not sing makes instrumental music whatever its lyrics are.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,6 +67,7 @@ class ModelInfo(BaseModel):
     longest_s: float
     takes_guidance: bool
     edits_tracks: bool = False
+    sings: bool = True
     planner: str = ""
     no_planner: str = ""
     writer: str = ""

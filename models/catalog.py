@@ -50,6 +50,7 @@ class Model(Weights):
         longest_s: length of the longest song, in seconds.
         edits_tracks: whether it was trained to add, accompany and extract tracks.
         uses_planner: whether songs follow its planner's codes unless the request says otherwise.
+        sings: whether it was trained on vocals.
         subfolder: its folder in a repository that holds other models too.
         weights_file: its file in a folder that holds several checkpoints.
     """
@@ -60,6 +61,7 @@ class Model(Weights):
     longest_s: float = LONGEST_S
     edits_tracks: bool = False
     uses_planner: bool = True
+    sings: bool = True
     subfolder: str = ""
     weights_file: str = ""
     marker: ClassVar[str] = "model_index.json"
@@ -107,6 +109,7 @@ MODELS: dict[str, Model] = {
             size_bytes=54_000_000,
             uses_planner=False,
             longest_s=240.0,
+            sings=False,
             steps=16,
             guidance=3.0,
             shift=3.0,

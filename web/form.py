@@ -124,7 +124,10 @@ class Form:
         }
         if self.has_region:
             self.inputs["region"] = self.previews["source"].box
-        at_first = {name: None if k.type is Path else k.default for name, k in self.params.items()}
+        at_first = {
+            name: None if self.params[name].type is Path else value
+            for name, value in self.start_values.items()
+        }
         for name, field in self.fields.items():
             field.visible = is_shown(self.mode, name, at_first)
 

@@ -39,21 +39,24 @@ class LyricsTab:
             with gr.Column(elem_classes="output", min_width=0):
                 self.controls = JobControls(MODE, able)
                 self.empty = self.controls.empty_state(tooltips.NO_DRAFT)
-                self._draw_result()
+                self._draw_result(info)
         self.controls.live_text = self.draft
         self._wire()
 
-    def _draw_result(self) -> None:
+    def _draw_result(self, info: ModelInfo) -> None:
+        no_vocals = tooltips.NO_VOCALS.format(model=info.title)
         with gr.Column(visible=False, elem_classes="result", min_width=0) as self.result:
             self.draft = gr.Textbox(
                 label=tooltips.DRAFT,
-                info=tooltips.DRAFT_HELP,
+                info=tooltips.DRAFT_HELP if info.sings else no_vocals,
                 lines=16,
                 max_lines=40,
                 elem_id=f"{MODE}-draft",
             )
             with gr.Row(elem_classes="take-actions"):
-                self.use = gr.Button(tooltips.USE_DRAFT, size="md", elem_id=f"{MODE}-use")
+                self.use = gr.Button(
+                    tooltips.USE_DRAFT, size="md", interactive=info.sings, elem_id=f"{MODE}-use"
+                )
                 self.repair = gr.Button(tooltips.REPAIR, size="md", elem_id=f"{MODE}-repair")
             self.details = gr.HTML("", elem_id=f"{MODE}-facts")
 

@@ -345,7 +345,8 @@ class SongTab:
     def _found(self, helper: str, idea: Idea, form: dict[str, Any]) -> dict[str, Any]:
         """The values of an idea, as this form would hold them."""
         found = idea.model_dump(exclude={"kind"})
-        if found["lyrics"] == INSTRUMENTAL:
+        unsung = helper == "inspire" and not self.info.sings
+        if unsung or found["lyrics"] == INSTRUMENTAL:
             found |= {"lyrics": "", "instrumental": True}
         if helper == "listen":
             found.pop("duration_s")

@@ -26,6 +26,9 @@ GUIDANCE = ("guidance_scale", "cfg_interval_start", "cfg_interval_end", "use_adg
 COMPOSING = ("lm_cfg_scale", "lm_negative_prompt")
 """Planner parameters without effect where it analyses a song instead of composing one."""
 
+NO_VOCALS = "no-vocals"
+"""Class of a choice of vocals whose first option the page's script disables."""
+
 DRAFT_STEPS, BEST_STEPS = 16, 50
 """Steps of the quality choices beside the model's own number. 50 is the authors' number for SFT."""
 
@@ -40,7 +43,7 @@ def starting_value(param: Param, info: ModelInfo) -> Any:
         return []
     if param.name == "duration_s":
         return min(param.default, info.longest_s)
-    return param.default
+    return True if param.name == "instrumental" and not info.sings else param.default
 
 
 def no_effect(mode: str, param: Param, info: ModelInfo) -> str:
@@ -67,6 +70,10 @@ def widget(param: Param, mode: str, info: ModelInfo) -> gr.components.Component:
     if reason and reason != info.no_planner:  # a missing planner is explained once, above
         common["info"] = reason
     common["interactive"] = not reason
+    if param.name == "instrumental" and not info.sings:
+        # One choice, not the control: what a file with lyrics restores can be changed back.
+        common["info"] = tooltips.NO_VOCALS.format(model=info.title)
+        common["elem_classes"] = NO_VOCALS
     if options := _options(param, info):
         radio = param.type is bool or len(options) <= 3
         value = "" if start is None else start

@@ -68,6 +68,10 @@ def test_generate_play_retake_and_stop_work_on_a_phone(visit: Callable[..., Page
     assert page.locator("#generate-empty").is_visible()
     assert stop.is_disabled()
     assert fits(page)
+    vocals, instrumental = page.locator("#generate-instrumental input").all()
+    assert vocals.is_disabled(), "the embedded model cannot sing"
+    assert instrumental.is_checked()
+    assert instrumental.is_enabled()
 
     _fill_form(page, "warm lofi piano, vinyl crackle")
     run.click()
@@ -129,8 +133,10 @@ TAB_WIDTHS = {320: (290, 320), 1440: (180, 220), 820: (48, 72), 390: (360, 390)}
 """Minimum and maximum width of the tab bar by page width, in pixels."""
 
 
-def test_no_element_overflows_the_page_with_advanced_settings_open(visit: Callable[..., Page]):
-    page = visit(1440)
+def test_no_element_overflows_the_page_with_advanced_settings_open(
+    visit_fake: Callable[..., Page],
+):
+    page = visit_fake("generate")
     page.get_by_role("button", name=tooltips.ADVANCED).click()
     page.locator("#generate-vocal_language").wait_for()
     for width in at_widths(page, 320):
@@ -152,8 +158,10 @@ def test_no_element_overflows_the_page_with_advanced_settings_open(visit: Callab
         assert tab.bounding_box()["height"] >= 44
 
 
-def test_the_form_is_usable_by_keyboard_with_visible_focus(visit: Callable[..., Page]):
-    page = visit()
+def test_the_form_is_usable_by_keyboard_with_visible_focus(
+    visit_fake: Callable[..., Page],
+):
+    page = visit_fake("generate")
     _box(page, "prompt").focus()
     _box(page, "prompt").press("Tab")
     page.keyboard.press("ArrowRight")
@@ -182,8 +190,10 @@ def test_the_form_is_usable_by_keyboard_with_visible_focus(visit: Callable[..., 
     state(page, "done").wait_for()
 
 
-def test_an_empty_style_shows_an_error_and_keeps_what_was_typed(visit: Callable[..., Page]):
-    page = visit()
+def test_an_empty_style_shows_an_error_and_keeps_what_was_typed(
+    visit_fake: Callable[..., Page],
+):
+    page = visit_fake("generate")
     _box(page, "lyrics").fill("[verse]\nlines I would hate to lose")
     page.get_by_role("button", name=tooltips.ADVANCED).click()
     _box(page, "bpm").fill("fast")

@@ -786,6 +786,29 @@ def test_reuse_restores_the_settings_of_a_take(page: Page):
     assert again.model_dump(mode="json") == before
 
 
+def test_a_model_that_cannot_sing_starts_instrumental_and_says_why(tmp_path: Path):
+    page = Page(FakeStudio(CARD.model_copy(update={"sings": False}), tmp_path))
+    vocals = page.blocks["generate-instrumental"]
+    assert (vocals.value, vocals.elem_classes) == (True, ["no-vocals"])
+    assert "was not trained on vocals" in vocals.info
+    assert page.blocks["generate-lyrics"].visible is False
+    assert page.submit("generate", prompt="a waltz", lyrics="la").instrumental is True
+    *_, done = page.press("generate-inspire", "", *page.form().values())
+    assert (done["generate-lyrics"].get("value"), done["generate-instrumental"]) == (None, True)
+    assert page.blocks["lyrics-use"].interactive is False
+
+
+def test_a_take_with_lyrics_is_restored_whatever_the_model(tmp_path: Path):
+    page = Page(FakeStudio(CARD.model_copy(update={"sings": False}), tmp_path))
+    page.generate(instrumental=False, lyrics="la la la")
+    (take,) = page.studio.takes("one")
+    filled = page.press("generate-reuse", take.id)[0]
+    assert (filled["generate-instrumental"], filled["generate-lyrics"]["value"]) == (
+        False,
+        "la la la",
+    )
+
+
 def test_reusing_an_instrumental_keeps_the_lyrics(page: Page):
     page.generate(instrumental=True)
     (update,) = page.press("generate-reuse", page.studio.takes("one")[0].id)
