@@ -104,6 +104,8 @@ def serve(args: argparse.Namespace) -> int:
     model = studio.model_info()
     print(f"ACE Music Studio: {demo.local_url}  {model.title} on {model.device}", flush=True)
     serving = True
+    if not args.lazy:
+        studio.load_in_background()
     demo.block_thread()
     return 0
 

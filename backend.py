@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import queue
 import shutil
 import threading
@@ -33,6 +34,8 @@ from runtime.runner import Ending, LocalRunner, stoppable
 from runtime.stage_timer import StageTimer
 from runtime.tasks import TASKS
 from runtime.uploads import Uploads
+
+log = logging.getLogger(__name__)
 
 RESULTS_KEPT = 10
 """Takes, and exported files, kept for each visitor."""
@@ -180,20 +183,45 @@ class Studio:
     def warm(self) -> None:
         """On ZeroGPU, load all that a song needs, which must happen before the page is launched.
 
-        Elsewhere the first job loads its models.
+        Elsewhere `load_in_background` does it, or the first job.
+        """
+        if device.ON_ZERO:
+            for _ in self.runner.preload(self._songs_models(self.setup.planner)):
+                pass
+
+    def load_in_background(self) -> None:
+        """Load what a song needs in a thread of its own, so that the next job starts at once.
+
+        A job that comes meanwhile waits for this load. What is not on disk is left to the job that
+        needs it, and so is reporting a failure. Does nothing on ZeroGPU, where `warm` does it.
         """
         if not device.ON_ZERO:
-            return
+            threading.Thread(target=self._load, daemon=True).start()
+
+    def _load(self) -> None:
         setup = self.setup
-        job = Job(
+        try:
+            if checkpoints.locate(setup.model) is None:
+                return
+            planner = setup.planner if setup.planner and checkpoints.locate(setup.planner) else None
+            with self.runner.queue.enter("Loading") as waiting:
+                for _ in waiting:
+                    pass
+                for _ in self.runner.models.preload(self._songs_models(planner)):
+                    pass
+        except Exception:  # the job that needs the model loads it again and reports
+            log.debug("The model was not loaded in the background.", exc_info=True)
+
+    def _songs_models(self, planner: catalog.PlannerModel | None) -> Job:
+        """A job that stands for the models of a song."""
+        setup = self.setup
+        return Job(
             request=None,
             folder=JobFolder(Path()),
             device=setup.device,
             model=setup.model,
-            planner=setup.planner,
+            planner=planner,
         )
-        for _ in self.runner.preload(job):
-            pass
 
     def _serve(
         self,

@@ -49,11 +49,14 @@ def check(argv: Sequence[str]) -> None:
 
 
 def add_page_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say where the page is served."""
+    """Add the flags of the page: where it is served, and when its model is loaded."""
     parser.add_argument("--host", help="address to serve on (default: this computer only)")
     parser.add_argument("--port", help="port to serve on (default: the first free from 7860)")
     parser.add_argument(
         "--root-path", help="path prefix behind a proxy, such as /music (or GRADIO_ROOT_PATH)"
+    )
+    parser.add_argument(
+        "--lazy", action="store_true", help="load the model at the first song, not after the start"
     )
 
 

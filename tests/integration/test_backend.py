@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from conftest import read_sound, song
 
 import backend
 from audio import encode, settings
+from core.errors import StudioError
 from core.files import atomic_write, private_folder
 from core.requests import Generate
 from core.results import Cancelled, Failed, Progress, Take
@@ -184,6 +186,53 @@ def test_jobs_run_in_order_and_a_waiting_job_can_be_stopped(studio):
     assert isinstance(endings["b"], Cancelled)
     assert isinstance(endings["a"], Take)
     assert isinstance(endings["c"], Take)
+
+
+@pytest.fixture
+def slow_load(engine, monkeypatch):
+    """A loading that waits until it may go on; every call is counted."""
+    started, may_end, calls = threading.Event(), threading.Event(), []
+
+    def load(*_):
+        calls.append(threading.current_thread().name)
+        started.set()
+        while not may_end.wait(0.01):
+            yield Progress(stage="Loading")
+        return engine
+
+    monkeypatch.setattr(acestep.Engine, "load", load)
+    yield SimpleNamespace(started=started, may_end=may_end, calls=calls)
+    may_end.set()
+
+
+def test_a_job_that_comes_while_the_model_loads_waits_for_that_load(studio, slow_load):
+    studio.load_in_background()
+    assert slow_load.started.wait(10)
+    running = studio.run(song(inference_steps=1), "v")
+    assert any(event.stage == "Loading" for event in running)
+    stopped = studio.run(song(), "other")
+    next(stopped)
+    studio.stop("other")
+    assert isinstance([*stopped][-1], Cancelled), "the load holds up no Stop"
+    slow_load.may_end.set()
+    assert isinstance([*running][-1], Take)
+    assert len(slow_load.calls) == 1
+
+
+def test_a_failed_background_load_is_reported_by_the_job_that_needs_the_model(studio, monkeypatch):
+    def fail(*_):
+        yield Progress(stage="Loading")
+        raise StudioError("out-of-memory", device="cpu", model="m", seconds=1, shorter=1)
+
+    monkeypatch.setattr(acestep.Engine, "load", fail)
+    studio._load()
+    assert end(studio, song()).code == "out-of-memory"
+
+
+def test_nothing_is_loaded_in_the_background_that_is_not_on_disk(studio, slow_load):
+    with_model(studio, folder=None, repo="nobody/has-this")
+    studio._load()
+    assert slow_load.calls == []
 
 
 def test_full_queue_fails_with_queue_full(studio, monkeypatch):
