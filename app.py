@@ -74,8 +74,10 @@ def serve(args: argparse.Namespace) -> int:
     serving = False
 
     def end(number: int, _: Any) -> NoReturn:
+        nonlocal serving
         code = startup.INTERRUPTED if number == signal.SIGINT else 0
-        if serving:
+        if serving and not studio.is_loading():
+            serving = False  # a second signal may come while the interpreter is being taken down
             sys.exit(code)
         cli.exit_now(code)
 

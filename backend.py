@@ -77,6 +77,7 @@ class Studio:
         self._results: dict[tuple[str, type], deque[Take | ExportedFiles]] = defaultdict(deque)
         self._running: dict[str, set[JobFolder]] = defaultdict(set)
         self._abandoned: set[JobFolder] = set()
+        self._loading: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def model_info(self) -> ModelInfo:
@@ -196,7 +197,12 @@ class Studio:
         needs it, and so is reporting a failure. Does nothing on ZeroGPU, where `warm` does it.
         """
         if not device.ON_ZERO:
-            threading.Thread(target=self._load, daemon=True).start()
+            self._loading = threading.Thread(target=self._load, daemon=True)
+            self._loading.start()
+
+    def is_loading(self) -> bool:
+        """Whether a load in the background is under way, or waits for the device."""
+        return self._loading is not None and self._loading.is_alive()
 
     def _load(self) -> None:
         setup = self.setup
