@@ -23,12 +23,14 @@ from core.results import (
     Event,
     ExportedFiles,
     Failed,
+    ModelEntry,
     ModelInfo,
     Progress,
     Take,
 )
 from models import catalog, checkpoints, demucs, musicgen
-from runtime import device, estimates, job_adapters, planning
+from runtime import device, estimates, job_adapters, model_list, planning
+from runtime.downloads import Downloads
 from runtime.job import Job, JobFolder, Setup
 from runtime.runner import Ending, LocalRunner, stoppable
 from runtime.stage_timer import StageTimer
@@ -69,11 +71,12 @@ class Studio:
             device=place,
             planner=chosen,
             no_planner=no_planner,
-            songwriter=catalog.songwriter_for(place.kind),
+            songwriter=checkpoints.choose_songwriter(place.kind, device.memory_gb(place.kind)),
             musicgen=musicgen.choose(musicgen_folder),
         )
         self.runner = LocalRunner(self.setup)
         self._uploads = Uploads()
+        self._downloads = Downloads()
         self._results: dict[tuple[str, type], deque[Take | ExportedFiles]] = defaultdict(deque)
         self._running: dict[str, set[JobFolder]] = defaultdict(set)
         self._abandoned: set[JobFolder] = set()
@@ -104,6 +107,42 @@ class Studio:
             stems=demucs.LICENCE_NOTE,
             no_stems=_problem(demucs.find),
         )
+
+    def models(self) -> tuple[ModelEntry, ...]:
+        """Every model that this machine could run, with the state of its download."""
+        return model_list.list_models(self.setup, self._downloads)
+
+    def fetch(self, name: str) -> None:
+        """Begin to download a model, or resume it; `models` reports how far it is.
+
+        Raises:
+            StudioError: `model-unknown`; also on a Space, where nothing may be fetched.
+        """
+        if not self._entry(name).on_disk:
+            self._downloads.start(catalog.BY_NAME[name])
+
+    def stop_fetch(self, name: str) -> None:
+        """Stop a download; what has arrived stays on disk, and `fetch` resumes it."""
+        self._downloads.stop(name)
+
+    def use(self, name: str) -> None:
+        """Let later jobs use another model, which need not be on disk yet.
+
+        Raises:
+            StudioError: `model-unknown`, also for a model that cannot be chosen here.
+        """
+        self._entry(name)
+        if name in catalog.SONGWRITERS:
+            self.setup = replace(self.setup, songwriter=catalog.SONGWRITERS[name])
+        else:
+            raise StudioError("model-unknown", name=name, known=", ".join(catalog.SONGWRITERS))
+
+    def _entry(self, name: str) -> ModelEntry:
+        """The list's entry for a model that a visitor may change."""
+        known = {each.name: each for each in self.models()}
+        if name not in known or name not in catalog.BY_NAME or device.ON_SPACE:
+            raise StudioError("model-unknown", name=name[:80], known=", ".join(known))
+        return known[name]
 
     def inspect_audio(self, path: Path) -> AudioInfo:
         """Length and waveform of the file at `path`, which is then decoded for its jobs, too.

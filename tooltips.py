@@ -321,6 +321,12 @@ HELPER_HELP = {
 }
 """Buttons that let the planner fill in the form, and what each does."""
 
+SONGWRITER = "Songwriter"
+SONGWRITER_HELP = "Writes the lyrics on this computer. Larger ones write better and take longer."
+DOWNLOAD_AND_WRITE = "Download and write lyrics"
+FETCH_SONGWRITER = "No songwriter is on this computer yet. The button downloads one, then writes."
+DOWNLOADING = "Downloading {title}"
+DOWNLOAD_STOPPED = "Download stopped. Press the button to resume it."
 REPAIR = "Repair"
 USE_DRAFT = "Use in Generate"
 DRAFT = "Draft"

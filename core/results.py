@@ -265,6 +265,43 @@ class Failed(BaseModel):
         return self.model_dump(exclude={"kind"})
 
 
+class Download(BaseModel):
+    """A download that was started from the page: bytes on disk, bytes a second, and its state.
+
+    `failed` says why, where the state is "failed".
+    """
+
+    model_config = ConfigDict(frozen=True)
+    state: Literal["running", "stopping", "stopped", "done", "failed"] = "running"
+    done: int = 0
+    total: int = 0
+    rate: float = 0.0
+    failed: Failed | None = None
+
+
+class ModelEntry(BaseModel):
+    """A model that can be downloaded or used: where it is, what it may be used for, if it fits.
+
+    `kind` is "model", "planner", "songwriter", "stems" or "musicgen". `fits` is None where that
+    is unknown, and `memory` says how, or why not. `can_fetch` says whether it is missing
+    and visitors of this studio may download it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    kind: str
+    name: str
+    title: str
+    size: str
+    licence: str
+    may_sell: bool | None
+    on_disk: bool
+    in_use: bool = False
+    fits: bool | None = None
+    memory: str = ""
+    can_fetch: bool = False
+    download: Download | None = None
+
+
 Event = Progress | Take | Draft | Idea | ExportedFiles | Cancelled | Failed
 
 

@@ -334,38 +334,68 @@ class SongwriterModel(Weights):
     """
 
     engine: str
+    licence: str = "Apache-2.0"
+    may_sell: bool | None = True
+    revision: str = "main"
+
+    def needed_gb(self, device: str) -> float:
+        """The memory for the weights and 2 GB to work in.
+
+        The files hold two bytes a weight, computed as such on CUDA and as four elsewhere; MLX
+        computes with the weights as they are.
+        """
+        widened = 2 if self.engine == "torch" and device != "cuda" else 1
+        return 1.1 * widened * self.size_bytes / 1e9 + 2
 
 
 SONGWRITERS: dict[str, SongwriterModel] = {
-    writer.name: writer
-    for writer in (
-        SongwriterModel(
-            name="qwen",
-            title="Qwen 2.5 7B Instruct",
-            repo="Qwen/Qwen2.5-7B-Instruct",
-            revision="main",
-            licence="Apache-2.0",
-            may_sell=True,
-            size_bytes=15_240_000_000,
-            engine="torch",
+    name: SongwriterModel(name=name, title=title, repo=repo, size_bytes=size, engine=engine)
+    for engine, rows in {
+        "torch": (
+            ("qwen", "Qwen 2.5 7B Instruct", "Qwen/Qwen2.5-7B-Instruct", 15_240_000_000),
+            ("qwen-1.5b", "Qwen 2.5 1.5B Instruct", "Qwen/Qwen2.5-1.5B-Instruct", 3_100_000_000),
+            ("qwen-0.5b", "Qwen 2.5 0.5B Instruct", "Qwen/Qwen2.5-0.5B-Instruct", 1_000_000_000),
         ),
-        SongwriterModel(
-            name="qwen-mlx",
-            title="Qwen 2.5 7B Instruct (4 bit)",
-            repo="mlx-community/Qwen2.5-7B-Instruct-4bit",
-            revision="main",
-            licence="Apache-2.0",
-            may_sell=True,
-            size_bytes=4_300_000_000,
-            engine="mlx",
+        "mlx": tuple(
+            (
+                f"qwen-mlx{suffix}",
+                f"Qwen 2.5 {size}B Instruct (4 bit)",
+                f"mlx-community/Qwen2.5-{size}B-Instruct-4bit",
+                size_bytes,
+            )
+            for suffix, size, size_bytes in (
+                ("", "7", 4_300_000_000),
+                ("-1.5b", "1.5", 880_000_000),
+                ("-0.5b", "0.5", 290_000_000),
+            )
         ),
-    )
+    }.items()
+    for name, title, repo, size in rows
 }
+"""Largest first. The 3B model is left out: its licence forbids commercial use."""
+
+USABLE = 0.85
+"""Share of the memory that a songwriter may use; the rest is the system's."""
 
 
-def songwriter_for(device: str) -> SongwriterModel:
-    """The songwriter for a device ("cpu", "cuda" or "mps"): on Apple's GPUs through MLX."""
-    return SONGWRITERS["qwen-mlx" if device == "mps" else "qwen"]
+def songwriters_for(device: str, memory_gb: float) -> list[SongwriterModel]:
+    """The songwriters that fit, largest first; the smallest where none does.
+
+    Args:
+        device: "cpu", "cuda" or "mps"; Apple's GPUs compute through MLX.
+        memory_gb: of the device in total.
+    """
+    engine = "mlx" if device == "mps" else "torch"
+    known = [writer for writer in SONGWRITERS.values() if writer.engine == engine]
+    fitting = [w for w in known if w.needed_gb(device) <= USABLE * memory_gb]
+    return fitting or known[-1:]
+
+
+def offered_songwriter(device: str, memory_gb: float) -> SongwriterModel:
+    """The largest songwriter that fits, but on a processor none that writes a word a second."""
+    fitting = songwriters_for(device, memory_gb)
+    quick = [writer for writer in fitting if device != "cpu" or writer.size_bytes < 5e9]
+    return quick[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Any
 from core.errors import StudioError
 from core.results import Progress
 from models import authors_layout, catalog, hub
-from models.catalog import Model
+from models.catalog import Model, SongwriterModel
 from models.weights import Weights, broken, read_json
 
 PULSE_S = 0.1
@@ -48,6 +48,13 @@ def find_songwriter(songwriter: Weights) -> Path:
             command=songwriter.command,
         )
     return folder
+
+
+def choose_songwriter(device: str, memory_gb: float) -> SongwriterModel:
+    """The largest songwriter on disk that fits the device, else the one to offer."""
+    fitting = catalog.songwriters_for(device, memory_gb)
+    on_disk = (each for each in fitting if (at := locate(each)) and not each.missing(at))
+    return next(on_disk, catalog.offered_songwriter(device, memory_gb))
 
 
 def fetch(model: Weights) -> Generator[Progress, None, Path]:

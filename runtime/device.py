@@ -43,6 +43,10 @@ ON_ZERO = spaces.config.Config.zero_gpu
 """Whether this process is a ZeroGPU Space, where GPU work happens in a forked worker."""
 
 
+ON_SPACE = ON_ZERO or bool(os.environ.get("SPACE_ID"))
+"""Whether this is a Space, whose visitors may not change its models."""
+
+
 @dataclass(frozen=True)
 class Device:
     """A device, chosen once at the start. Picklable.

@@ -31,11 +31,13 @@ from core.results import (
     AudioInfo,
     Cancelled,
     DeviceUsed,
+    Download,
     Draft,
     Event,
     ExportedFiles,
     Failed,
     Idea,
+    ModelEntry,
     ModelInfo,
     ModelUsed,
     Progress,
@@ -108,6 +110,31 @@ SEAMS = (
 )
 
 
+ENTRIES = tuple(
+    ModelEntry(
+        kind=kind,
+        name=name,
+        title=title,
+        size=size,
+        licence=licence,
+        may_sell=may_sell,
+        on_disk=on_disk,
+        in_use=on_disk,
+        fits=fits,
+        memory="Needs about 3.0 of 16 GB of memory.",
+        can_fetch=not on_disk,
+    )
+    for kind, name, title, size, licence, may_sell, on_disk, fits in (
+        ("model", "mini", "ACE-Step mini", "54 MB", "MIT", True, True, True),
+        ("model", "xl-sft", "ACE-Step 1.5 XL SFT", "11.5 GB", "MIT", True, False, False),
+        ("planner", "0.6B", "ACE-Step 5Hz planner 0.6B", "1.3 GB", "MIT", True, False, True),
+        ("songwriter", "qwen-1.5b", "Qwen 1.5B", "3.1 GB", "Apache-2.0", True, True, True),
+        ("songwriter", "qwen-0.5b", "Qwen 0.5B", "1.0 GB", "Apache-2.0", True, False, True),
+        ("stems", "htdemucs", "HTDemucs", "84 MB", "research use", None, False, True),
+    )
+)
+
+
 class FakeStudio:
     """Returns a sine of the requested length for any song and `idea` for any helper.
 
@@ -128,11 +155,44 @@ class FakeStudio:
         self.stopped: list[str] = []
         self.left: list[str] = []
         self.closed = 0
+        self.entries = {entry.name: entry for entry in ENTRIES}
+        self.used: list[str] = []
         self._takes: dict[str, list[Take]] = defaultdict(list)
         self._stop: dict[str, threading.Event] = defaultdict(threading.Event)
 
     def model_info(self) -> ModelInfo:
         return self._card
+
+    def models(self) -> tuple[ModelEntry, ...]:
+        """The entries; a running download gets a quarter further, and is done after three."""
+        for entry in [*self.entries.values()]:
+            if (at := entry.download) and at.state == "running":
+                done = at.done + at.total // 4
+                at = at.model_copy(update={"done": done})
+                if done > at.total * 0.9:
+                    at = at.model_copy(update={"state": "done"})
+                    entry = entry.model_copy(update={"on_disk": True, "can_fetch": False})
+                self.entries[entry.name] = entry.model_copy(update={"download": at})
+        return tuple(self.entries.values())
+
+    def fetch(self, name: str) -> None:
+        kept = self.entries[name].download
+        self._download(name, state="running", done=kept.done if kept else 0)
+
+    def stop_fetch(self, name: str) -> None:
+        self._download(name, state="stopped")
+
+    def _download(self, name: str, **changes: Any) -> None:
+        entry = self.entries[name]
+        at = (entry.download or Download(total=4_000_000_000, rate=5e7)).model_copy(update=changes)
+        self.entries[name] = entry.model_copy(update={"download": at})
+
+    def use(self, name: str) -> None:
+        self.used.append(name)
+        kind = self.entries[name].kind
+        for entry in [*self.entries.values()]:
+            if entry.kind == kind:
+                self.entries[entry.name] = entry.model_copy(update={"in_use": entry.name == name})
 
     def run(self, request: Request, visitor: str) -> Iterator[Event]:
         self.requests.append(request)

@@ -15,7 +15,7 @@ from gradio_client.utils import encode_file_path
 
 from core.errors import StudioError
 from core.params import AdapterRef, Request
-from core.results import AdapterInfo, AudioInfo, Event, ModelInfo, Take
+from core.results import AdapterInfo, AudioInfo, Event, ModelEntry, ModelInfo, Take
 
 Update = dict[Any, Any]
 """What a handler changes, by component. Components that are missing stay as they are."""
@@ -36,6 +36,22 @@ class Studio(Protocol):
 
     def model_info(self) -> ModelInfo:
         """The loaded model, its device and its defaults."""
+        ...
+
+    def models(self) -> tuple[ModelEntry, ...]:
+        """Every model that the machine could run, with the state of its download."""
+        ...
+
+    def fetch(self, name: str) -> None:
+        """Begin or resume a download. Raises `model-unknown`."""
+        ...
+
+    def stop_fetch(self, name: str) -> None:
+        """Stop a download; what has arrived is kept."""
+        ...
+
+    def use(self, name: str) -> None:
+        """Let later jobs use another model. Raises `model-unknown`."""
         ...
 
     def run(self, request: Request, visitor: str) -> Generator[Event, None, None]:

@@ -11,7 +11,7 @@ import gradio as gr
 
 import tooltips
 from core.errors import StudioError
-from core.results import Draft, Failed, ModelInfo, Progress, Take
+from core.results import Download, Draft, Failed, ModelInfo, Progress, Take
 from web import summaries
 
 
@@ -79,6 +79,17 @@ def progress(event: Progress) -> str:
         tooltips.elapsed(event.elapsed_s),
         tooltips.time_left(event.left_s),
         fraction=event.step / event.steps if event.steps > 1 else None,
+    )
+
+
+def download(title: str, state: Download) -> str:
+    """The status line of a download."""
+    return status(
+        "running",
+        tooltips.DOWNLOADING.format(title=title),
+        f"{state.done / 1e6:,.0f} of {state.total / 1e6:,.0f} MB",
+        f"{state.rate / 1e6:.1f} MB/s" if state.rate else "",
+        fraction=state.done / state.total if state.total else None,
     )
 
 

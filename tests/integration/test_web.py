@@ -27,7 +27,7 @@ import tooltips
 from core.params import PLANNER, AdapterRef, Param
 from core.requests import EXPORTS, HELPERS, MODES, TRACK_EDITS, Generate
 from core.results import Idea
-from web import job_controls, sessions
+from web import job_controls, lyrics_tab, sessions
 from web.api import REQUESTS, unpack_error
 from web.form import REGION
 from web.page import build, launch_options
@@ -949,13 +949,59 @@ def test_lyrics_stream_then_are_repaired_and_sent_to_generate(
     assert "lyrics-result" not in failed, "no empty draft is shown"
 
 
-def test_missing_songwriter_is_explained_and_writing_disabled(tmp_path: Path):
-    reason = "Qwen 2.5 7B (15 GB) is not on this computer. Go online and run: python app.py fetch"
-    page = Page(FakeStudio(CARD.model_copy(update={"no_writer": reason}), tmp_path))
+REASON = "Qwen 2.5 7B (15 GB) is not on this computer. Go online and run: python app.py fetch"
+
+
+def test_missing_songwriter_is_explained_where_none_may_be_downloaded(tmp_path: Path):
+    studio = FakeStudio(CARD.model_copy(update={"no_writer": REASON}), tmp_path)
+    studio.entries.clear()
+    page = Page(studio)
     assert page.blocks["lyrics-run"].interactive is False
     notes = [b.value for b in page.demo.blocks.values() if "missing" in (b.elem_classes or [])]
-    assert notes == [f"<p>{reason}</p>"]
+    assert notes == [f"<p>{REASON}</p>"]
     assert page.blocks["generate-run"].interactive is True
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Page:
+    """The page of a computer without a songwriter."""
+    card = CARD.model_copy(update={"no_writer": REASON, "writer": "Qwen 1.5B"})
+    studio = FakeStudio(card, tmp_path)
+    for name in ("qwen-1.5b", "qwen-0.5b"):
+        changes = {"on_disk": False, "can_fetch": True}
+        studio.entries[name] = studio.entries[name].model_copy(update=changes)
+    return Page(studio)
+
+
+def test_one_click_downloads_a_songwriter_and_writes(bare: Page, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lyrics_tab, "POLL_S", 0.0)
+    choice, run = bare.blocks["lyrics-writer"], bare.blocks["lyrics-run"]
+    assert (choice.value, run.interactive) == ("qwen-1.5b", True)
+    assert [value for _, value in choice.choices] == ["qwen-1.5b", "qwen-0.5b"]
+    *_, failed = bare.press("lyrics-run", *bare.form("lyrics").values())
+    assert "The brief is empty." in failed["lyrics-status"], "nothing is fetched for it"
+    assert bare.studio.entries["qwen-1.5b"].download is None
+    form = bare.form("lyrics", brief="rain", writer="qwen-0.5b")
+    updates = bare.press("lyrics-run", *form.values())
+    seen = [update["lyrics-status"] for update in updates if "lyrics-status" in update]
+    assert "1,000 of 4,000 MB" in seen[0]
+    assert "50.0 MB/s" in seen[0]
+    assert "1 of 2 sections" in seen[-1]
+    assert bare.studio.used == ["qwen-0.5b"]
+    assert any(update.get("lyrics-run", {}).get("value") == "Write lyrics" for update in updates)
+
+
+def test_a_songwriters_download_stops_and_resumes(bare: Page, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lyrics_tab, "POLL_S", 0.0)
+    form = [*bare.form("lyrics", brief="rain").values()]
+    running = bare.event("lyrics-run").fn(caller(), *form)
+    next(running)
+    bare.event("lyrics-stop").fn(caller())
+    *_, last = running
+    assert any("Download stopped" in str(value) for value in last.values())
+    assert not bare.studio.requests
+    bare.press("lyrics-run", *form)
+    assert len(bare.studio.requests) == 1
 
 
 # ---- the API over HTTP ----

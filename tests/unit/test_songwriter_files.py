@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import tiny_writer
@@ -42,9 +43,34 @@ def writer(folder):
     made.close()
 
 
-def test_the_songwriter_depends_on_the_device():
-    chosen = {device: catalog.songwriter_for(device).name for device in ("cpu", "cuda", "mps")}
-    assert chosen == {"cpu": "qwen", "cuda": "qwen", "mps": "qwen-mlx"}
+@pytest.mark.parametrize(
+    ("device", "memory_gb", "fitting", "offered"),
+    [
+        ("cpu", 4, ["qwen-0.5b"], "qwen-0.5b"),
+        ("cpu", 8, ["qwen-0.5b"], "qwen-0.5b"),
+        ("cpu", 16, ["qwen-1.5b", "qwen-0.5b"], "qwen-1.5b"),
+        ("cpu", 64, ["qwen", "qwen-1.5b", "qwen-0.5b"], "qwen-1.5b"),
+        ("cuda", 8, ["qwen-1.5b", "qwen-0.5b"], "qwen-1.5b"),
+        ("cuda", 24, ["qwen", "qwen-1.5b", "qwen-0.5b"], "qwen"),
+        ("mps", 8, ["qwen-mlx", "qwen-mlx-1.5b", "qwen-mlx-0.5b"], "qwen-mlx"),
+        ("mps", 4, ["qwen-mlx-1.5b", "qwen-mlx-0.5b"], "qwen-mlx-1.5b"),
+    ],
+)
+def test_the_songwriter_depends_on_device_and_memory(device, memory_gb, fitting, offered):
+    assert [writer.name for writer in catalog.songwriters_for(device, memory_gb)] == fitting
+    assert catalog.offered_songwriter(device, memory_gb).name == offered
+
+
+def test_the_largest_songwriter_on_disk_is_used(monkeypatch, folder):
+    assert checkpoints.choose_songwriter("cuda", 24).name == "qwen"
+    small = replace(SONGWRITERS["qwen-0.5b"], folder=folder)
+    monkeypatch.setitem(SONGWRITERS, "qwen-0.5b", small)
+    assert checkpoints.choose_songwriter("cuda", 24) == small
+
+
+def test_every_songwriter_may_be_used_commercially():
+    assert {(w.licence, w.may_sell) for w in SONGWRITERS.values()} == {("Apache-2.0", True)}
+    assert not any("3B" in writer.title for writer in SONGWRITERS.values())
 
 
 @pytest.mark.parametrize("name", ["qwen", "qwen-mlx"])
