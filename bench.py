@@ -1,6 +1,7 @@
-"""Benchmarks of the studio: `make bench`.
+"""Benchmarks of the studio: `make bench`, and `python bench.py --gpu` for one GPU.
 
-Seconds depend on the machine and its load; compare the ratios within one run.
+Seconds depend on the machine and its load; compare the ratios within one run. The GPU's part needs
+no checkpoint and no network, and no package but torch, transformers, diffusers and pydantic.
 """
 
 from __future__ import annotations
@@ -21,11 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from core import files
 from core.music import INSTRUMENTAL
 from core.requests import Generate
 from models import acestep, catalog, checkpoints, sampler, vae
-from runtime import device
 
 ROOT = Path(__file__).parent
 
@@ -54,6 +53,8 @@ def engine_against_stock(seconds: float, times: int) -> list[tuple[str, str]]:
     """Compare our engine with diffusers' pipeline: same weights, float32, settings and noise."""
     import torch
     from diffusers import AceStepPipeline
+
+    from runtime import device
 
     cpu = device.find_device("cpu")
     device.set_threads(cpu)
@@ -128,6 +129,8 @@ def imports() -> list[tuple[str, str]]:
 
 def start() -> list[tuple[str, str]]:
     """Seconds from process start to the page, and to the first song's file."""
+    from core import files
+
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -318,11 +321,31 @@ def planner_against_generate(times: int) -> list[tuple[str, str]]:
     ]
 
 
+def on_gpu(tiny: bool, budget_s: float) -> None:
+    """Measure one GPU; the table is also written to gpu_bench.tsv in the folder that OUT names."""
+    import torch
+
+    from models import gpu_bench
+
+    if not tiny and not torch.cuda.is_available():
+        raise SystemExit("torch finds no CUDA device here. --tiny runs the same lines on a CPU.")
+    rows = gpu_bench.run(tiny, budget_s)
+    if folder := os.environ.get("OUT"):
+        text = "".join("\t".join(row) + "\n" for row in rows)
+        (Path(folder) / "gpu_bench.tsv").write_text(text, "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the song")
     parser.add_argument("--times", type=int, default=3, help="runs of which the median is shown")
+    parser.add_argument("--gpu", action="store_true", help="measure one GPU, on random weights")
+    parser.add_argument("--budget", type=float, default=450, help="seconds that --gpu may take")
+    parser.add_argument("--tiny", action="store_true", help="run what --gpu does, small, on a CPU")
     args = parser.parse_args()
+    if args.gpu or args.tiny:
+        on_gpu(args.tiny, args.budget)
+        return
     for title, rows in (
         ("imports", imports()),
         ("start", start()),

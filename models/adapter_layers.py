@@ -16,6 +16,7 @@ from core.params import MAX_ADAPTER_STRENGTH
 from core.results import AdapterUsed, Progress
 from models import adapter_files
 from models.adapter_config import refused, unreadable
+from models.loading import is_finite
 
 if TYPE_CHECKING:
     import torch
@@ -247,7 +248,7 @@ def _load(
         )
         weight = layers[name].weight
         matrix = (matrix.float() * scale).to(weight.device, weight.dtype)
-        if not bool(matrix.isfinite().all()):
+        if not is_finite(matrix):
             raise unreadable(adapter.name, f"its numbers for {name} are not finite")
         loaded[name][slot] = matrix
     if not any(all(bool(m.any()) for m in matrices.values()) for matrices in loaded.values()):

@@ -46,7 +46,10 @@ ARROWS = {
 OUTSIDE = {
     "gradio": ("web", "theme", "app"),
     "spaces": ("runtime.device",),
-    "diffusers": ("models.acestep", "models.loading", "models.authors_layout"),
+    "diffusers": (
+        *("models.acestep", "models.loading", "models.authors_layout"),
+        "models.random_weights",
+    ),
     "transformers": ("models",),
     "mlx": ("models.llm",),
     "mlx_lm": ("models.llm",),

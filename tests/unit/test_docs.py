@@ -45,7 +45,7 @@ def test_links_between_pages_lead_to_files(page):
         assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", ["AGENTS.md", "docs/architecture.md"])
+@pytest.mark.parametrize("page", ["AGENTS.md", "docs/architecture.md", "docs/speed.md"])
 def test_files_named_in_the_text_exist(page):
     text = (ROOT / page).read_text("utf-8")
     known = {path.name for folder in ("", "*/", "*/*/") for path in ROOT.glob(f"{folder}*.py")}
