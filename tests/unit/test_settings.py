@@ -42,7 +42,7 @@ from audio.tags import (
 )
 from core.errors import StudioError
 from core.params import AdapterRef
-from core.requests import MODES, SAMPLE_RATE, Master
+from core.requests import MODES, SAMPLE_RATE, TRACKS, Master
 from core.results import DeviceUsed, ModelUsed, Take
 
 KINDS = get_args(Kind)
@@ -379,6 +379,8 @@ def values(param) -> st.SearchStrategy:
         found = st.integers(int(param.low), int(param.high))
     elif param.type is float:
         found = st.floats(param.low, param.high)
+    elif param.name == "tracks":
+        found = st.lists(st.sampled_from(TRACKS), max_size=4).map(", ".join)
     else:
         found = st.text(max_size=min(param.max_length, 60)) | st.sampled_from(
             ["🎵" * param.max_length, "\x00\x01\u2028\u202e\ufeff", '"\\/\\u0000]}{["', "ACES=x"]
