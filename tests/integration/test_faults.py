@@ -17,8 +17,7 @@ import pytest
 import soundfile
 from conftest import ROOT
 
-import cli_output
-from core import errors
+from core import errors, startup
 from core.files import private_folder
 from models import acestep, catalog
 from runtime import device_queue
@@ -54,7 +53,7 @@ class Terminal:
     def fails(self, *args: str, model: str = "mini") -> str:
         """The last line on standard error of `python app.py args`, which has to fail."""
         done = self.run(*args, model=model)
-        assert done.returncode in (cli_output.USAGE, cli_output.FAILED)
+        assert done.returncode in (startup.USAGE, startup.FAILED)
         assert done.stdout == ""
         assert "Traceback" not in done.stderr or "internal" in done.stderr
         return done.stderr.strip().splitlines()[-1]

@@ -24,7 +24,7 @@ from filelock import FileLock
 from huggingface_hub import close_session, constants, scan_cache_dir, snapshot_download
 
 import app
-import cli_output
+from core import startup
 from core.errors import StudioError
 from models import catalog, checkpoints, http_download
 from models import hub as downloads
@@ -543,7 +543,7 @@ def test_every_shown_command_fetches_its_model(weights, monkeypatch, capsys):
 
 
 def test_an_unknown_name_lists_the_known_ones(capsys):
-    assert app.main(["fetch", "nobody", "--device", "cpu"]) == cli_output.USAGE
+    assert app.main(["fetch", "nobody", "--device", "cpu"]) == startup.USAGE
     message = capsys.readouterr().err
     assert all(name in message for name in ("xl-sft", "4B", "qwen", "htdemucs"))
 
@@ -563,7 +563,7 @@ def test_ctrl_c_leaves_a_download_that_resumes(hub, cache, tmp_path):
     until(lambda: cache.partial.exists() and cache.partial.stat().st_size > 200_000, 60)
     run.send_signal(signal.SIGINT)
     log = run.communicate(timeout=60)[1]
-    assert run.returncode == cli_output.INTERRUPTED
+    assert run.returncode == startup.INTERRUPTED
     assert f"Stopped. Resume with: python app.py fetch {MODEL.repo}" in log
     assert f"{BIG} " in log
     assert " · file 6 of 6" in log
