@@ -16,6 +16,12 @@ ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(ROOT), str(TESTS)]
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread for each worker and the processes it starts. With two each, the threads of torch
+    # would spend their time waiting for a core that another worker holds.
+    for name in ("OMP_NUM_THREADS", "ACE_THREADS"):
+        os.environ.setdefault(name, "1")
+
 from runtime import device  # noqa: E402
 
 pytest_plugins = ["browsing", "planned_studio"]
