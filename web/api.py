@@ -7,7 +7,9 @@ field for that and its Python client accepts no further ones, so the data travel
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import json
 import re
 import uuid
@@ -25,7 +27,7 @@ import tooltips
 from core.errors import StudioError
 from core.params import AdapterRef, Param, Request
 from core.requests import EXPORTS, HELPERS, MODES, Lyrics
-from core.results import Cancelled, Event, ExportedFiles, Failed, Take
+from core.results import Cancelled, Event, ExportedFiles, Failed, Progress, Take
 from web.handlers import Studio, uploaded_path
 
 Endpoint = Callable[..., Iterator[Any]]
@@ -71,6 +73,13 @@ class Blocks(gr.Blocks):
 
     studio: Studio
 
+    def launch(self, *args: Any, **options: Any) -> Any:
+        """Launch; with `quiet` without the lines about MCP, which Gradio 6.31 prints even so."""
+        if not options.get("quiet"):
+            return super().launch(*args, **options)
+        with contextlib.redirect_stdout(io.StringIO()):
+            return super().launch(*args, **options)
+
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         """Check the number of values of a call.
 
@@ -92,7 +101,9 @@ class Blocks(gr.Blocks):
 def publish(demo: gr.Blocks, studio: Studio, request: type[Request]) -> None:
     """Add the endpoint of `request` to the page's API, with the page's labels and help texts."""
     event = gr.api(endpoint(studio, request), api_name=request.mode, concurrency_limit=None)
-    for param, box in zip(request.params(), demo.fns[event["id"]].inputs, strict=True):
+    function = demo.fns[event["id"]]
+    function.tracks_progress = True
+    for param, box in zip(request.params(), function.inputs, strict=True):
         box.label = tooltips.label(param)
         box._api_info |= {"additional_description": _help(request.mode, param)}
 
@@ -102,16 +113,20 @@ def endpoint(studio: Studio, request: type[Request]) -> Endpoint:
 
     A song is returned as two values, the file and its take; exported files likewise, as a list.
     During the work the first is None and the second is the progress. Other results are one value.
+    Progress is also told in Gradio's own way, which is all that reaches clients of MCP.
     """
     params = request.params()
     with_files = request.mode in WITH_FILES
 
     def answer(*values: Any) -> Iterator[Any]:
+        progress = gr.Progress()
         visitor = f"api-{uuid.uuid4().hex}"
         try:
             asked = _request_from(request, dict(zip(params, values, strict=True)))
             with closing(studio.run(asked, visitor)) as events:
                 for event in events:
+                    if isinstance(event, Progress):
+                        progress((event.step, event.steps or None), desc=event.stage)
                     yield _answer_to(event, with_files)
         except gr.Error:
             raise

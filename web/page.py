@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from typing import Any
 
 import gradio as gr
@@ -91,9 +92,18 @@ def launch_options() -> dict[str, Any]:
             "exception_handlers": {TypeError: wrong_names},
             "middleware": [Middleware(PageCache), Middleware(UnpackErrors)],
         },
+        "mcp_server": mcp_is_installed(),
         "share": False,
         "enable_monitoring": False,
     }
+
+
+def mcp_is_installed() -> bool:
+    """Whether the endpoints can be offered as tools over MCP: Gradio 6.31 needs version 1."""
+    try:
+        return metadata.version("mcp").startswith("1.")
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _head() -> str:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import fake_studio
 import gradio as gr
 import httpx
 import openai
 import pytest
 from conftest import read_sound
 from fake_studio import FakeStudio
+from mcp import ClientSession
+from mcp.client.streamable_http import streamable_http_client
 
 from audio.settings import read_settings
+from web.api import REQUESTS
 from web.openai_api import KINDS
 from web.page import build, launch_options
 from web.page_cache import ADDRESSES_KEPT, CONFIG_MARK, UNUSED_BY_THE_PAGE
@@ -355,3 +360,63 @@ def test_curl_gets_the_song_of_the_embedded_model(request: pytest.FixtureRequest
     made = read_settings(path)
     assert (made["request"]["seed"], made["request"]["inference_steps"]) == (3, 2)
     assert read_sound(path).shape == (2, 5 * 48_000)
+
+
+# ---- MCP ----
+
+Session = TypeVar("Session")
+
+
+def with_mcp(url: str, use: Callable[[ClientSession], Awaitable[Session]]) -> Session:
+    """What `use` returns for a session of the official client."""
+
+    async def run() -> Session:
+        async with (
+            streamable_http_client(f"{url}gradio_api/mcp/") as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            return await use(session)
+
+    return asyncio.run(run())
+
+
+def test_mcp_has_a_described_tool_for_every_request(served: Served):
+    tools = {tool.name: tool for tool in with_mcp(served.url, ClientSession.list_tools).tools}
+    assert set(tools) == set(REQUESTS)
+    for name, request in REQUESTS.items():
+        assert tools[name].description.startswith(request.__doc__.strip().split("\n")[0])
+        fields = tools[name].inputSchema["properties"]
+        assert list(fields) == [param.name for param in request.params()]
+        assert all(field["description"] for field in fields.values())
+
+
+def test_mcp_makes_a_song_with_progress_and_gives_its_address(
+    served: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fake_studio, "SONG", (("Denoising", 5),))
+    told: list[str] = []
+
+    async def note(_: float, __: float | None, message: str | None) -> None:
+        told.append(message or "")
+
+    async def make(session: ClientSession):
+        return await session.call_tool(
+            "generate", {**SONG, "prompt": "slow"}, progress_callback=note
+        )
+
+    answer = with_mcp(served.url, make)
+    assert not answer.isError
+    url, take = (part.text for part in answer.content)
+    assert http.get(url).content[:4] == b"RIFF"
+    assert "'seed': 3" in take
+    assert any("Denoising" in message and "of 5" in message for message in told)
+
+
+def test_mcp_names_what_is_wrong(served: Served):
+    async def make(session: ClientSession):
+        return await session.call_tool("generate", {**SONG, "prompt": "fail"})
+
+    answer = with_mcp(served.url, make)
+    assert answer.isError
+    assert "There was not enough memory" in answer.content[0].text
