@@ -316,7 +316,7 @@ class EditTask(SongTask):
 
     def can_preview(self, request: Edit) -> bool:
         """A morph draws new noise in every step, and so has no one path."""
-        return super().can_preview(request) and request.kind == "repaint"
+        return super().can_preview(request) and request.kind != "morph"
 
     def check_files(self, request: Edit, files: JobFiles, setup: Setup) -> None:
         """Refuse a source that is too long, and a region outside of it.
