@@ -12,12 +12,12 @@ from typing import Any
 
 import backend  # first: it imports `spaces`
 import tooltips
-from audio import settings
+from audio import lyric_files, settings
 from cli_output import Ending, ProgressLine, deliver, exit_now
 from core import files, startup
 from core.errors import StudioError
 from core.params import AdapterRef, Param, Request
-from core.requests import AUDIO_FIELDS, EDITION, EXPORTS, SONGS, Lyrics, Master
+from core.requests import AUDIO_FIELDS, EDITION, EXPORTS, MODES, SONGS, Lyrics, Master
 from core.results import Cancelled, ExportedFiles, Progress, Take
 from models import catalog, hub
 from runtime import device
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
                 choices=("ace_step", "ace-step", "musicgen"),
                 help="the model; musicgen runs the command musicgen and ignores other flags",
             )
-        _add_output(command)
+        _add_output(command, lyric_times=mode in MODES or mode in ("export", "master"))
     replay = commands.add_parser(
         "replay", help="make a song again from its file", parents=[common], allow_abbrev=False
     )
@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument(
         "--without-adapters", action="store_true", help="leave out the adapters the song used"
     )
-    _add_output(replay)
+    _add_output(replay, lyric_times=True)
     fetch = commands.add_parser(
         "fetch", help="download a model", parents=[common], allow_abbrev=False
     )
@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_output(command: argparse.ArgumentParser) -> None:
+def _add_output(command: argparse.ArgumentParser, lyric_times: bool) -> None:
     command.add_argument(
         "--out",
         type=Path,
@@ -113,6 +113,10 @@ def _add_output(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--json", action="store_true", help="print the result as JSON on standard output"
     )
+    if lyric_times:
+        for kind in lyric_files.FORMATS:
+            help_ = f"also write when each line is sung, as .{kind} beside the song"
+            command.add_argument(f"--{kind}", action="store_true", help=help_)
 
 
 def _add_param(command: argparse.ArgumentParser, mode: str, param: Param) -> None:

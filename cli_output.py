@@ -9,17 +9,17 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO, cast
 
 import platformdirs
 
-from audio import encode, settings
+from audio import encode, lyric_files, metadata, settings
 from audio.tags import Kind, Tags
 from core import files
 from core.errors import StudioError
-from core.results import Cancelled, Draft, ExportedFiles, Failed, Idea, Take
+from core.results import Cancelled, Draft, ExportedFiles, Failed, Idea, LyricLine, Take
 from core.startup import FAILED, INTERRUPTED
 
 Ending = Take | Draft | Idea | ExportedFiles | Cancelled | Failed
@@ -43,7 +43,7 @@ def deliver(ending: Ending, args: argparse.Namespace) -> int:
         result = {**ending.for_sharing().model_dump(mode="json"), "path": str(written)}
         if written == out:
             print(f"{out}: {ending.duration_s:g} s, seed {seed}", file=sys.stderr)
-        complete = written == out
+        complete = written == out and _write_lyric_files(ending.lyric_times, out, args)
     elif isinstance(ending, ExportedFiles):
         outs = _destinations(ending, args.out)
         written = [
@@ -54,7 +54,7 @@ def deliver(ending: Ending, args: argparse.Namespace) -> int:
             if path == out:
                 print(out, file=sys.stderr)
         result["paths"] = [str(path) for path in written]
-        complete = written == outs
+        complete = written == outs and _write_lyric_files(None, outs[0], args)
     else:
         assert isinstance(ending, Draft), "no command asks for ideas"
         complete = _write_text(ending, args)
@@ -88,9 +88,40 @@ def _write_song(take: Take, out: Path, with_settings: bool) -> None:
         return
     saved = settings.settings_of(take) if with_settings else None
     title = take.request["prompt"] or out.stem
-    tags = Tags(title, take.model.name, take.model.licence)
+    tags = Tags(title, take.model.name, take.model.licence, lyrics=take.lyric_times)
     for _ in encode.convert(Path(take.path), out, kind, saved, tags):
         pass
+
+
+def _write_lyric_files(
+    lines: Sequence[LyricLine] | None, song: Path, args: argparse.Namespace
+) -> bool:
+    """Write the times of a song's lyrics beside it, in the formats that the flags name.
+
+    Args:
+        lines: None for those in the file that was exported or replayed.
+
+    Returns:
+        Whether every file could be written. Where there are no times, none is.
+    """
+    kinds = [kind for kind in lyric_files.FORMATS if getattr(args, kind, False)]
+    if not kinds:
+        return True
+    if lines is None:
+        stored, _ = settings.usable_settings(Path(getattr(args, "source", None) or args.file))
+        lines = metadata.lyrics_in(stored or {})
+    if not lines:
+        print(
+            "No times of lyrics were written: no lyrics of this song were timed.", file=sys.stderr
+        )
+        return True
+    try:
+        for path in lyric_files.write(lines, song, kinds):
+            print(path, file=sys.stderr)
+    except StudioError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _write_or_keep(source: Path, out: Path, write: Callable[[], None]) -> Path:

@@ -120,16 +120,13 @@ def extend(
     before, after = (round(s * SAMPLE_RATE) for s in (before_s, after_s))
     padded = np.pad(source, ((0, 0), (before, after)))
     total = padded.shape[1]
-    regions = [(0, before), (total - after, total)]
+    regions = [(a, b) for a, b in ((0, before), (total - after, total)) if b > a]
+    settings = RepaintSettings.of("conservative", 0.0)
+    ceiling = levels.CEILING if edition >= 2 else 1.0
     audio = yield from repaint(
-        engine,
-        song,
-        padded,
-        [(a, b) for a, b in regions if b > a],
-        RepaintSettings.of("conservative", 0.0),
-        edition=edition,
-        ceiling=levels.CEILING if edition >= 2 else 1.0,
+        engine, song, padded, regions, settings, edition=edition, ceiling=ceiling
     )
+    audio.lyric_regions = tuple((a / SAMPLE_RATE, b / SAMPLE_RATE) for a, b in regions)
     if note := levels.note_above_ceiling(source):
         audio.notes.append(note)
     return audio
@@ -190,7 +187,8 @@ def repaint(
 
         latents = yield from engine.denoise(conditions, song, after_step=inject)
         share = _source_share(inside, settings.ramp_frames)[None, :, None]
-        wave = yield from vae.decode(engine.pipe.vae, share * clean + (1 - share) * latents)
+        latents = share * clean + (1 - share) * latents
+        wave = yield from vae.decode(engine.pipe.vae, latents)
         rendered = levels.resample(wave.numpy(), engine.rate, SAMPLE_RATE, source.shape[1])
         sound, fade = source, round(settings.fade_s * SAMPLE_RATE)
         for start, end in regions:
@@ -204,6 +202,8 @@ def repaint(
             notes=notes,
             crossfades=_crossfades(regions, source.shape[1], fade),
             changed_outside=_changed_outside(source, sound, regions, fade),
+            latents=latents,
+            conditions=conditions,
         )
 
 
@@ -260,7 +260,7 @@ def cover(
             clean=clean if noise else None,
             first_step=first,
         )
-        return (yield from _finish(engine, latents, source, filled(song.seed), notes))
+        return (yield from _finish(engine, latents, conditions, source, filled(song.seed), notes))
 
 
 def extract(
@@ -321,7 +321,7 @@ def _with_source(
             song, _track_instruction(instruction, tracks), context=clean
         )
         latents = yield from engine.denoise(conditions, song)
-        return (yield from _finish(engine, latents, source, filled(song.seed), notes))
+        return (yield from _finish(engine, latents, conditions, source, filled(song.seed), notes))
 
 
 def _track_instruction(instruction: str, tracks: Sequence[str]) -> str:
@@ -373,12 +373,13 @@ def morph(
             n_avg=n_avg,
         )
         latents = yield from acestep.as_progress(steps, "Denoising", config.steps, engine.device)
-        return (yield from _finish(engine, latents, source, filled(song.seed), notes))
+        return (yield from _finish(engine, latents, after, source, filled(song.seed), notes))
 
 
 def _finish(
     engine: Engine,
     latents: torch.Tensor,
+    conditions: acestep.Conditions,
     source: np.ndarray,
     seed: int,
     notes: list[str],
@@ -387,6 +388,7 @@ def _finish(
     wave = yield from vae.decode(engine.pipe.vae, latents)
     rendered = engine.finish(wave, source.shape[1], seed)
     rendered.notes[:0] = notes
+    rendered.latents, rendered.conditions = latents, conditions
     return rendered
 
 

@@ -184,6 +184,7 @@ STAGES: dict[str, str] = {
     "Denoising": "Generating audio",
     "Decoding": "Decoding audio",
     "Decoding the tokens": "Decoding audio",
+    "Timing the lyrics": "Timing the lyrics",
     "Writing": "Saving the file",
     "Setting the loudness": "Mastering",
     "Splitting into stems": "Splitting into stems",
@@ -211,6 +212,11 @@ PLAYER = "Take"
 TAKES = "Takes"
 SAVE_WAV = "WAV"
 SAVE_JSON = "Settings (JSON)"
+LYRIC_LINES = {
+    "title": "Lyrics",
+    "help": "Choose a line to move the player there. The arrow keys go from line to line.",
+    "unsung": "probably not sung",
+}
 READY = "Ready"
 STARTING = "Starting"
 BUTTONS = {"lyrics": "Write lyrics"}

@@ -17,6 +17,7 @@ from typing import Any
 from audio import decode
 from audio.tags import AI_GENERATED, COVER_BYTES, FIELDS, STUDIO, Tags, picture_type
 from core.errors import StudioError
+from core.results import LyricLine
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def tags_for(
             recording,
             _own_comment(comment),
             cover,
+            lyrics_in(settings),
         ), notes
     claimed = fields.get("ai_generated", "").lower() in ("yes", "true", "1")
     claimed = claimed or comment.startswith(AI_GENERATED)
@@ -80,6 +82,11 @@ def tags_for(
     comment = _own_comment(comment).removeprefix(AI_GENERATED).strip()
     tags = Tags(title or source.stem, model, licence, generated, recording, comment, cover)
     return tags, notes
+
+
+def lyrics_in(settings: Mapping[str, Any]) -> tuple[LyricLine, ...]:
+    """The lines of a song with their times, from its settings."""
+    return tuple(map(LyricLine.model_validate, settings.get("lyric_times", ())))
 
 
 def _own_comment(comment: str) -> str:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, get_args
+
+from audio.lyric_files import lrc, text_of
+from core.results import LyricLine
+from core.text import one_line
 
 Kind = Literal["wav", "flac", "mp3"]
 
@@ -65,6 +69,7 @@ class Tags:
         recording: what a person's own recording says of itself, by the names of `FIELDS`.
         comment: a person's own comment.
         cover: a JPEG or PNG.
+        lyrics: the lines of the lyrics with their times. A WAV has no place for them.
     """
 
     title: str
@@ -74,6 +79,7 @@ class Tags:
     recording: Mapping[str, str] = field(default_factory=dict)
     comment: str = ""
     cover: bytes = b""
+    lyrics: tuple[LyricLine, ...] = ()
 
     def line(self) -> str:
         """The comment: the person's own, that a model made it, which one, under which licence."""
@@ -101,13 +107,8 @@ def cleaned(tags: Tags) -> Tags:
         recording={name: text for name, text in recording.items() if text and name in FIELDS},
         comment=one_line(tags.comment, FIELD_CHARACTERS),
         cover=tags.cover if picture_type(tags.cover) and len(tags.cover) <= COVER_BYTES else b"",
+        lyrics=tags.lyrics,
     )
-
-
-def one_line(text: str, longest: int = TITLE_CHARACTERS) -> str:
-    """`text` as one line of printable characters, and of those that join letters and emoji."""
-    words = "".join(c if c.isprintable() or c in "\u200c\u200d" else " " for c in text).split()
-    return " ".join(words)[:longest].strip()
 
 
 def picture_type(data: bytes) -> str:
@@ -167,6 +168,7 @@ def _write_flac(encoded: memoryview, settings: bytes, tags: Tags) -> Iterator[by
     """RFC 9639, section 8: our comments in place of the encoder's, which only name itself."""
     comments = {"TITLE": tags.title, "COMMENT": tags.line(), "ENCODER": STUDIO, **tags.fields()}
     comments |= {FIELDS[name].vorbis: text for name, text in tags.recording.items()}
+    comments |= {"LYRICS": lrc(tags.lyrics)} if tags.lyrics else {}
     entries = [f"{name}={text}".encode() for name, text in comments.items() if text]
     entries += [KEY.encode() + b"=" + settings] if settings else []
     body = _counted(STUDIO.encode()) + len(entries).to_bytes(4, "little")
@@ -202,12 +204,31 @@ def _counted(entry: bytes) -> bytes:
 
 def _write_mp3(encoded: memoryview, settings: bytes, tags: Tags) -> Iterator[bytes | memoryview]:
     """An ID3 tag in front of the first frame."""
-    yield _id3(tags, settings)
+    yield _id3(tags, settings, _id3_lyrics(tags.lyrics) if tags.lyrics else b"")
     yield encoded
 
 
-def _id3(tags: Tags, settings: bytes = b"") -> bytes:
-    """ID3v2.3.0, which more players read than 2.4."""
+def _id3_lyrics(lines: Sequence[LyricLine]) -> bytes:
+    """USLT, the text alone, and SYLT, each line with its start in milliseconds (ID3v2.3.0, 4.9 and
+    4.10). Their language is "XXX", unknown."""
+    language, nameless, end = b"XXX", b"\xff\xfe\0\0", b"\0\0"
+    text = "\n".join(map(text_of, lines))
+    timed = b"".join(
+        _wide(text_of(line))[1:] + end + round(line.start_s * 1000).to_bytes(4, "big")
+        for line in lines
+    )
+    milliseconds, as_lyrics = b"\2", b"\1"
+    return _frame(b"USLT", b"\1" + language + nameless + _wide(text)[1:]) + _frame(
+        b"SYLT", b"\1" + language + milliseconds + as_lyrics + nameless + timed
+    )
+
+
+def _id3(tags: Tags, settings: bytes = b"", lyrics: bytes = b"") -> bytes:
+    """ID3v2.3.0, which more players read than 2.4.
+
+    Args:
+        lyrics: whole frames.
+    """
     line = tags.line()
     frames = [_frame(b"TIT2", _wide(tags.title)), _frame(b"TSSE", _wide(STUDIO))]
     if line:
@@ -222,7 +243,7 @@ def _id3(tags: Tags, settings: bytes = b"") -> bytes:
         frames.append(_frame(b"APIC", head + tags.cover))
     if settings:
         frames.append(_frame(b"TXXX", b"\0" + KEY.encode() + b"\0" + settings))
-    body = b"".join(frames)
+    body = b"".join(frames) + lyrics
     return b"ID3\3\0\0" + bytes(len(body) >> shift & 127 for shift in (21, 14, 7, 0)) + body
 
 

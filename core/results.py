@@ -16,6 +16,10 @@ from core.requests import SONGS
 log = logging.getLogger(__name__)
 
 
+MOST_SECONDS = 24 * 3600
+"""Latest time that a file may name."""
+
+
 class ModelUsed(BaseModel):
     """The model weights that made a take."""
 
@@ -105,6 +109,32 @@ class SeamCheck(BaseModel):
     good: bool
 
 
+class LyricWord(BaseModel):
+    """A word of the lyrics and when it is sung, in seconds from the start."""
+
+    model_config = ConfigDict(frozen=True)
+    text: str
+    start_s: float = Field(ge=0, le=MOST_SECONDS)
+    end_s: float = Field(ge=0, le=MOST_SECONDS)
+
+
+class LyricLine(BaseModel):
+    """A line of the lyrics and when it is sung, in seconds from the start.
+
+    `confidence` is the share, 0 to 1, of the model's attention in that time that lies on this line
+    and not on others. A line with little of it is probably not sung: `sung` is False then, and its
+    times are where it would be.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    text: str
+    start_s: float = Field(ge=0, le=MOST_SECONDS)
+    end_s: float = Field(ge=0, le=MOST_SECONDS)
+    words: tuple[LyricWord, ...] = ()
+    confidence: float = Field(ge=0, le=1)
+    sung: bool = True
+
+
 class Take(BaseModel):
     """A finished piece: its file, and the request as it was run.
 
@@ -112,7 +142,8 @@ class Take(BaseModel):
     (fields of `plan_format.Plan`), `codes` the audio codes it composed, five per second. `files` are the sha256 of the input files, by field. For an
     edit that keeps part of its source, `changed_outside` counts the samples that differ outside the
     region and its crossfade, and `seams` holds the measurements at each edge. `adapters` are those
-    applied (`AdapterUsed`), `check` is what was measured (`analysis.Check`).
+    applied (`AdapterUsed`), `check` is what was measured (`analysis.Check`). `lyric_times` are the lines
+    of the lyrics where they could be timed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -136,6 +167,7 @@ class Take(BaseModel):
     seams: tuple[SeamCheck, ...] = ()
     adapters: tuple[dict[str, Any], ...] = ()
     check: dict[str, Any] = {}
+    lyric_times: tuple[LyricLine, ...] = ()
     edition: int = 1
     made_at: datetime
     studio: str

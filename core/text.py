@@ -49,6 +49,12 @@ def truncate(text: str, max_chars: int, max_bytes: int) -> str:
     return text
 
 
+def one_line(text: str, longest: int = 200) -> str:
+    """`text` as one line of printable characters, and of those that join letters and emoji."""
+    words = "".join(c if c.isprintable() or c in JOINERS else " " for c in text).split()
+    return " ".join(words)[:longest].strip()
+
+
 def printable(text: str, max_chars: int = 80) -> str:
     """The last `max_chars` of `text`, with "?" for what would disturb a terminal or a page."""
     shown = "".join(c if c.isprintable() or c in JOINERS else "?" for c in text)[-max_chars:]

@@ -65,7 +65,9 @@ class RenderedAudio:
 
     Where part of a source was kept, `crossfades` has the middle and half the width of each
     crossfade in samples, and `changed_outside` counts the samples that differ from the source
-    outside the regions and their crossfades. `implementation` is the engine's.
+    outside the regions and their crossfades. `implementation` is the engine's. `latents` and
+    `conditions` are what the sound was decoded from and what it was made under; lyrics can be in the
+    parts `lyric_regions`, in seconds, or everywhere if there are none.
     """
 
     sound: np.ndarray
@@ -75,6 +77,9 @@ class RenderedAudio:
     notes: list[str] = field(default_factory=list)
     crossfades: list[tuple[int, int]] = field(default_factory=list)
     changed_outside: int | None = None
+    latents: torch.Tensor | None = None
+    conditions: Conditions | None = None
+    lyric_regions: tuple[tuple[float, float], ...] = ()
 
 
 def prompt_text(
@@ -210,6 +215,7 @@ class Engine:
             wave = yield from decode(self.pipe.vae, latents)
             piece = self.finish(wave, round(song.duration_s * SAMPLE_RATE), song.seed)
             piece.notes[:0] = notes
+            piece.latents, piece.conditions = latents, conditions
             return piece
 
     def conditions(

@@ -14,7 +14,7 @@ from typing import Any
 
 from core.files import cache_folder, replace_file
 from core.results import Progress
-from models import catalog, musicgen, plan_format
+from models import catalog, lyric_attention, musicgen, plan_format
 
 log = logging.getLogger(__name__)
 
@@ -182,4 +182,5 @@ def cautious(work: Mapping[str, float], model: catalog.Model) -> float:
     composing = work.get("Composing codes", 0.0) * plan_format.CODE_RATE / 30
     composing += 2 * work.get(musicgen.COMPOSING, 0.0)
     rendering = 0.003 * share * work.get("Denoising", 0.0) + 0.05 * work.get("Decoding", 0.0)
+    rendering += 0.01 * work.get(lyric_attention.STAGE, 0.0)
     return 20 + rendering + planning + composing

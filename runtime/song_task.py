@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pipeline
 from audio import decode
 from core.errors import StudioError
+from core.params import filled
 from core.requests import (
     AUDIO_FIELDS,
     REGION_EDITS,
@@ -17,12 +19,13 @@ from core.requests import (
     Extend,
     Generate,
     SongRequest,
+    effective_lyrics,
 )
-from core.results import Progress, Take
-from models import sampler
+from core.results import LyricLine, Progress, Take
+from models import lyric_attention, lyric_timing, sampler
 from models.plan_format import requested_fields
 from models.weights import Weights
-from runtime import job_adapters, planning
+from runtime import device, job_adapters, planning
 from runtime.job import Job, JobFolder, Setup, with_seed
 from runtime.model_cache import ModelCache
 from runtime.planning import PlannedSong, needs_planner
@@ -38,6 +41,8 @@ DRAFT = (
     "Draft: Fast preview estimated some of the steps. For the finished song, use these settings with"
     " Fast preview off."
 )
+
+log = logging.getLogger(__name__)
 
 IGNORED_WHEN_LISTENING = ("lm_cfg_scale", "lm_negative_prompt")
 """Planner settings that only composing codes can use."""
@@ -162,6 +167,7 @@ class SongTask(ABC):
             "Denoising": sampler.evaluations(sampler.SamplerConfig.of(job.request))
             * job.duration_s,
             "Decoding": job.duration_s,
+            lyric_attention.STAGE: job.duration_s * _can_be_timed(job, job.request),
             "Writing": job.duration_s,
         }
 
@@ -177,7 +183,8 @@ class SongTask(ABC):
         engine = yield from models.engine(job)
         adapters = yield from models.apply_adapters(job, engine)
         song = yield from self.render(job, models, engine, planned)
-        return (yield from save_take(job, models, timer, song, planned, adapters))
+        times = yield from _time_lyrics(job, engine, planned, song)
+        return (yield from save_take(job, models, timer, song, planned, adapters, times))
 
     def plan(self, job: Job, models: ModelCache) -> Generator[Progress, None, PlannedSong]:
         """Let the planner do its part."""
@@ -368,6 +375,36 @@ class EditTask(SongTask):
                 track=request.track if request.kind == "add_track" else "",
             )
         )
+
+
+def _can_be_timed(job: Job, song: SongRequest) -> bool:
+    """Whether a song has lyrics, and a model that sings them."""
+    lyrics = effective_lyrics(song, job.edition)
+    return filled(job.model).sings and lyric_timing.has_lines(lyrics)
+
+
+def _time_lyrics(
+    job: Job, engine: Engine, planned: PlannedSong, song: RenderedAudio
+) -> Generator[Progress, None, tuple[LyricLine, ...]]:
+    """When each line is sung; none where that is not known. A failure here never costs the song."""
+    if song.latents is None or song.conditions is None or not _can_be_timed(job, planned.song):
+        return ()
+    try:
+        lines, note = yield from lyric_attention.time_lyrics(
+            engine,
+            song.conditions,
+            song.latents,
+            effective_lyrics(planned.song, job.edition),
+            planned.song.vocal_language,
+            filled(job.request.inference_steps),
+            song.lyric_regions,
+        )
+    except Exception:
+        log.exception("The lyrics could not be timed")
+        device.free(job.device.kind)
+        lines, note = (), lyric_attention.FAILED
+    song.notes += [note] if note else []
+    return lines
 
 
 def _ignored_settings(request: SongRequest) -> list[str]:

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from audio import analysis, encode, settings, splice
+from audio import analysis, encode, lyric_files, settings, splice
 from audio.metadata import title_of
 from audio.tags import Tags
 from core.files import atomic_write
 from core.params import filled
 from core.requests import SAMPLE_RATE
-from core.results import AdapterUsed, Progress, SeamCheck, Take
+from core.results import AdapterUsed, LyricLine, Progress, SeamCheck, Take
 from runtime.job import Job
 from runtime.model_cache import ModelCache
 from runtime.planning import PlannedSong
@@ -31,9 +31,10 @@ def save_take(
     song: RenderedAudio,
     planned: PlannedSong,
     adapters: tuple[AdapterUsed, ...] = (),
+    lyric_times: tuple[LyricLine, ...] = (),
 ) -> Generator[Progress, None, Take]:
-    """Measure `song`, and write it into the job's folder as a WAV with its settings inside and as
-    a JSON file beside it.
+    """Measure `song`, and write it into the job's folder as a WAV with its settings inside, a JSON
+    file beside it, and the times of its lyrics as LRC and SRT where they are known.
 
     Raises:
         StudioError: `sound-not-finite`, `disk-full`, `not-writable`.
@@ -61,6 +62,7 @@ def save_take(
         seams=tuple(_seam_check(song, *edge) for edge in song.crossfades),
         adapters=tuple(each.model_dump() for each in adapters),
         check=check,
+        lyric_times=lyric_times,
         edition=job.edition,
         made_at=datetime.now(UTC),
         studio=studio_version(),
@@ -70,6 +72,8 @@ def save_take(
     tags = Tags(title, weights.title, weights.licence)
     yield from encode.save(song.sound, job.song_path, "wav", stored, tags)
     atomic_write(job.song_path.with_suffix(".json"), json.dumps(stored, indent=2) + "\n")
+    if take.lyric_times:
+        lyric_files.write(take.lyric_times, job.song_path, lyric_files.FORMATS)
     return take.model_copy(update={"timings_s": timer.seconds()})
 
 

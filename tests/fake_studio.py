@@ -22,6 +22,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from audio import lyric_files
 from core import files
 from core.errors import StudioError
 from core.params import AdapterRef, Request
@@ -37,6 +38,7 @@ from core.results import (
     ExportedFiles,
     Failed,
     Idea,
+    LyricLine,
     ModelEntry,
     ModelInfo,
     ModelUsed,
@@ -376,11 +378,30 @@ class FakeStudio:
             ),
             changed_outside=0 if request.mode in ("extend", "edit") else None,
             seams=SEAMS if request.mode in ("extend", "edit") else (),
+            lyric_times=_times(applied.get("lyrics") or "", samples / 48_000),
             made_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
             studio="test",
         )
+        if take.lyric_times:
+            lyric_files.write(take.lyric_times, path, lyric_files.FORMATS)
         path.with_suffix(".json").write_text(json.dumps(take.model_dump(mode="json")))
         return take
+
+
+def _times(lyrics: str, seconds: float) -> tuple[LyricLine, ...]:
+    """Lines at equal distances; the one that says "silent" is not sung."""
+    lines = [line for line in lyrics.split("\n") if line and line[0] != "["]
+    each = seconds / max(1, len(lines))
+    return tuple(
+        LyricLine(
+            text=line,
+            start_s=round(i * each, 3),
+            end_s=round(i * each + 0.9 * each, 3),
+            confidence=0.1 if "silent" in line else 0.9,
+            sung="silent" not in line,
+        )
+        for i, line in enumerate(lines)
+    )
 
 
 def write_tone(path: Path, samples: int, hertz: float) -> None:

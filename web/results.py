@@ -17,6 +17,7 @@ from web.export_panel import ExportPanel
 from web.form import unused
 from web.handlers import Update
 from web.job_controls import JobControls
+from web.lyric_lines import LyricLines
 from web.restore import link_to
 from web.sessions import Sessions
 
@@ -48,6 +49,7 @@ class ResultPanel(JobControls):
                 waveform_options=WAVEFORM,
                 elem_id=f"{mode}-player",
             )
+            self.lines = LyricLines(mode, self.player)
             self._draw_actions()
             self.exports = ExportPanel(mode, info)
             self.takes = gr.Radio(
@@ -68,6 +70,7 @@ class ResultPanel(JobControls):
             self.reuse = gr.Button(tooltips.REUSE, size="md", elem_id=f"{mode}-reuse")
             self.wav = gr.DownloadButton(tooltips.SAVE_WAV, size="md", elem_id=f"{mode}-wav")
             self.json = gr.DownloadButton(tooltips.SAVE_JSON, size="md", elem_id=f"{mode}-json")
+            self.lines.draw_buttons(mode)
             self.share = gr.HTML(
                 None,
                 html_template=scripts.template("share"),
@@ -90,6 +93,7 @@ class ResultPanel(JobControls):
     def outputs(self) -> list[gr.blocks.Block]:
         """The components that a job may change."""
         above = (self.empty, self.result, self.player, self.wav, self.json, self.share)
+        above = (*above, *self.lines.outputs())
         below = (*self.exports.outputs(), self.takes, *self.compare.outputs(), self.details)
         return [*super().outputs(), *above, *below]
 
@@ -102,6 +106,7 @@ class ResultPanel(JobControls):
             self.wav: gr.update(value=take.path),
             self.json: gr.update(value=str(Path(take.path).with_suffix(".json"))),
             self.share: gr.update(link=link_to(take)),
+            **self.lines.show(take),
             **self.exports.clear(),
             self.details: markup.take_details(take, unused(take.mode, take.request)),
         }
