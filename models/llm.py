@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from core.errors import StudioError
 from models import checkpoints, weights
-from models.loading import load_errors, load_transformers, out_of_memory_as
+from models.loading import cache_argument, load_errors, load_transformers, out_of_memory_as
 from models.weights import Weights
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ class TransformersModel:
         with torch.inference_mode():
             output = self.model(
                 input_ids=torch.tensor([ids], device=self.device),
-                past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{cache_argument(self.model): self._cache},
             )
             return output.logits[0, -1].float().cpu().numpy()
 

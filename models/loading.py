@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import math
 import re
 import warnings
@@ -271,3 +272,11 @@ def memory_errors(
             shorter=max(10, int(seconds / 2)),
         )
     )
+
+
+def cache_argument(model: Any) -> str:
+    """The name of the argument by which a model of transformers takes its key-value cache.
+
+    transformers 5.24 renamed it, and 5.40 is to drop the old name.
+    """
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

@@ -252,8 +252,8 @@ class MusicgenEngine:
         logits = self.model.decoder(
             input_ids=new.repeat(len(condition), 1),
             encoder_hidden_states=condition,
-            past_key_values=cache,
             use_cache=True,
+            **{loading.cache_argument(self.model.decoder): cache},
         ).logits[:, -1]
         if len(condition) == 1:
             return logits

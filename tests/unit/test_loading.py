@@ -83,3 +83,14 @@ def test_the_largest_numbers_of_a_type_and_no_numbers_at_all_are_finite():
         torch.full((3,), torch.finfo(torch.bfloat16).max, dtype=torch.bfloat16)
     )
     assert loading.is_finite(torch.empty(0))
+
+
+def test_the_cache_goes_by_the_name_that_transformers_gives_it():
+    class Older:
+        def forward(self, past_key_values=None, **others): ...
+
+    class Newer:
+        def forward(self, cache=None, use_cache=None, **others): ...
+
+    assert loading.cache_argument(Older()) == "past_key_values"
+    assert loading.cache_argument(Newer()) == "cache"
