@@ -126,16 +126,20 @@ class Studio:
         self._downloads.stop(name)
 
     def use(self, name: str) -> None:
-        """Let later jobs use another model, which need not be on disk yet.
+        """Let later jobs use another songwriter or planner. Running jobs keep theirs.
 
         Raises:
             StudioError: `model-unknown`, also for a model that cannot be chosen here.
         """
         self._entry(name)
+        planners = {planner.name: planner for planner in catalog.PLANNERS}
         if name in catalog.SONGWRITERS:
             self.setup = replace(self.setup, songwriter=catalog.SONGWRITERS[name])
+        elif name in planners and self.setup.planner:
+            self.setup = replace(self.setup, planner=planners[name])
         else:
-            raise StudioError("model-unknown", name=name, known=", ".join(catalog.SONGWRITERS))
+            known = ", ".join((*catalog.SONGWRITERS, *planners))
+            raise StudioError("model-unknown", name=name, known=known)
 
     def _entry(self, name: str) -> ModelEntry:
         """The list's entry for a model that a visitor may change."""

@@ -9,14 +9,13 @@ reads them from the parameter.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.music import LANGUAGE_NAMES
 
 if TYPE_CHECKING:
     from core.params import Param
-    from core.results import AdapterInfo, AudioInfo, Progress
+    from core.results import Progress
 
 HELP: dict[str, str] = {
     "prompt": "Genre, instruments, mood, tempo and voice, as you would describe them to a band.",
@@ -333,6 +332,37 @@ DOWNLOAD_AND_WRITE = "Download and write lyrics"
 FETCH_SONGWRITER = "No songwriter is on this computer yet. The button downloads one, then writes."
 DOWNLOADING = "Downloading {title}"
 DOWNLOAD_STOPPED = "Download stopped. Press the button to resume it."
+MODELS = {
+    "open": "Models",
+    "title": "Models",
+    "close": "Close",
+    "fetch": "Download",
+    "resume": "Resume",
+    "stop": "Stop",
+    "use": "Use",
+    "on_disk": "on this computer",
+    "missing": "not downloaded",
+    "in_use": "in use",
+    "fits": "fits",
+    "does_not_fit": "does not fit",
+    "progress": "Download of",
+    "running": "{done:,.0f} of {total:,.0f} MB",
+    "rate": "{rate:.1f} MB/s",
+    "stopping": "stopping",
+    "stopped": "stopped at {done:,.0f} MB",
+    "done": "downloaded",
+}
+"""Texts of the list of models, which the badge at the top of the page opens."""
+
+MODEL_KINDS = {
+    "model": "Music",
+    "planner": "Planners",
+    "songwriter": "Songwriters",
+    "stems": "Stem separation",
+    "musicgen": "Other",
+}
+MODELS_HELP = "Another music model is chosen at the start: python app.py --model NAME"
+MODELS_HELP_SPACE = "This Space runs one model. On your own computer you can choose."
 REPAIR = "Repair"
 USE_DRAFT = "Use in Generate"
 DRAFT = "Draft"
@@ -466,35 +496,3 @@ def progress_line(event: Progress) -> str:
         time_left(event.left_s),
     )
     return " · ".join(part for part in parts if part)
-
-
-def display_value(param: Param, value: Any) -> str:
-    """A parameter's value as a person would write it."""
-    if param.choices or param.name in CHOICES:
-        return choice_label(param.name, value)
-    if isinstance(value, bool):
-        return ON if value else OFF
-    if param.type is Path:
-        return Path(value).name
-    if param.name == "adapters":
-        return ", ".join(f"{Path(each['file']).name} {each['strength']:g}" for each in value)
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{text} {param.unit}" if param.unit else text
-
-
-def audio_summary(info: AudioInfo) -> str:
-    """Length, sample rate and channels of a file, such as "0:42.5 · 44.1 kHz · stereo"."""
-    minutes, seconds = divmod(info.seconds, 60)
-    channels = {1: "mono", 2: "stereo"}.get(info.channels, f"{info.channels} channels")
-    return f"{minutes:.0f}:{seconds:04.1f} · {info.rate / 1000:g} kHz · {channels}"
-
-
-def adapter_summary(info: AdapterInfo) -> str:
-    """Rank, layers and size of an adapter, such as "rank 16 · 192 layers · 12.3 MB"."""
-    layers = "1 layer" if info.modules == 1 else f"{info.modules} layers"
-    size = (
-        f"{info.size_bytes / 1e6:.1f} MB"
-        if info.size_bytes >= 1e6
-        else f"{math.ceil(info.size_bytes / 1000)} kB"
-    )
-    return f"rank {info.rank} · {layers} · {size}"

@@ -315,8 +315,8 @@ class ModelEntry(BaseModel):
     """A model that can be downloaded or used: where it is, what it may be used for, if it fits.
 
     `kind` is "model", "planner", "songwriter", "stems" or "musicgen". `fits` is None where that
-    is unknown, and `memory` says how, or why not. `can_fetch` says whether it is missing
-    and visitors of this studio may download it.
+    is unknown, and `memory` says how, or why not. `can_fetch` and `can_use` say whether
+    visitors of this studio may download it, and let later jobs use it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -331,6 +331,7 @@ class ModelEntry(BaseModel):
     fits: bool | None = None
     memory: str = ""
     can_fetch: bool = False
+    can_use: bool = False
     download: Download | None = None
 
 

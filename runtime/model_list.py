@@ -23,6 +23,8 @@ def list_models(setup: Setup, downloads: Downloads) -> tuple[ModelEntry, ...]:
     kind = setup.device.kind
     memory_gb = device.memory_gb(kind)
     may_change = not device.ON_SPACE
+    # A page drawn without a planner has its planner's controls disabled.
+    changeable = ("songwriter", "planner") if setup.planner else ("songwriter",)
     entries = []
     for group, weights, in_use, needed_gb in _rows(setup):
         found = checkpoints.locate(weights)
@@ -41,6 +43,7 @@ def list_models(setup: Setup, downloads: Downloads) -> tuple[ModelEntry, ...]:
                 fits=fits,
                 memory=memory,
                 can_fetch=may_change and not on_disk,
+                can_use=may_change and on_disk and not in_use and group in changeable,
                 download=downloads.state(weights.name),
             )
         )

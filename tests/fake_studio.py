@@ -173,7 +173,8 @@ class FakeStudio:
                 at = at.model_copy(update={"done": done})
                 if done > at.total * 0.9:
                     at = at.model_copy(update={"state": "done"})
-                    entry = entry.model_copy(update={"on_disk": True, "can_fetch": False})
+                    usable = {"can_fetch": False, "can_use": not entry.in_use}
+                    entry = entry.model_copy(update={"on_disk": True, **usable})
                 self.entries[entry.name] = entry.model_copy(update={"download": at})
         return tuple(self.entries.values())
 
@@ -194,7 +195,9 @@ class FakeStudio:
         kind = self.entries[name].kind
         for entry in [*self.entries.values()]:
             if entry.kind == kind:
-                self.entries[entry.name] = entry.model_copy(update={"in_use": entry.name == name})
+                self.entries[entry.name] = entry.model_copy(
+                    update={"in_use": entry.name == name, "can_use": False}
+                )
 
     def run(self, request: Request, visitor: str) -> Iterator[Event]:
         self.requests.append(request)

@@ -11,7 +11,7 @@ import gradio as gr
 import tooltips
 from core.errors import StudioError
 from core.params import MAX_ADAPTER_STRENGTH, AdapterRef, Param
-from web import scripts
+from web import scripts, summaries
 from web.handlers import WORK, Studio, Update, serve_file, uploaded_path
 
 CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -76,7 +76,7 @@ class AdapterPicker:
             except StudioError as error:
                 problem = error
                 continue
-            row = {"name": info.name, "message": tooltips.adapter_summary(info)}
+            row = {"name": info.name, "message": summaries.adapter_summary(info)}
             kept.append({**adapter.model_dump(mode="json"), **row})
             notes += info.notes
         if problem or not adapters:

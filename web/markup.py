@@ -65,8 +65,9 @@ def masthead(info: ModelInfo) -> str:
     """The top of the page: title, model and device."""
     return (
         f"<a class='skip' href='#studio'>{tooltips.SKIP}</a>"
-        f"<header><h1>{tooltips.TITLE}</h1><p class='badge'><b>{escape(info.title)}</b>"
-        f"<span>{escape(info.device)}</span></p></header>"
+        f"<header><h1>{tooltips.TITLE}</h1><button type='button' class='badge'"
+        f" aria-haspopup='dialog'><b>{escape(info.title)}</b><span>{escape(info.device)}</span>"
+        f"<span class='sr'>{tooltips.MODELS['open']}</span></button></header>"
     )
 
 

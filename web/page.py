@@ -16,6 +16,7 @@ from web import markup, openai_api, scripts
 from web.api import REQUESTS, Blocks, UnpackErrors, publish, wrong_names
 from web.handlers import PRIVATE, Studio
 from web.lyrics_tab import LyricsTab
+from web.models_panel import models_panel
 from web.page_cache import PageCache
 from web.restore import RestorePanel, Tab
 from web.sessions import Sessions
@@ -34,6 +35,7 @@ def build(studio: Studio) -> gr.Blocks:
     ) as demo:
         demo.studio = studio
         gr.HTML(markup.masthead(info), elem_id="masthead")
+        models_panel(studio)
         if info.hint:
             gr.HTML(f"<p>{markup.with_commands(info.hint)}</p>", elem_id="hint")
         restore = RestorePanel()

@@ -10,6 +10,7 @@ from theme import ASSETS
 SCRIPTS = {
     "ab_compare": ("text",),
     "adapter_picker": ("text",),
+    "models_panel": ("text",),
     "restore": ("text",),
     "share": ("text",),
     "upload_preview": ("text", "empty"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import tooltips
-from core.results import Draft, ExportedFiles, Take
+from core.params import Param
+from core.results import AdapterInfo, AudioInfo, Draft, ExportedFiles, Take
 
 NOT_IN_CAPTION = ("prompt", "lyrics", "source_lyrics", "duration_s", "seed", "thinking")
 """Parameters that a caption shows anyway, or leaves to the details."""
@@ -34,7 +36,7 @@ def _differences(take: Take, defaults: Mapping[str, Any]) -> list[str]:
         value = take.request.get(param.name, param.default)
         if param.name in NOT_IN_CAPTION or value == defaults.get(param.name, param.default):
             continue
-        text = tooltips.display_value(param, value)
+        text = display_value(param, value)
         clear = param.name in tooltips.LABELS or param.type is Path
         parts.append(text if clear else f"{param.label} {text}")
     return [*parts, f"seed {take.request.get('seed')}"]
@@ -56,7 +58,7 @@ def take_details(take: Take, unused: Collection[str] = ()) -> dict[str, dict[str
         unused: parameters that had no effect on this take; they are left out.
     """
     settings = {
-        tooltips.name_of(k): tooltips.display_value(k, value)
+        tooltips.name_of(k): display_value(k, value)
         for k in take.to_request().params()
         if (value := take.request.get(k.name)) not in ("", None, "unknown", [])
         and k.name not in unused
@@ -100,7 +102,7 @@ def plan_details(take: Take) -> dict[str, str]:
     }
     params = {k.name: k for k in take.to_request().params()}
     details = {
-        tooltips.name_of(params[name]): tooltips.display_value(params[name], str(plan[name]))
+        tooltips.name_of(params[name]): display_value(params[name], str(plan[name]))
         for name in ("prompt", "bpm", "keyscale", "timesignature", "vocal_language")
         if plan.get(name) not in ("", None, "unknown")
     }
@@ -196,3 +198,35 @@ def _mastered(files: ExportedFiles) -> list[str]:
         return [line]
     target = _level(facts["target_lufs"], "LUFS")
     return [line, tooltips.NOT_REACHED.format(target=target)]
+
+
+def audio_summary(info: AudioInfo) -> str:
+    """Length, sample rate and channels of a file, such as "0:42.5 · 44.1 kHz · stereo"."""
+    minutes, seconds = divmod(info.seconds, 60)
+    channels = {1: "mono", 2: "stereo"}.get(info.channels, f"{info.channels} channels")
+    return f"{minutes:.0f}:{seconds:04.1f} · {info.rate / 1000:g} kHz · {channels}"
+
+
+def adapter_summary(info: AdapterInfo) -> str:
+    """Rank, layers and size of an adapter, such as "rank 16 · 192 layers · 12.3 MB"."""
+    layers = "1 layer" if info.modules == 1 else f"{info.modules} layers"
+    size = (
+        f"{info.size_bytes / 1e6:.1f} MB"
+        if info.size_bytes >= 1e6
+        else f"{math.ceil(info.size_bytes / 1000)} kB"
+    )
+    return f"rank {info.rank} · {layers} · {size}"
+
+
+def display_value(param: Param, value: Any) -> str:
+    """A parameter's value as a person would write it."""
+    if param.choices or param.name in tooltips.CHOICES:
+        return tooltips.choice_label(param.name, value)
+    if isinstance(value, bool):
+        return tooltips.ON if value else tooltips.OFF
+    if param.type is Path:
+        return Path(value).name
+    if param.name == "adapters":
+        return ", ".join(f"{Path(each['file']).name} {each['strength']:g}" for each in value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{text} {param.unit}" if param.unit else text

@@ -10,7 +10,7 @@ import gradio as gr
 import tooltips
 from core.errors import StudioError
 from core.results import AudioInfo, Failed
-from web import scripts
+from web import scripts, summaries
 
 
 class UploadPreview:
@@ -64,7 +64,7 @@ class UploadPreview:
             value=ends if self.has_region else None,
             **self._props(
                 "ready",
-                message=tooltips.audio_summary(info),
+                message=summaries.audio_summary(info),
                 notes=list(info.notes),
                 peaks=list(info.peaks),
                 seconds=info.seconds,

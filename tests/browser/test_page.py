@@ -512,6 +512,30 @@ def test_lyrics_stream_while_written_can_be_repaired_and_used(visit_fake: Callab
     assert fits_all(page)
 
 
+def test_the_badge_opens_the_models_in_a_dialog_for_keyboards(visit_fake: Callable[..., Page]):
+    page = visit_fake("generate")
+    page.locator("#masthead .badge").focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog", name=tooltips.MODELS["title"])
+    dialog.locator(".row").first.wait_for()
+    inside = (
+        "document.activeElement === document.body || !!document.activeElement.closest('dialog')"
+    )
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        assert page.evaluate(inside), "the focus stays in the dialog"
+    page.get_by_role("button", name="Download: ACE-Step 5Hz planner 0.6B").click()
+    page.get_by_role("button", name="Stop: ACE-Step 5Hz planner 0.6B").click()
+    page.get_by_role("button", name="Resume: ACE-Step 5Hz planner 0.6B").wait_for()
+    for _ in at_widths(page, 320):
+        assert dialog.evaluate("node => node.scrollWidth <= node.clientWidth")
+    assert _axe(page) == []
+    assert fits_all(page)
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+    assert page.evaluate("document.activeElement.className") == "badge"
+
+
 def test_axe_reports_no_violations_on_the_edit_and_cover_tabs(
     visit_fake: Callable[..., Page], tune: Path
 ):

@@ -949,6 +949,35 @@ def test_lyrics_stream_then_are_repaired_and_sent_to_generate(
     assert "lyrics-result" not in failed, "no empty draft is shown"
 
 
+def test_the_list_of_models_downloads_stops_resumes_and_uses(tmp_path: Path):
+    studio = FakeStudio(folder=tmp_path)
+    page = Page(studio)
+    manage = page.blocks["models"].manage
+
+    def row(asked: str, name: str = "qwen-0.5b") -> dict[str, Any]:
+        return {row["name"]: row for row in manage(asked)["rows"]}[name]
+
+    found = row("")
+    assert (found["kind"], found["title"], found["button"]) == ("songwriter", "Qwen 0.5B", "fetch")
+    for fact in ("not downloaded", "1.0 GB", "Apache-2.0: commercial use allowed", "fits: Needs"):
+        assert fact in found["facts"]
+    assert "does not fit" in row("", "xl-sft")["facts"]
+    assert "check the licence" in row("", "htdemucs")["facts"]
+    assert (row("", "mini")["button"], row("", "mini")["share"]) == ("", None)
+    running = row("fetch qwen-0.5b")
+    assert (running["button"], running["share"]) == ("stop", 0.25)
+    assert running["message"] == "1,000 of 4,000 MB · 50.0 MB/s"
+    stopped = row("stop qwen-0.5b")
+    assert (stopped["label"], stopped["share"]) == ("Resume", None)
+    assert "stopped at 1,000 MB" in stopped["message"]
+    assert row("fetch qwen-0.5b")["share"] == 0.5
+    while row("")["button"] == "stop":
+        pass
+    assert row("")["button"] == "use"
+    assert row("use qwen-0.5b")["facts"].startswith("in use")
+    assert studio.used == ["qwen-0.5b"]
+
+
 REASON = "Qwen 2.5 7B (15 GB) is not on this computer. Go online and run: python app.py fetch"
 
 

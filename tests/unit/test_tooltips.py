@@ -14,6 +14,7 @@ from core.music import LANGUAGES, TIME_SIGNATURES
 from core.params import Param
 from core.requests import EXPORTS, HELPERS, MODES, SONGS, Generate, Lyrics
 from core.results import Progress
+from web import summaries
 
 REQUESTS = SONGS | HELPERS | EXPORTS | {Lyrics.mode: Lyrics}
 PARAMS = {(mode, k.name): k for mode, request in REQUESTS.items() for k in request.params()}
@@ -114,11 +115,11 @@ def test_progress_line_has_stage_count_and_times():
 
 def test_values_are_displayed_with_units_and_labels():
     params: dict[str, Param] = {k.name: k for k in Generate.params()}
-    assert tooltips.display_value(params["bpm"], 92) == "92 bpm"
-    assert tooltips.display_value(params["duration_s"], 12.5) == "12.5 s"
-    assert tooltips.display_value(params["use_adg"], True) == "on"
-    assert tooltips.display_value(params["instrumental"], True) == "Instrumental"
-    assert tooltips.display_value(params["vocal_language"], "de") == "German (de)"
+    assert summaries.display_value(params["bpm"], 92) == "92 bpm"
+    assert summaries.display_value(params["duration_s"], 12.5) == "12.5 s"
+    assert summaries.display_value(params["use_adg"], True) == "on"
+    assert summaries.display_value(params["instrumental"], True) == "Instrumental"
+    assert summaries.display_value(params["vocal_language"], "de") == "German (de)"
 
 
 def test_every_text_is_used():
