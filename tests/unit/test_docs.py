@@ -15,6 +15,7 @@ PAGES = (
     "SECURITY.md",
     "docs/architecture.md",
     "docs/http.md",
+    "docs/docker.md",
 )
 
 

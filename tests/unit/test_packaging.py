@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import distribution, version
 
@@ -158,3 +159,33 @@ def test_nothing_that_a_file_contains_is_executed():
         assert "trust_remote_code=True" not in text, name
         assert not re.search(r"pickle\.loads?\(", text), name
         assert not re.search(r"torch\.load\((?!.*weights_only=True)", text), name
+
+
+def test_the_container_installs_the_dependencies_of_the_project():
+    """Its build reads them from pyproject.toml with this one line."""
+    steps = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
+    (code,) = re.findall(r'RUN python -c "(.*?)" >', steps)
+    printed = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    expected = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["mcp"]
+    assert printed.stdout.splitlines() == expected
+    assert "--constraint constraints.txt" in steps
+    assert steps.index("USER studio") < steps.index("ENTRYPOINT")
+
+
+def test_the_container_gets_every_package_and_file_that_the_studio_reads():
+    ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    needed = {*setup["packages"], *(f"{name}.py" for name in setup["py-modules"])}
+    needed |= {"assets", "vendor", "pyproject.toml", "constraints.txt", "LICENSE", "NOTICE"}
+    assert not needed & set(ignored)
+
+
+def test_the_compose_file_serves_this_computer_alone():
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
+    assert set(compose["services"]) == {"studio", "cuda", "rocm"}
+    for name, service in compose["services"].items():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert service["volumes"] == ["models:/models"]
+        assert service.get("profiles", [name]) == [name], "only the first starts by itself"
