@@ -55,7 +55,12 @@ def _run(argv: Sequence[str]) -> int:
     if args.daemon or args.command == "daemon":
         from lofi import server
 
-        server.main(device=args.device, ace_step_model_path=args.model)
+        server.main(
+            device=args.device,
+            ace_step_model_path=args.model,
+            precision=args.precision,
+            offload=args.offload,
+        )
     return cli.run(args) if args.command else serve(args)
 
 
@@ -104,7 +109,8 @@ def serve(args: argparse.Namespace) -> int:
             "value-out-of-range", label="The page", problem=problem, fix=fix
         ) from error
     model = studio.model_info()
-    print(f"ACE Music Studio: {demo.local_url}  {model.title} on {model.device}", flush=True)
+    print(f"ACE Music Studio: {demo.local_url}  {model.title} on {model.device}")
+    print(model.memory, flush=True)
     serving = True
     if not args.lazy:
         studio.load_in_background()

@@ -29,7 +29,7 @@ from core.results import (
     Take,
 )
 from models import catalog, checkpoints, demucs, musicgen
-from runtime import device, estimates, job_adapters, model_list, planning
+from runtime import device, estimates, job_adapters, memory_choice, model_list, planning
 from runtime.downloads import Downloads
 from runtime.job import Job, JobFolder, Setup
 from runtime.runner import Ending, LocalRunner, stoppable
@@ -55,20 +55,26 @@ class Studio:
         place: device.Device,
         planner: str = "",
         musicgen_folder: str | Path = "",
+        *,
+        precision: str = "",
+        offload: str = "",
     ) -> None:
         """Choose the models that go with `model`. Nothing is loaded yet.
 
         Args:
             planner: one of `catalog.PLANNERS`, a folder, or "none"; empty for the best.
             musicgen_folder: a copy of MusicGen; empty for that in the hub's cache.
+            precision, offload: see `memory_choice.choose`.
 
         Raises:
-            StudioError: `model-unknown`.
+            StudioError: `model-unknown`, `value-out-of-range`.
         """
         chosen, no_planner = planning.find_planner(model, place, planner)
+        plan = memory_choice.choose(model, place, chosen, precision, offload)
         self.setup = Setup(
             model=model,
-            device=place,
+            device=replace(place, dtype=plan.dtype),
+            plan=plan,
             planner=chosen,
             no_planner=no_planner,
             songwriter=checkpoints.choose_songwriter(place.kind, device.memory_gb(place.kind)),
@@ -91,7 +97,7 @@ class Studio:
             title=model.title,
             licence=model.licence,
             may_sell=model.may_sell,
-            device=f"{device.device_name(setup.device.kind)} · {setup.device.dtype}",
+            device=f"{device.device_name(setup.device.kind)} · {setup.plan.title}",
             hint=_hint(model, setup.device),
             steps=model.steps,
             guidance=model.guidance,
@@ -106,6 +112,7 @@ class Studio:
             no_writer=_problem(lambda: checkpoints.find_songwriter(setup.songwriter)),
             stems=demucs.LICENCE_NOTE,
             no_stems=_problem(demucs.find),
+            memory=setup.plan.reason,
         )
 
     def models(self) -> tuple[ModelEntry, ...]:
@@ -270,6 +277,7 @@ class Studio:
             device=setup.device,
             model=setup.model,
             planner=planner,
+            plan=setup.plan,
         )
 
     def _serve(

@@ -1,8 +1,9 @@
-"""The command line: one command for each request, and `replay`, `fetch` and `daemon`."""
+"""The command line: one command for each request, and `replay`, `fetch`, `doctor` and `daemon`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from core.params import AdapterRef, Param, Request
 from core.requests import AUDIO_FIELDS, EDITION, EXPORTS, MODES, SONGS, Lyrics, Master
 from core.results import Cancelled, ExportedFiles, Progress, Take
 from models import catalog, hub
-from runtime import device
+from runtime import device, memory_plan
 from runtime.replay import compare, differences, match_adapters, sound_file
 
 COMMANDS: dict[str, type[Request]] = {**SONGS, Lyrics.mode: Lyrics, **EXPORTS}
@@ -59,7 +60,19 @@ def parser() -> argparse.ArgumentParser:
             help=f"{', '.join(catalog.MODELS)}, a folder, or a hub id (or ACE_MODEL)",
             **default,
         )
-        target.add_argument("--device", choices=("cpu", "cuda", "mps"), **default)
+        target.add_argument("--device", choices=device.KINDS, **default)
+        target.add_argument(
+            "--precision",
+            choices=("auto", *memory_plan.PRECISIONS),
+            help="number type of the transformer's weights (or ACE_PRECISION)",
+            **default,
+        )
+        target.add_argument(
+            "--offload",
+            choices=("auto", *memory_plan.OFFLOADS),
+            help="what waits in main memory until it runs (or ACE_OFFLOAD)",
+            **default,
+        )
         target.add_argument(
             "--planner", help="0.6B, 1.7B, 4B, a folder, or none (or ACE_PLANNER)", **default
         )
@@ -95,6 +108,13 @@ def parser() -> argparse.ArgumentParser:
     )
     known = f"{', '.join(catalog.BY_NAME)}, or a hub id (default: the model in use)"
     fetch.add_argument("name", nargs="?", help=known)
+    doctor = commands.add_parser(
+        "doctor",
+        help="report device, memory, models, and what would be faster",
+        parents=[common],
+        allow_abbrev=False,
+    )
+    doctor.add_argument("--json", action="store_true", help="print the report as JSON")
     commands.add_parser(
         "daemon", help="serve an editor: JSON-RPC on standard input and output", parents=[common]
     )
@@ -174,6 +194,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.command == "fetch":
         return _fetch(args.name or args.planner or _model_and_device(args)[0].name)
+    if args.command == "doctor":
+        return _doctor(args)
     if args.command == "replay":
         return _replay(args)
     musicgen = args.command == "generate" and args.backend == "musicgen"
@@ -185,7 +207,11 @@ def run(args: argparse.Namespace) -> int:
         given["format"] = kind
     request = mode.of(given)
     _check_place(args.out, request)
-    return deliver(_run_request(open_studio(args), request), args)
+    studio = open_studio(args)
+    plan = studio.setup.plan
+    if request.mode in SONGS and not (plan.plain and plan.fits):
+        print(f"{plan.title}: {plan.reason}", file=sys.stderr)
+    return deliver(_run_request(studio, request), args)
 
 
 def open_studio(args: argparse.Namespace) -> backend.Studio:
@@ -196,7 +222,21 @@ def open_studio(args: argparse.Namespace) -> backend.Studio:
         place,
         args.planner or os.environ.get("ACE_PLANNER", ""),
         os.environ.get("ACE_MUSICGEN", ""),
+        precision=args.precision or "",
+        offload=args.offload or "",
     )
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    """Print what decides which model runs here, and how fast."""
+    from runtime import doctor
+
+    found = doctor.report(open_studio(args).setup)
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print("\n".join(doctor.lines(found)))
+    return 0
 
 
 def _model_and_device(args: argparse.Namespace) -> tuple[catalog.Model, device.Device]:

@@ -188,7 +188,7 @@ def repaint(
         latents = yield from engine.denoise(conditions, song, after_step=inject)
         share = _source_share(inside, settings.ramp_frames)[None, :, None]
         latents = share * clean + (1 - share) * latents
-        wave = yield from vae.decode(engine.pipe.vae, latents)
+        wave = yield from engine.decode(latents)
         rendered = levels.resample(wave.numpy(), engine.rate, SAMPLE_RATE, source.shape[1])
         sound, fade = source, round(settings.fade_s * SAMPLE_RATE)
         for start, end in regions:
@@ -385,7 +385,7 @@ def _finish(
     notes: list[str],
 ) -> Generator[Progress, None, RenderedAudio]:
     """Decode `latents` to finished audio as long as `source`."""
-    wave = yield from vae.decode(engine.pipe.vae, latents)
+    wave = yield from engine.decode(latents)
     rendered = engine.finish(wave, source.shape[1], seed)
     rendered.notes[:0] = notes
     rendered.latents, rendered.conditions = latents, conditions
@@ -399,7 +399,7 @@ def encode(engine: Engine, sound: np.ndarray) -> Generator[Progress, None, torch
     samples = math.ceil(sound.shape[1] * engine.rate / SAMPLE_RATE)
     resampled = levels.resample(sound, SAMPLE_RATE, engine.rate, samples)
     with torch.inference_mode():
-        latents = yield from vae.encode(engine.pipe.vae, torch.from_numpy(resampled))
+        latents = yield from vae.encode(engine.pipe.vae, torch.from_numpy(resampled), engine.tile)
         return latents.to(engine.device)
 
 

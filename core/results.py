@@ -55,7 +55,8 @@ class ModelInfo(BaseModel):
     where there is nothing to explain. `planner` names the 5 Hz planner; it is empty where there is
     none, and `no_planner` says why. `writer` and `no_writer` say the same of the songwriter.
     `stems` is the notice to show wherever a song can be split, `no_stems` why it cannot. A model
-    that does not sing makes instrumental music whatever its lyrics are.
+    that does not sing makes instrumental music whatever its lyrics are. `memory`
+    says how much of it the model needs.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -78,6 +79,7 @@ class ModelInfo(BaseModel):
     no_writer: str = ""
     stems: str = ""
     no_stems: str = ""
+    memory: str = ""
 
 
 class Progress(BaseModel):
@@ -143,7 +145,8 @@ class Take(BaseModel):
     edit that keeps part of its source, `changed_outside` counts the samples that differ outside the
     region and its crossfade, and `seams` holds the measurements at each edge. `adapters` are those
     applied (`AdapterUsed`), `check` is what was measured (`analysis.Check`). `lyric_times` are the lines
-    of the lyrics where they could be timed.
+    of the lyrics where they could be timed. `memory_plan` is how the model was
+    loaded (`MemoryPlan.settings`).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -168,6 +171,7 @@ class Take(BaseModel):
     adapters: tuple[dict[str, Any], ...] = ()
     check: dict[str, Any] = {}
     lyric_times: tuple[LyricLine, ...] = ()
+    memory_plan: dict[str, str | bool | int] = {}
     edition: int = 1
     made_at: datetime
     studio: str

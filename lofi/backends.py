@@ -80,7 +80,15 @@ class Backends:
         folder = config.model_path or os.environ.get("ACE_MUSICGEN")
         musicgen_model = _choose(musicgen.choose, folder) or catalog.MUSICGEN
         self.weights: dict[str, Weights] = {"musicgen": musicgen_model, "ace_step": self.model}
-        self.studio = backend.Studio(self.model, self.device, "none", musicgen_model.folder or "")
+        self.studio = backend.Studio(
+            self.model,
+            self.device,
+            "none",
+            musicgen_model.folder or "",
+            precision=config.precision or "",
+            offload=config.offload or "",
+        )
+        self.plan = self.studio.setup.plan
         for name in self.weights:
             self.installed_folder(name)  # imports what this needs now, not at the first request
 
@@ -198,7 +206,7 @@ class Backends:
                 self._errors[backend] = message, self.installed_folder(backend)
 
     def _dtype(self, backend: str) -> str:
-        return self.device.dtype if backend == "ace_step" else "float32"
+        return self.plan.quantized or self.plan.dtype if backend == "ace_step" else "float32"
 
     def _download(self, backend: str) -> None:
         """Body of a download's thread. Always ends with one notification."""

@@ -25,7 +25,13 @@ BackendName = Literal["musicgen", "ace_step"]
 SchedulerName = Literal["euler", "heun", "pingpong"]
 
 
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps", "xpu"]
+
+
+Precision = Literal["auto", "bf16", "float32", "int8", "fp8"]
+
+
+Offload = Literal["auto", "none", "encoders", "blocks"]
 
 
 DEVICE_ALIASES = {"metal": "mps", "coreml": "mps"}
@@ -71,6 +77,8 @@ class Config(BaseModel):
     cache_max_tracks: int | None = Field(None, ge=1)
     device: Annotated[DeviceName, BeforeValidator(_device)] = "auto"
     threads: int | None = Field(None, ge=1, le=256)
+    precision: Annotated[Precision | None, BeforeValidator(_normalized)] = None
+    offload: Annotated[Offload | None, BeforeValidator(_normalized)] = None
     ace_step_steps: int | None = Field(None, ge=1, le=200)
     ace_step_scheduler: Annotated[SchedulerName, BeforeValidator(_normalized)] = "euler"
     ace_step_guidance: float | None = Field(None, ge=1, le=30, allow_inf_nan=False)

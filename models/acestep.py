@@ -10,10 +10,11 @@ import gc
 import math
 import re
 from collections.abc import Callable, Generator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from audio import levels
 from core.errors import StudioError
@@ -23,7 +24,14 @@ from core.text import describe_length
 from models import catalog, checkpoints, sampler, timbre_token
 from models.cuda_graph import compiling
 from models.fast_transformer import FastTransformer
-from models.loading import check_pipeline, is_finite, load_pipeline, memory_errors
+from models.loading import (
+    check_pipeline,
+    is_finite,
+    load_encoders,
+    load_pipeline,
+    memory_errors,
+)
+from models.placement import OWN_MEMORY, Reread, move, quantize
 from models.vae import FRAME_RATE, decode, skip_zeros
 
 if TYPE_CHECKING:
@@ -128,6 +136,11 @@ class Engine:
         self.channels = pipe.transformer.config.audio_acoustic_hidden_dim
         fast = device == "cuda" if fast is None else fast
         self.fast = FastTransformer(pipe.transformer) if fast else None
+        self.tile: int | None = None
+        self._silence = pipe.condition_encoder.silence_latent
+        self.encoders: Callable[[], AbstractContextManager[Any]] = partial(
+            nullcontext, pipe.condition_encoder
+        )
 
     @classmethod
     def load(
@@ -138,11 +151,15 @@ class Engine:
         dtype: str,
         fast: bool | None = None,
         compiled: bool | None = None,
+        *,
+        quantized: str = "",
+        offload: str = "none",
+        tile: int | None = None,
     ) -> Generator[Progress, None, Engine]:
         """Load `model` from `folder` and check that it is complete.
 
         Args:
-            device: "cpu", "cuda" or "mps".
+            device: "cpu", "cuda", "mps" or "xpu".
             dtype: of the transformer, "float32" or "bfloat16". On an accelerator the other parts
                 use it too; on a CPU they stay float32.
             fast: whether the transformer computes by `models/fast_transformer`, which is equal to
@@ -150,6 +167,10 @@ class Engine:
                 bit for bit.
             compiled: whether to compile the layers of the fast transformer, only on CUDA; as
                 `cuda_graph.compiling` says if None.
+            quantized: "int8" or "fp8" for such weights in the transformer's layers, which are then
+                computed in `dtype`.
+            offload: "encoders" or "blocks"; see `placement.move`.
+            tile: latent frames that the VAE decodes at a time.
 
         Returns:
             The engine (as the generator's return value).
@@ -170,13 +191,23 @@ class Engine:
         transformer_dtype = getattr(torch, dtype)
         default = torch.float32 if device == "cpu" else transformer_dtype
         with memory_errors(device, model, 0.0):
-            pipe = load_pipeline(model, folder, transformer_dtype, default)
+            # bfloat16 is what the files hold: a float32 copy of XL would be 17 GB.
+            stored_dtype = torch.bfloat16 if quantized else transformer_dtype
+            pipe = load_pipeline(model, folder, stored_dtype, default)
             yield Progress(stage="Loading", step=2, steps=3)
             check_pipeline(model, pipe, stored)
             skip_zeros(pipe.vae)
-            pipe.to(device)
+            if quantized:
+                quantize(pipe.transformer, quantized, transformer_dtype)
+            layers = move(pipe, device, offload)
         yield Progress(stage="Loading", step=3, steps=3)
         engine = cls(pipe, model, device, fast)
+        engine.tile = tile
+        if layers and engine.fast:
+            engine.fast.resident = layers.resident
+        if offload == "encoders" and device not in OWN_MEMORY:
+            read = partial(load_encoders, model, folder, default)
+            engine.encoders = Reread(pipe, device, read).loaded
         compiled = compiling() if compiled is None else compiled
         if compiled and engine.fast and device == "cuda":
             engine.fast.compile()
@@ -212,7 +243,7 @@ class Engine:
                 song, instruction, context=context, timbre=timbre, edition=edition
             )
             latents = yield from self.denoise(conditions, song)
-            wave = yield from decode(self.pipe.vae, latents)
+            wave = yield from self.decode(latents)
             piece = self.finish(wave, round(song.duration_s * SAMPLE_RATE), song.seed)
             piece.notes[:0] = notes
             piece.latents, piece.conditions = latents, conditions
@@ -261,33 +292,32 @@ class Engine:
                 limit=LYRIC_TOKENS,
                 length=describe_length(lyrics, 0.95 * LYRIC_TOKENS / lyric_ids.shape[1]),
             )
-        encoder = pipe.condition_encoder
         if context is None:
             context = self.silence(frames_for(song.duration_s))
         if mask is None:
             mask = torch.ones(context.shape[1])
         mask = mask.to(context)[None, :, None].expand(-1, -1, self.channels)
         with_token = edition >= 2 and timbre_token.has_token(pipe.transformer.config)
-        prepared = timbre_token.prepended(encoder.timbre_encoder) if with_token else nullcontext()
-        with prepared:
-            cond, _ = encoder(
-                text_hidden_states=pipe.text_encoder(input_ids=text_ids).last_hidden_state,
-                text_attention_mask=torch.ones_like(text_ids, dtype=torch.bool),
-                lyric_hidden_states=pipe.text_encoder.get_input_embeddings()(lyric_ids),
-                lyric_attention_mask=torch.ones_like(lyric_ids, dtype=torch.bool),
-                refer_audio_acoustic_hidden_states_packed=(
-                    self.silence(TIMBRE_FRAMES) if timbre is None else timbre
-                ),
-                refer_audio_order_mask=torch.zeros(1, dtype=torch.long, device=self.device),
-            )
-        return (
-            Conditions(
-                cond=cond.to(self.dtype),
-                null=encoder.null_condition_emb.expand_as(cond).to(self.dtype),
-                context=torch.cat([context, mask], -1).to(self.dtype),
-            ),
-            notes,
+        with self.encoders() as encoder:
+            timbre_encoder = encoder.timbre_encoder
+            with timbre_token.prepended(timbre_encoder) if with_token else nullcontext():
+                cond, _ = encoder(
+                    text_hidden_states=pipe.text_encoder(input_ids=text_ids).last_hidden_state,
+                    text_attention_mask=torch.ones_like(text_ids, dtype=torch.bool),
+                    lyric_hidden_states=pipe.text_encoder.get_input_embeddings()(lyric_ids),
+                    lyric_attention_mask=torch.ones_like(lyric_ids, dtype=torch.bool),
+                    refer_audio_acoustic_hidden_states_packed=(
+                        self.silence(TIMBRE_FRAMES) if timbre is None else timbre
+                    ),
+                    refer_audio_order_mask=torch.zeros(1, dtype=torch.long, device=self.device),
+                )
+            null = encoder.null_condition_emb.expand_as(cond).to(self.dtype)
+        conditions = Conditions(
+            cond=cond.to(self.dtype),
+            null=null,
+            context=torch.cat([context, mask], -1).to(self.dtype),
         )
+        return conditions, notes
 
     def denoise(
         self,
@@ -378,6 +408,10 @@ class Engine:
 
         return velocity
 
+    def decode(self, latents: torch.Tensor) -> Generator[Progress, None, torch.Tensor]:
+        """Decode latents to audio; see `vae.decode`."""
+        return (yield from decode(self.pipe.vae, latents, self.tile))
+
     def finish(self, wave: torch.Tensor, samples: int, seed: int) -> RenderedAudio:
         """Resample to 48 kHz, cut to `samples` and set the level."""
         sound = levels.resample(wave.numpy(), self.rate, SAMPLE_RATE, samples)
@@ -391,7 +425,7 @@ class Engine:
 
     def silence(self, frames: int) -> torch.Tensor:
         """The silence latent [1, frames, channels], repeated if the song is longer."""
-        silence = self.pipe.condition_encoder.silence_latent
+        silence = self._silence
         if frames > silence.shape[1]:
             silence = silence.repeat(1, math.ceil(frames / silence.shape[1]), 1)
         return silence[:, :frames]

@@ -120,7 +120,7 @@ class AdapterStack:
                 `adapter-unreadable`, `adapter-refused`.
         """
         requested = {}
-        layers = {n: (len(m.weight), m.weight[0].numel()) for n, m in self._layers.items()}
+        layers = {n: (len(m.weight), m.weight.shape[1:].numel()) for n, m in self._layers.items()}
         for adapter, strength in chosen:
             _check_strength(adapter, strength)
             check_fit(adapter, layers, self._title)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import pickletools
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,6 +235,7 @@ def load_components(
     silence: Path,
     dtypes: Mapping[str, torch.dtype],
     file: str = "",
+    only: Collection[str] = (),
 ) -> dict[str, torch.nn.Module]:
     """Load the four components of the checkpoint in `folder`, on the CPU, in evaluation mode.
 
@@ -245,6 +246,7 @@ def load_components(
         silence: the silence_latent.pt to take.
         dtypes: number type by component; "default" for those not named.
         file: as in `weight_files`.
+        only: the components to load; all of them if empty.
 
     Raises:
         StudioError: `model-broken`, naming a tensor that is missing, surplus or of another shape.
@@ -266,7 +268,11 @@ def load_components(
     try:
         configs = component_configs(read_json(model, folder / "config.json"))
         with torch.device("meta"):
-            modules = {part: made(**configs[part]) for part, made in classes.items()}
+            modules = {
+                part: made(**configs[part])
+                for part, made in classes.items()
+                if not only or part in only
+            }
     except KeyError as error:
         raise broken(model, "config.json", f"lacks the setting {error.args[0]}") from error
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -277,6 +283,8 @@ def load_components(
     for part, module in modules.items():
         _assign(model, part, module, tensors[part], dtypes.get(part, dtypes["default"]))
     # What no file stores is computed when the quantiser is made: it must not stay on "meta".
+    if "audio_tokenizer" not in modules:
+        return modules
     tokenizer, codes = modules["audio_tokenizer"], configs["audio_tokenizer"]
     fresh = type(tokenizer.quantizer)(
         dim=codes["fsq_dim"],

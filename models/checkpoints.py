@@ -10,7 +10,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,33 @@ def codebook(folder: Path) -> int:
         return 0
 
 
+def parameter_counts(model: Model, folder: Path) -> dict[str, int]:
+    """How many numbers the files of each component hold, read from their headers.
+
+    Raises:
+        StudioError: `model-broken`.
+        OSError, ValueError: if the configuration cannot be read.
+    """
+    counts: dict[str, int] = {}
+
+    def count(path: Path, part_of: Callable[[str], str]) -> None:
+        for name, numbers in _tensor_sizes(path, model, folder).items():
+            part = part_of(name)
+            counts[part] = counts.get(part, 0) + numbers
+
+    if authors_layout.matches(folder):
+        for path in authors_layout.weight_files(model, folder, model.weights_file):
+            count(path, lambda name: (authors_layout.diffusers_name(name) or ("", ""))[0])
+        homes = shared_parts(folder)
+        parts = {part: homes[part] for part in ("vae", "text_encoder") if part in homes}
+    else:
+        parts = {part.name: part for part in folder.glob("*/")}
+    for part, home in parts.items():
+        for path in home.glob("*.safetensors"):
+            count(path, lambda _, part=part: part)
+    return counts
+
+
 def has_timbre_token(folder: Path) -> bool:
     """Whether the checkpoint in `folder` is conditioned with a timbre token; see `timbre_token`."""
     try:
@@ -192,11 +219,19 @@ def tensor_names(path: Path, model: Weights, folder: Path) -> set[str]:
     Raises:
         StudioError: `model-broken`.
     """
+    return set(_tensor_sizes(path, model, folder))
+
+
+def _tensor_sizes(path: Path, model: Weights, folder: Path) -> dict[str, int]:
+    """The tensors in a safetensors file, and how many numbers each holds. Raises `model-broken`."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "np") as file:
-            return set(file.keys())
+            return {
+                name: math.prod(file.get_slice(name).get_shape())
+                for name in file.keys()  # noqa: SIM118
+            }
     except (SafetensorError, OSError, ValueError) as error:
         name = path.relative_to(folder).as_posix()
         raise broken(model, name, "is cut off or no safetensors file") from error

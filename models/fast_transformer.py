@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,8 @@ class FastTransformer:
         self.captured: bool | None = None
         self._transformer = transformer
         self._bound: SongConstants | None = None
+        self.resident: Callable[[torch.nn.Module], AbstractContextManager[None]] = nullcontext
+        """Has a layer on the device within the block, where layers wait in main memory."""
         _fuse_norms(transformer)
         self._self, self._cross = [], []
         for layer in transformer.layers:
@@ -143,7 +146,7 @@ class FastTransformer:
         for processor in (*self._self, *self._cross):
             processor.grouped = _takes_grouped_heads(cond)
         return SongConstants(
-            layers=[_cross_constants(layer.cross_attn, cond, null) for layer in dit.layers],
+            layers=[self._constants(layer, cond, null) for layer in dit.layers],
             band_mask=band_mask(
                 math.ceil(frames / dit.patch_size),
                 dit.config.sliding_window,
@@ -152,6 +155,12 @@ class FastTransformer:
             ),
             placeholder=placeholder,
         )
+
+    def _constants(
+        self, layer: torch.nn.Module, cond: torch.Tensor, null: torch.Tensor
+    ) -> CrossConstants:
+        with self.resident(layer):
+            return _cross_constants(layer.cross_attn, cond, null)
 
     def bind(self, song: SongConstants) -> None:
         """Let the next evaluations of the transformer use the constants of `song`."""

@@ -109,6 +109,40 @@ def load_pipeline(
         )
 
 
+def load_encoders(model: catalog.Model, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The text and the condition encoder of a checkpoint that was loaded before, on the CPU.
+
+    Raises:
+        StudioError: `model-broken`, if the files have changed.
+    """
+    from diffusers.pipelines.ace_step import AceStepConditionEncoder
+    from transformers import Qwen3Model
+
+    fail = partial(weights.broken, model)
+    home = folder / "text_encoder"
+    with load_errors(fail, folder.name):
+        if authors_layout.matches(folder):
+            parts = checkpoints.shared_parts(folder)
+            home = parts["text_encoder"]
+            condition_encoder = authors_layout.load_components(
+                model,
+                folder,
+                parts["silence"],
+                {"default": dtype},
+                model.weights_file,
+                only=("condition_encoder",),
+            )["condition_encoder"]
+        else:
+            condition_encoder = AceStepConditionEncoder.from_pretrained(
+                folder / "condition_encoder",
+                torch_dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+            )
+    text_encoder = load_transformers(Qwen3Model, home, fail, surplus_allowed=True, dtype=dtype)
+    return {"text_encoder": text_encoder, "condition_encoder": condition_encoder}
+
+
 def _load_authors_layout(
     model: catalog.Model, folder: Path, transformer_dtype: torch.dtype, dtype: torch.dtype
 ) -> AceStepPipeline:

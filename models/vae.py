@@ -32,18 +32,24 @@ TILE_OVERLAP = 12
 is wider."""
 
 
-def decode(vae: torch.nn.Module, latents: torch.Tensor) -> Generator[Progress, None, torch.Tensor]:
+def decode(
+    vae: torch.nn.Module, latents: torch.Tensor, tile: int | None = None
+) -> Generator[Progress, None, torch.Tensor]:
     """Decode latents to audio, float32 [2, samples] on the CPU (the generator's return value).
 
     The tiles overlap by the decoder's receptive field, so the result equals an untiled decode up
     to rounding, while memory does not grow with the song.
+
+    Args:
+        tile: frames decoded at a time; `tile_frames` if None.
     """
     import torch
 
     decoder, hop = vae.decoder, math.prod(vae.config.downsampling_ratios)
     overlap = max(TILE_OVERLAP, receptive_frames(vae.config))
     z = latents.transpose(1, 2).to(next(decoder.parameters()).dtype)
-    frames, size = z.shape[2], tile_frames(z.device)
+    frames = z.shape[2]
+    size = min(tile, TILE_FRAMES) if tile else tile_frames(z.device)
     audio = torch.empty(2, frames * hop)
     tiles = range(0, frames, size)
     yield Progress(stage="Decoding", step=0, steps=len(tiles))
@@ -57,7 +63,9 @@ def decode(vae: torch.nn.Module, latents: torch.Tensor) -> Generator[Progress, N
     return audio
 
 
-def encode(vae: torch.nn.Module, audio: torch.Tensor) -> Generator[Progress, None, torch.Tensor]:
+def encode(
+    vae: torch.nn.Module, audio: torch.Tensor, tile: int | None = None
+) -> Generator[Progress, None, torch.Tensor]:
     """Encode audio [2, samples] at the VAE's rate to latents, float32 [1, frames, channels].
 
     Takes the mean of the posterior instead of a sample, so that the same audio always gives the
@@ -71,15 +79,15 @@ def encode(vae: torch.nn.Module, audio: torch.Tensor) -> Generator[Progress, Non
     overlap = max(TILE_OVERLAP, receptive_frames(vae.config))
     frames = math.ceil(audio.shape[1] / hop)
     audio = torch.nn.functional.pad(audio, (0, frames * hop - audio.shape[1]))
-    size = tile_frames(first.device)
+    size = min(tile, TILE_FRAMES) if tile else tile_frames(first.device)
     tiles = range(0, frames, size)
     parts = []
     yield Progress(stage="Encoding", step=0, steps=len(tiles))
     for i, start in enumerate(tiles):
         end = min(start + size, frames)
         left = min(start, overlap)
-        tile = audio[None, :, (start - left) * hop : (end + overlap) * hop]
-        mean = vae.encode(tile.to(first.device, first.dtype)).latent_dist.mean
+        piece = audio[None, :, (start - left) * hop : (end + overlap) * hop]
+        mean = vae.encode(piece.to(first.device, first.dtype)).latent_dist.mean
         parts.append(mean[:, :, left : left + end - start].float())
         yield Progress(stage="Encoding", step=i + 1, steps=len(tiles))
     return torch.cat(parts, dim=2).transpose(1, 2)

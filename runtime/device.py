@@ -34,9 +34,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
-# diffusers imports it where it is installed, and it reports each of its CUDA kernels that this
-# computer cannot load.
-logging.getLogger("torchao").setLevel(logging.ERROR)
+# Where torchao is installed, importing diffusers makes these warn of nothing that is used here.
+for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 ON_ZERO = spaces.config.Config.zero_gpu
@@ -47,12 +47,16 @@ ON_SPACE = ON_ZERO or bool(os.environ.get("SPACE_ID"))
 """Whether this is a Space, whose visitors may not change its models."""
 
 
+KINDS = ("cpu", "cuda", "mps", "xpu")
+"""Every kind of device, by torch's name: "cuda" is NVIDIA's or AMD's, "xpu" Intel's, "mps" Apple's."""
+
+
 @dataclass(frozen=True)
 class Device:
     """A device, chosen once at the start. Picklable.
 
     Attributes:
-        kind: "cpu", "cuda" or "mps".
+        kind: one of `KINDS`. AMD's GPUs are "cuda", as in torch.
         dtype: of the transformer, "float32" or "bfloat16".
         threads: for work on the CPU; their number decides how sums round.
     """
@@ -83,10 +87,10 @@ def find_device(device: str | None = None) -> Device:
     Raises:
         StudioError: `device-missing`; `value-out-of-range` for a wrong ACE_THREADS.
     """
-    available = _devices()
-    if device and device not in available:
+    found = available()
+    if device and device not in found:
         raise StudioError("device-missing", device=device)
-    device = device or available[0]
+    device = device or found[0]
     return Device(device, _dtype(device), startup.threads_set() or _physical_cores())
 
 
@@ -100,26 +104,68 @@ def set_threads(device: Device) -> None:
 @cache
 def device_name(device: str) -> str:
     """The manufacturer's name of the device."""
-    if device == "cuda" and not ON_ZERO:
-        import torch
-
-        return torch.cuda.get_device_name()
-    if device == "cuda":
-        return "ZeroGPU"
+    if has_own_memory(device):
+        return "ZeroGPU" if ON_ZERO else str(backend(device).get_device_name())
     return _processor_name()
 
 
+def backend(device: str) -> Any:
+    """torch's module for a device, such as `torch.cuda` for "cuda"."""
+    import torch
+
+    return getattr(torch, device)
+
+
+def has_own_memory(device: str) -> bool:
+    """Whether the device is a GPU with memory of its own; Apple's share that of the machine."""
+    return device in ("cuda", "xpu")
+
+
 def memory_gb(device: str) -> float:
-    """Total memory of `device` in GB; for Apple's chips and CPUs that of the machine."""
+    """Total memory of `device` in GB; for Apple's chips and CPUs that of the machine.
+
+    0 for a GPU that is not there.
+    """
     if ON_ZERO:
         return 48.0  # a "large" slice, as its documentation says
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_properties(0).total_memory / 1e9
+    if has_own_memory(device):
+        if device not in available():
+            return 0.0
+        return backend(device).get_device_properties(0).total_memory / 1e9
     import psutil
 
     return psutil.virtual_memory().total / 1e9
+
+
+def free_gb(device: str) -> float:
+    """Memory of `device` in GB that no program uses."""
+    if has_own_memory(device):
+        return backend(device).mem_get_info()[0] / 1e9
+    import psutil
+
+    return psutil.virtual_memory().available / 1e9
+
+
+def driver(device: str) -> str:
+    """The software that torch reaches the device by: "CUDA 13.0", "ROCm 6.4", "Metal"."""
+    if device == "mps":
+        return "Metal"
+    if device == "cpu":
+        return "none"
+    import torch
+
+    if device == "xpu":
+        version_ = getattr(backend(device).get_device_properties(0), "driver_version", "")
+        return f"Level Zero {version_}".strip()
+    hip = getattr(torch.version, "hip", None)
+    if hip:
+        return f"ROCm {hip}"
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text("ascii", "replace")
+    except OSError:
+        text = ""
+    number = re.search(r"Kernel Module\D*([\d.]+)", text)
+    return f"CUDA {torch.version.cuda}" + (f", driver {number[1]}" if number else "")
 
 
 def exceed_memory(sizes: Sequence[int], device: str) -> bool:
@@ -144,14 +190,8 @@ def free(device: str, everything: bool = False) -> None:
     gc.collect()
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)  # every job has a thread of its own, and glibc keeps what each of them freed
-    if device == "cuda":
-        import torch
-
-        torch.cuda.empty_cache()
-    elif device == "mps":
-        import torch
-
-        torch.mps.empty_cache()
+    if device != "cpu":
+        backend(device).empty_cache()
 
 
 def gpu(seconds: Callable[..., int]) -> Callable[[Any], Any]:
@@ -183,37 +223,48 @@ def reach_loopback() -> None:
         os.environ[name] = ",".join(have + ours)
 
 
-def _devices() -> list[str]:
-    """The devices of this machine, best first; imports torch only where there may be CUDA."""
+def available() -> list[str]:
+    """The devices of this machine, best first; imports torch only where there may be a GPU."""
     if ON_ZERO:
         return ["cuda", "cpu"]
     if sys.platform == "darwin":
         return ["mps", "cpu"] if os.uname().machine == "arm64" else ["cpu"]
-    if "+cpu" in version("torch") or not _has_nvidia():
+    build = version("torch")
+    if "+cpu" in build:
         return ["cpu"]
-    import torch
+    kind = "xpu" if "+xpu" in build else "cuda"  # a build of torch is for one maker's GPUs
+    if not _has_driver(kind):
+        return ["cpu"]
+    return [kind, "cpu"] if backend(kind).is_available() else ["cpu"]
 
-    return ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+
+DRIVER_FILES = {
+    "cuda": ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/version", "/dev/kfd"),
+    "xpu": ("/dev/dri", "/dev/dxg"),
+}
+"""Files that a GPU's driver makes on Linux; /dev/kfd is AMD's, /dev/dxg is of Windows' subsystem."""
 
 
-def _has_nvidia() -> bool:
-    return sys.platform == "win32" or any(
-        Path(p).exists() for p in ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/version")
-    )
+def _has_driver(kind: str) -> bool:
+    return sys.platform == "win32" or any(Path(p).exists() for p in DRIVER_FILES[kind])
 
 
 def _dtype(device: str) -> str:
     """bfloat16 where the hardware computes it, else float32; never float16, which overflows.
 
     On a CPU it pays with AMX or AVX512-BF16: 1.9 times at the embedded model's width of 256, 4.3
-    times at XL's 2560 (see `bench.py`). On Apple's GPUs it is not reliable.
+    times at XL's 2560 (see `bench.py`). On Apple's GPUs it is not reliable. AMD's and Intel's GPUs
+    that torch supports have it; of NVIDIA's those since Ampere.
     """
+    if ON_ZERO and device == "cuda":
+        return "bfloat16"
+    if device == "xpu":
+        return "bfloat16"
     if device == "cuda":
-        if ON_ZERO:
-            return "bfloat16"
         import torch
 
-        return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
+        recent = torch.cuda.get_device_capability() >= (8, 0)
+        return "bfloat16" if getattr(torch.version, "hip", None) or recent else "float32"
     if device == "cpu" and re.search(r"\b(amx_bf16|avx512_bf16)\b", _cpuinfo()):
         return "bfloat16"
     return "float32"

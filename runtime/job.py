@@ -14,7 +14,8 @@ from core.requests import EDITION, MAX_SEED
 from models.adapter_files import Adapter
 from models.catalog import Model, MusicgenModel, PlannerModel, SongwriterModel
 from models.weights import Weights
-from runtime.device import Device, exceed_memory
+from runtime.device import Device
+from runtime.memory_plan import PLAIN, MemoryPlan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +29,7 @@ class Setup:
     """The models that a studio runs, and the device that it runs them on.
 
     `planner` is None where there is none; `no_planner` then says why. `edition` is that of the
-    rules by which songs are made (see `core.requests.EDITION`).
+    rules by which songs are made (see `core.requests.EDITION`), `plan` how the model is loaded.
     """
 
     model: Model
@@ -37,6 +38,7 @@ class Setup:
     musicgen: MusicgenModel
     planner: PlannerModel | None = None
     no_planner: str = ""
+    plan: MemoryPlan = PLAIN
     edition: int = EDITION
 
 
@@ -84,7 +86,7 @@ class Job:
         seconds: the lengths of those files, by field.
         sha256s: the sha256 of those files as they were uploaded, by field.
         adapters: what is applied, each with its strength.
-        edition: see `Setup`.
+        plan, edition: see `Setup`.
         notes: sentences for the result about what was changed on the way.
     """
 
@@ -100,6 +102,7 @@ class Job:
     seconds: dict[str, float] = field(default_factory=dict)
     sha256s: dict[str, str] = field(default_factory=dict)
     adapters: tuple[tuple[Adapter, float], ...] = ()
+    plan: MemoryPlan = PLAIN
     edition: int = EDITION
     notes: tuple[str, ...] = ()
 
@@ -115,9 +118,8 @@ class Job:
 
     @property
     def one_at_a_time(self) -> bool:
-        """Whether the job's models do not fit into memory together."""
-        sizes = [weights.size_bytes for weights in self.weights]
-        return len(sizes) > 1 and exceed_memory(sizes, self.device.kind)
+        """Whether the job's model and its planner do not fit into memory together."""
+        return self.planner is not None and self.plan.planner_in_turn
 
     def sound(self, name: str) -> np.ndarray:
         """The file uploaded as `name`: float32 [2, samples] at 48 kHz."""

@@ -19,6 +19,7 @@ from models.musicgen import LOADING as LOADING_MUSICGEN
 from models.weights import Weights
 from runtime import device
 from runtime.job import Job
+from runtime.memory_plan import MemoryPlan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +53,7 @@ class ModelCache:
         self._fingerprints: dict[Path, str] = {}
         self._adapters: WeakKeyDictionary[Engine, AdapterStack] = WeakKeyDictionary()
         self._latents: OrderedDict[Hashable, torch.Tensor | None] = OrderedDict()
+        self._plan = MemoryPlan()
         self._lock = threading.Lock()
 
     def holds(self, weights: Weights | None) -> bool:
@@ -77,11 +79,22 @@ class ModelCache:
         """
         model = filled(job.model)
         folder = on_disk(model)
+        if self.holds(model) and self._plan != job.plan:
+            self.unload_all()
 
         def load() -> Generator[Progress, None, Engine]:
             from models.acestep import Engine
 
-            engine = yield from Engine.load(model, folder, job.device.kind, job.device.dtype)
+            engine = yield from Engine.load(
+                model,
+                folder,
+                job.device.kind,
+                job.device.dtype,
+                quantized=job.plan.quantized,
+                offload=job.plan.offload,
+                tile=job.plan.tile,
+            )
+            self._plan = job.plan
             self._fingerprints[folder] = checkpoints.fingerprint(folder)
             return engine
 
@@ -100,7 +113,8 @@ class ModelCache:
             from models.planner import Planner
 
             home = planner_model.path_in(folder)
-            dtype = job.device.dtype if job.device.kind == "cuda" else "float32"
+            own_memory = device.has_own_memory(job.device.kind)
+            dtype = job.device.dtype if own_memory else "float32"
             codebook = checkpoints.codebook(on_disk(model))
             planner = yield from Planner.load(home, codebook, job.device.kind, dtype)
             self._fingerprints[folder] = checkpoints.fingerprint(home)
@@ -236,8 +250,11 @@ class ModelCache:
         """Fix the thread count, and unload all models if they cannot stay beside `weights`."""
         device.set_threads(job.device)
         others = [loaded for loaded, _ in self._loaded]
-        sizes = [each.size_bytes for each in (*others, weights)]
-        short = job.one_at_a_time or device.exceed_memory(sizes, job.device.kind)
+        if {*others, weights} <= {job.model, job.planner}:
+            short = job.one_at_a_time  # the plan has counted these two
+        else:
+            sizes = [each.size_bytes for each in (*others, weights)]
+            short = device.exceed_memory(sizes, job.device.kind)
         is_musicgen = isinstance(weights, MusicgenModel)
         if short or any(isinstance(each, MusicgenModel) != is_musicgen for each in others):
             self.unload_all()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from core.results import ModelEntry
 from models import catalog, checkpoints
 from models.weights import Weights
-from runtime import device, memory_plan
+from runtime import device, memory_choice, memory_plan
 from runtime.downloads import Downloads
 from runtime.job import Setup
 
@@ -72,7 +72,9 @@ def _fit(
     """Whether `weights` fit a device with `memory_gb`, and how, in one sentence."""
     sizes = SIZES.get(weights.name.partition("-")[0])
     if isinstance(weights, catalog.Model) and sizes:
-        plan = memory_plan.plan(kind, round(memory_gb, 1), sizes)
+        plan = memory_plan.plan(
+            kind, round(memory_gb, 1), sizes, int8_available=memory_choice.has_torchao()
+        )
         return plan.fits, plan.reason
     if not weights.size_bytes:
         return None, ""

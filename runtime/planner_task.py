@@ -47,6 +47,7 @@ class InspireTask:
             device=setup.device,
             model=setup.model,
             planner=setup.planner,
+            plan=setup.plan,
             sounds=files.sounds,
             seconds=files.seconds,
             sha256s=files.sha256s,

@@ -69,6 +69,7 @@ def differences(settings: Mapping[str, Any], take: Take) -> list[str]:
             f"The file was made with the transformer's {code} implementation; here it is the"
             f" {now['implementation']} one."
         )
+    found += _plan_differences(settings.get("memory_plan") or {}, take.memory_plan)
     if settings["edition"] != take.edition:
         found.append(
             f"The file follows edition {settings['edition']} of the rules, and this song edition"
@@ -80,6 +81,21 @@ def differences(settings: Mapping[str, Any], take: Take) -> list[str]:
         if take.files.get(field) != sha256
     ]
     return found + _adapter_differences(settings["adapters"], take.adapters)
+
+
+def _plan_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of two plans makes samples differ; where a model waits does not."""
+    found = []
+    if then and now and then.get("precision") != now["precision"]:
+        found.append(
+            f"The file was made with {then.get('precision')} weights; here they are"
+            f" {now['precision']}."
+        )
+    if then and now and then.get("tile") != now["tile"]:
+        found.append(
+            f"The file was decoded {then.get('tile')} frames at a time; here it is {now['tile']}."
+        )
+    return found
 
 
 def _adapter_differences(

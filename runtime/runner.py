@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from core.errors import StudioError
@@ -34,7 +35,8 @@ class LocalRunner:
         self._setup = setup
         self.models = ModelCache(setup.device)
         self.queue = DeviceQueue()
-        self.rates = estimates.Rates(f"{setup.device.speed_class}|{setup.model.name}")
+        plan = "" if setup.plan.plain else f":{setup.plan.precision}:{setup.plan.offload}"
+        self.rates = estimates.Rates(f"{setup.device.speed_class}{plan}|{setup.model.name}")
         self._on_device = device.gpu(seconds=lambda job, seconds: seconds)(self.execute)
 
     def run(self, job: Job, expect: Expect) -> Generator[Progress, None, Ending]:
@@ -65,12 +67,38 @@ class LocalRunner:
         """
         timer = StageTimer()
         try:
-            work = TASKS[job.request.mode].run(job, self.models, timer)
+            work = self._work(job, timer)
             ending = yield from stoppable(work, job.folder, timer)
         except Exception as error:  # noqa: BLE001 - see above
             ending = Failed.from_error(error)
         device.free(job.device.kind)
         yield ending
+
+    def _work(self, job: Job, timer: StageTimer) -> Generator[Progress, None, Result]:
+        """The task's work, tried once more with a smaller plan where memory runs out.
+
+        Raises:
+            StudioError: those of the task.
+        """
+        task = TASKS[job.request.mode]
+        try:
+            return (yield from task.run(job, self.models, timer))
+        except StudioError as error:
+            smaller = job.plan.fallback
+            if error.code != "out-of-memory" or smaller is None or job.folder.stopped():
+                raise
+        self.models.unload_all()
+        note = (
+            f"Memory ran out with {job.plan.title}; the song was made with {smaller.title}"
+            f" and tiles of {smaller.tile} frames instead."
+        )
+        job = replace(
+            job,
+            plan=smaller,
+            device=replace(job.device, dtype=smaller.dtype),
+            notes=(*job.notes, note),
+        )
+        return (yield from task.run(job, self.models, timer))
 
     def preload(self, job: Job) -> Generator[Progress, None, None]:
         """Fetch the job's models and load them, so that the first song starts at once.

@@ -83,6 +83,7 @@ class SongTask(ABC):
             seconds=files.seconds,
             sha256s=files.sha256s,
             adapters=adapters,
+            plan=setup.plan,
             edition=setup.edition,
             notes=(*notes, *files.notes),
         )

@@ -63,6 +63,7 @@ def save_take(
         adapters=tuple(each.model_dump() for each in adapters),
         check=check,
         lyric_times=lyric_times,
+        memory_plan=job.plan.settings() if job.model else {},
         edition=job.edition,
         made_at=datetime.now(UTC),
         studio=studio_version(),

@@ -17,12 +17,14 @@ import backend
 from core.params import Request
 from core.results import Event
 from lofi import server
+from runtime.memory_plan import MemoryPlan
 
 
 class Studio(FakeStudio):
     """A fake studio with misbehaviour chosen by the prompt; no model is loaded."""
 
     runner = SimpleNamespace(models=SimpleNamespace(holds=lambda _: False))
+    setup = SimpleNamespace(plan=MemoryPlan())
 
     def run(self, request: Request, visitor: str) -> Iterator[Event]:
         if "noisy" in request.prompt:
@@ -37,5 +39,5 @@ class Studio(FakeStudio):
 
 
 if __name__ == "__main__":
-    backend.Studio = lambda *_: Studio()
+    backend.Studio = lambda *_, **__: Studio()
     server.main()

@@ -9,13 +9,17 @@ import stat
 import statistics
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
 
+import backend
 from core.errors import StudioError
 from core.results import Progress
-from runtime import device, estimates
+from models import catalog
+from runtime import device, doctor, estimates
 
 
 def rates(tmp_path, key="cpu|mini"):
@@ -42,6 +46,98 @@ def test_bfloat16_only_where_the_processor_computes_it(monkeypatch):
     assert device.find_device("cpu").dtype == "float32"
     monkeypatch.setattr(device, "_cpuinfo", lambda: "flags : avx2 amx_bf16 amx_tile")
     assert device.find_device("cpu").dtype == "bfloat16"
+
+
+class FakeGpu:
+    """Stands for torch's module of a GPU."""
+
+    def __init__(self, name, total_gb, capability=(0, 0)):
+        self.name, self.total, self.capability = name, int(total_gb * 1e9), capability
+        self.emptied = 0
+
+    def is_available(self):
+        return True
+
+    def get_device_name(self):
+        return self.name
+
+    def get_device_capability(self):
+        return self.capability
+
+    def get_device_properties(self, _):
+        return SimpleNamespace(total_memory=self.total, driver_version="1.6.3")
+
+    def mem_get_info(self):
+        return self.total // 2, self.total
+
+    def empty_cache(self):
+        self.emptied += 1
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Puts a GPU into this computer: its module's name, torch's build, itself, and the HIP version."""
+
+    def put(kind, build, fake, hip=None):
+        real = device.version
+        monkeypatch.setattr(device, "version", lambda n: build if n == "torch" else real(n))
+        monkeypatch.setattr(device, "_has_driver", lambda asked: asked == kind)
+        monkeypatch.setattr(torch, kind, fake)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        device.device_name.cache_clear()
+        return fake
+
+    yield put
+    device.device_name.cache_clear()
+
+
+GPUS = {
+    "intel": ("xpu", "2.13.0+xpu", FakeGpu("Intel Arc B580", 12), None, "bfloat16", "Level Zero"),
+    "amd": ("cuda", "2.13.0+rocm6.4", FakeGpu("Radeon", 16, (9, 0)), "6.4", "bfloat16", "ROCm 6.4"),
+    "old amd": ("cuda", "2.13.0+rocm6.4", FakeGpu("MI", 16, (7, 0)), "6.4", "bfloat16", "ROCm"),
+    "ampere": ("cuda", "2.13.0+cu130", FakeGpu("RTX", 24, (8, 6)), None, "bfloat16", "CUDA"),
+    "turing": ("cuda", "2.13.0+cu130", FakeGpu("T4", 16, (7, 5)), None, "float32", "CUDA"),
+}
+
+
+@pytest.mark.parametrize("maker", GPUS)
+def test_a_gpu_of_any_maker_is_a_device_like_others(gpu, maker):
+    kind, build, fake, hip, dtype, driver = GPUS[maker]
+    gpu(kind, build, fake, hip)
+    found = device.find_device()
+    assert (found.kind, found.dtype) == (kind, dtype)
+    assert device.find_device(kind) == found
+    assert found.used().name == fake.name
+    assert device.driver(kind).startswith(driver)
+    assert device.memory_gb(kind) == 2 * device.free_gb(kind) == fake.total / 1e9
+    before = fake.emptied
+    device.free(kind)
+    assert fake.emptied == before + 1
+    assert device.find_device("cpu").kind == "cpu"
+
+
+def test_the_plan_and_the_report_of_an_intel_card(gpu):
+    gpu("xpu", "2.13.0+xpu", FakeGpu("Intel Arc B580", 12))
+    model = catalog.MODELS["xl-sft"]
+    studio = backend.Studio(model, device.find_device(), "none")
+    assert (studio.setup.plan.precision, studio.setup.plan.offload) == ("bf16", "encoders")
+    assert studio.model_info().device == "Intel Arc B580 · bfloat16, encoders offloaded"
+    assert "of 12 GB" in studio.model_info().memory
+    found = doctor.report(studio.setup)
+    assert found["device"]["driver"] == "Level Zero 1.6.3"
+    assert found["memory"] == {"total_gb": 12.0, "free_gb": 6.0}
+    assert "Keeping the whole model on the device" in [each["what"] for each in found["faster"]]
+
+
+def test_the_report_names_plan_models_and_what_would_be_faster(command):
+    text = command("doctor").stdout
+    for words in ("Plan      ", "mini ", "vendor/ace-step-mini", "python app.py fetch xl-sft"):
+        assert words in text
+    found = json.loads(command("doctor", "--json", "--precision", "bf16").stdout)
+    assert found["plan"]["precision"] == "bf16"
+    assert found["device"]["dtype"] == "bfloat16"
+    assert {"mini", "xl-sft", "0.6B"} <= {model["name"] for model in found["models"]}
+    assert found["faster"][0]["what"] == "A GPU"
 
 
 def test_rates_are_learned_saved_and_separated_by_key(tmp_path):
