@@ -37,7 +37,7 @@ def check(argv: Sequence[str]) -> None:
     threads_set()
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     add_page_flags(scan)
-    for name in ("--model", "--device", "--planner"):
+    for name in ("--model", "--device", "--planner", "--precision", "--offload"):
         scan.add_argument(name)
     scan.add_argument("command", nargs="?")
     try:
