@@ -24,14 +24,8 @@ from core.text import describe_length
 from models import catalog, checkpoints, sampler, timbre_token
 from models.cuda_graph import compiling
 from models.fast_transformer import FastTransformer
-from models.loading import (
-    check_pipeline,
-    is_finite,
-    load_encoders,
-    load_pipeline,
-    memory_errors,
-)
-from models.placement import OWN_MEMORY, Reread, move, quantize
+from models.loading import check_pipeline, is_finite, load_pipeline, memory_errors
+from models.placement import move, quantize, reread_encoders
 from models.vae import FRAME_RATE, decode, skip_zeros
 
 if TYPE_CHECKING:
@@ -205,9 +199,8 @@ class Engine:
         engine.tile = tile
         if layers and engine.fast:
             engine.fast.resident = layers.resident
-        if offload == "encoders" and device not in OWN_MEMORY:
-            read = partial(load_encoders, model, folder, default)
-            engine.encoders = Reread(pipe, device, read).loaded
+        if reread := reread_encoders(pipe, device, offload, model, folder, default):
+            engine.encoders = reread.loaded
         compiled = compiling() if compiled is None else compiled
         if compiled and engine.fast and device == "cuda":
             engine.fast.compile()

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -156,6 +158,17 @@ class Reread:
             for name in ENCODERS:
                 getattr(self._pipe, name).to("meta")
             self._freed = True
+
+
+def reread_encoders(
+    pipe: Any, device: str, offload: str, model: Any, folder: Path, dtype: torch.dtype
+) -> Reread | None:
+    """What reads the encoders of the checkpoint in `folder` again, where the plan frees them."""
+    from models.loading import load_encoders
+
+    if offload != "encoders" or device in OWN_MEMORY:
+        return None
+    return Reread(pipe, device, partial(load_encoders, model, folder, dtype))
 
 
 def move(pipe: Any, device: str, offload: str) -> OnDemand | None:
