@@ -15,11 +15,8 @@ PAGES = (
     "SECURITY.md",
     "docs/architecture.md",
     "docs/http.md",
-<<<<<<< HEAD
     "docs/docker.md",
-=======
     "docs/memory.md",
->>>>>>> 5aa2aae (feat(runtime): load the model by a plan that fits its memory)
 )
 
 
