@@ -310,7 +310,7 @@ class ExtendTask(SongTask):
 class EditTask(SongTask):
     """A song with a region or all of it changed, or with its tracks added to or taken apart."""
 
-    def settle(self, request: Edit, setup: Setup, notes: list[str]) -> Edit:
+    def settle(self, request: Any, setup: Setup, notes: list[str]) -> SongRequest:
         """See `SongTask.settle`. A track's name stands in for a style that was left open.
 
         Raises:
