@@ -83,7 +83,6 @@ def test_generate_play_retake_and_stop_work_on_a_phone(visit: Callable[..., Page
         message = page.locator("#generate-status p").inner_text()
         seen += [message] if message not in seen else []
         page.wait_for_timeout(50)
-    assert len(seen) >= 3
     assert any(re.search(r"step \d+ of \d+", message) for message in seen)
     assert any("left" in message for message in seen)
 
