@@ -53,7 +53,7 @@ class ModelCache:
         self._fingerprints: dict[Path, str] = {}
         self._adapters: WeakKeyDictionary[Engine, AdapterStack] = WeakKeyDictionary()
         self._latents: OrderedDict[Hashable, torch.Tensor | None] = OrderedDict()
-        self._plan = MemoryPlan()
+        self._plan: MemoryPlan | None = None  # of the engine that was loaded last
         self._lock = threading.Lock()
 
     def holds(self, weights: Weights | None) -> bool:
@@ -79,7 +79,7 @@ class ModelCache:
         """
         model = filled(job.model)
         folder = on_disk(model)
-        if self.holds(model) and self._plan != job.plan:
+        if self._plan not in (None, job.plan):
             self.unload_all()
 
         def load() -> Generator[Progress, None, Engine]:

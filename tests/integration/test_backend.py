@@ -193,7 +193,7 @@ def slow_load(engine, monkeypatch):
     """A loading that waits until it may go on; every call is counted."""
     started, may_end, calls = threading.Event(), threading.Event(), []
 
-    def load(*_):
+    def load(*_, **__):
         calls.append(threading.current_thread().name)
         started.set()
         while not may_end.wait(0.01):
@@ -220,7 +220,7 @@ def test_a_job_that_comes_while_the_model_loads_waits_for_that_load(studio, slow
 
 
 def test_a_failed_background_load_is_reported_by_the_job_that_needs_the_model(studio, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         yield Progress(stage="Loading")
         raise StudioError("out-of-memory", device="cpu", model="m", seconds=1, shorter=1)
 
