@@ -1,10 +1,11 @@
 # ACE Music Studio in a container; docs/docker.md says how to use it.
 #
-# TORCH is the name of one of PyTorch's indices: cpu, or cu130, rocm7.1 and so on for a card. The
+# TORCH_INDEX is the address of one of PyTorch's package indices, as its install page shows it for the
+# CPU, CUDA or ROCm. Without it pip's own build comes, which runs on the CPU and on NVIDIA cards. The
 # builds for cards bring their libraries; the machine needs only its driver.
 FROM python:3.11-slim-bookworm
 
-ARG TORCH=cpu
+ARG TORCH_INDEX=
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 
@@ -15,7 +16,7 @@ WORKDIR /app
 # Dependencies first: this layer stays for as long as these two files do.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['mcp'], sep='\n')" > /tmp/requirements.txt \
-    && pip install --extra-index-url "https://download.pytorch.org/whl/$TORCH" \
+    && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
         --constraint constraints.txt --requirement /tmp/requirements.txt \
     && rm /tmp/requirements.txt
 
