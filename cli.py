@@ -208,9 +208,10 @@ def run(args: argparse.Namespace) -> int:
     request = mode.of(given)
     _check_place(args.out, request)
     studio = open_studio(args)
-    plan = studio.setup.plan
-    if request.mode in SONGS and not (plan.plain and plan.fits):
-        print(f"{plan.title}: {plan.reason}", file=sys.stderr)
+    if request.mode in SONGS:
+        plan = studio.setup.plan
+        if not (plan.plain and plan.fits):
+            print(f"{plan.title}: {plan.reason}", file=sys.stderr)
     return deliver(_run_request(studio, request), args)
 
 

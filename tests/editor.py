@@ -24,7 +24,11 @@ class Editor:
 
     def __init__(self, cache: Path, program: str = QUICK, **env: str) -> None:
         self.tracks = cache / "tracks"
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LOFI_", "ACE_"))}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if name == "ACE_THREADS" or not name.startswith(("LOFI_", "ACE_"))
+        }
         self.process = subprocess.Popen(
             [sys.executable, program, *(["daemon"] if program == REAL else [])],
             stdin=subprocess.PIPE,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import pytest
-from browsing import fits, fits_all, state, upload
+from browsing import fits, fits_all, state, upload, wait
 from conftest import read_sound
 from fake_studio import CARD, LOUDER, FakeStudio
 from gradio_client import Client, handle_file
@@ -283,7 +283,7 @@ def test_blind_takes_are_anonymous_until_a_vote_and_exports_can_be_stopped(
     assert CARD.stems in panel.inner_text()
     page.locator("#generate-stems").click()
     state(page, "running").wait_for()
-    assert page.locator("#generate-run").is_disabled()
+    wait(page.locator("#generate-run").is_disabled, 10)
     page.locator("#generate-stop").click()
     state(page, "stopped").wait_for()
     assert page.locator("#generate-stems-made a[download]").count() == 0

@@ -77,7 +77,7 @@ def test_generate_play_retake_and_stop_work_on_a_phone(visit: Callable[..., Page
     run.click()
     seen: list[str] = []
     state(page, "running").wait_for()
-    assert run.is_disabled()
+    wait(run.is_disabled, 10)
     while not state(page, "done").count():
         assert not state(page, "failed").count(), page.locator("#generate-status").inner_text()
         message = page.locator("#generate-status p").inner_text()

@@ -358,10 +358,10 @@ def test_changing_models_frees_the_first_before_loading_the_second(studio, monke
     def watched(kind):
         original = kind.load.__func__
 
-        def load(cls, *given):
+        def load(cls, *given, **named):
             gc.collect()
             loads.append((kind.__name__, [ref() is not None for ref in alive]))
-            loaded = yield from original(cls, *given)
+            loaded = yield from original(cls, *given, **named)
             alive.append(weakref.ref(loaded))
             return loaded
 
