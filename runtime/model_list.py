@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from core.results import ModelEntry
 from models import catalog, checkpoints
 from models.weights import Weights
-from runtime import device, memory_choice, memory_plan
+from runtime import device, memory_choice
 from runtime.downloads import Downloads
 from runtime.job import Setup
-
-SIZES = {"xl": memory_plan.XL, "2b": memory_plan.TWO_B}
-"""Numbers of parameters by the beginning of a model's name."""
 
 WORK_GB = 4.0
 """Memory to work in beside the weights of a model whose parts were not counted."""
@@ -29,7 +26,7 @@ def list_models(setup: Setup, downloads: Downloads) -> tuple[ModelEntry, ...]:
     for group, weights, in_use, needed_gb in _rows(setup):
         found = checkpoints.locate(weights)
         on_disk = found is not None and not weights.missing(found)
-        fits, memory = _fit(weights, needed_gb, kind, memory_gb)
+        fits, memory = _fit(weights, needed_gb, setup, memory_gb)
         entries.append(
             ModelEntry(
                 kind=group,
@@ -67,15 +64,17 @@ def _rows(setup: Setup) -> Iterator[tuple[str, Weights, bool, float]]:
 
 
 def _fit(
-    weights: Weights, needed_gb: float, kind: str, memory_gb: float
+    weights: Weights, needed_gb: float, setup: Setup, memory_gb: float
 ) -> tuple[bool | None, str]:
-    """Whether `weights` fit a device with `memory_gb`, and how, in one sentence."""
-    sizes = SIZES.get(weights.name.partition("-")[0])
-    if isinstance(weights, catalog.Model) and sizes:
-        plan = memory_plan.plan(
-            kind, round(memory_gb, 1), sizes, int8_available=memory_choice.has_torchao()
-        )
-        return plan.fits, plan.reason
+    """Whether `weights` fit a device with `memory_gb`, and how, in one sentence.
+
+    Music models are judged by the plan they would be loaded with.
+    """
+    kind = setup.device.kind
+    if isinstance(weights, catalog.Model):
+        in_use = weights == setup.model
+        plan = setup.plan if in_use else memory_choice.choose(weights, setup.device, setup.planner)
+        return plan.fits, f"{plan.title}. {plan.reason}"
     if not weights.size_bytes:
         return None, ""
     needed_gb = needed_gb or 1.1 * weights.size_bytes / 1e9 + WORK_GB
