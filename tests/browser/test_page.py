@@ -254,7 +254,9 @@ def test_the_page_is_grey_english_and_loads_its_own_fonts(visit: Callable[..., P
 
 def _axe(page: Page) -> list:
     """Accessibility violations that axe reports at desktop and phone width."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="the accessibility checker is not installed"
+    )
     page.wait_for_function("document.getAnimations().every(a => a.playState === 'finished')")
     found = []
     for width in at_widths(page):

@@ -18,7 +18,7 @@ QUICK = ("--duration-s", "5", "--inference-steps", "1", "--seed", "3", "--no-thi
 
 
 def test_flags_reach_the_model_and_the_take_and_replay_tells_of_them(command):
-    pytest.importorskip("torchao")
+    pytest.importorskip("torchao", reason="int8 and fp8 weights need the extra int8")
     flags = ("--precision", "int8", "--offload", "encoders", "--planner", "none")
     done = command("generate", "--prompt", "lofi", *QUICK, *flags, "--out", "a.wav", "--json")
     assert done.stderr.startswith("int8 weights, encoders offloaded: Needs about")

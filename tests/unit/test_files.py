@@ -128,7 +128,7 @@ def test_a_disk_that_takes_nothing_more_is_full(tmp_path):
 
 
 def test_a_file_larger_than_the_system_allows_is_a_full_disk(tmp_path):
-    resource = pytest.importorskip("resource")
+    resource = pytest.importorskip("resource", reason="only Unix limits the size of files")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:

@@ -190,7 +190,7 @@ def test_encoders_that_are_read_again_give_the_same_song(engine):
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_adapters_compute_beside_8_bit_weights(engine, tmp_path, precision):
-    pytest.importorskip("torchao")
+    pytest.importorskip("torchao", reason="int8 and fp8 weights need the extra int8")
     path = write(tmp_path / "a.safetensors", pair("layers.1.self_attn.to_q"))
     chosen, outputs = adapter_files.inspect(path), []
     for quantized in (False, True):
@@ -209,7 +209,7 @@ def test_adapters_compute_beside_8_bit_weights(engine, tmp_path, precision):
 
 
 def test_8_bit_weights_wait_like_others(stock):
-    pytest.importorskip("torchao")
+    pytest.importorskip("torchao", reason="int8 and fp8 weights need the extra int8")
     shared, cond, null = inputs(32, 2)
     dit = copy.deepcopy(stock)
     placement.quantize(dit, "int8", torch.float32)
@@ -221,7 +221,7 @@ def test_8_bit_weights_wait_like_others(stock):
 
 def test_8_bit_weights_take_the_memory_that_the_plan_counts(engine):
     """The embedded model's layers, scales included, against their share of a plan."""
-    pytest.importorskip("torchao")
+    pytest.importorskip("torchao", reason="int8 and fp8 weights need the extra int8")
     from runtime import memory_plan
 
     layers = copy.deepcopy(engine.pipe.transformer)
